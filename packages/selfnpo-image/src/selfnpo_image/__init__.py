@@ -1,0 +1,1 @@
+"""Self-NPO for image diffusion models."""
