@@ -1,0 +1,69 @@
+"""Self-NPO: negative weights for diffusion guidance, from prompts only (2505.11777).
+
+The mathematics is imported here and needs torch only; what is built on diffusers and PEFT is loaded when asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from selfnpo_core.denoise import add_noise, ddim_step, renoise
+from selfnpo_core.ema import ema_update
+from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.guidance import NULL, Denoise, guide, guided_estimate
+from selfnpo_core.negative import compose, neon
+from selfnpo_core.objective import diffusion_dpo_loss, gradient_reversal_loss, npo_dpo_loss, tdft_loss
+from selfnpo_core.pool import TrajectoryPool
+from selfnpo_core.prediction import Estimate, from_estimate, to_estimate
+from selfnpo_core.rollout import full_simulation, trajectory, truncated
+from selfnpo_core.schedule import CLEAN, NoiseLevel, NoiseSchedule
+
+if TYPE_CHECKING:
+    from selfnpo_core.adapters import NegativeAdapters, NegativeDelta, attach_npo
+
+_LAZY = {
+    "NegativeAdapters": "selfnpo_core.adapters",
+    "NegativeDelta": "selfnpo_core.adapters",
+    "attach_npo": "selfnpo_core.adapters",
+}
+
+__all__ = [
+    "CLEAN",
+    "NULL",
+    "Denoise",
+    "Estimate",
+    "InputError",
+    "NegativeAdapters",
+    "NegativeDelta",
+    "NoiseLevel",
+    "NoiseSchedule",
+    "RunError",
+    "TrajectoryPool",
+    "add_noise",
+    "attach_npo",
+    "compose",
+    "ddim_step",
+    "diffusion_dpo_loss",
+    "ema_update",
+    "from_estimate",
+    "full_simulation",
+    "gradient_reversal_loss",
+    "guide",
+    "guided_estimate",
+    "neon",
+    "npo_dpo_loss",
+    "renoise",
+    "tdft_loss",
+    "to_estimate",
+    "trajectory",
+    "truncated",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

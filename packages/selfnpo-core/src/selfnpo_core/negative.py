@@ -1,0 +1,78 @@
+"""Arithmetic on negative weights, as state dicts: name → tensor.
+
+    compose   θ_neg = θ + α·η + β·δ    η: offset of a preference-tuned model, δ: the learned negative offset
+                                       (Diffusion-NPO; Self-NPO, 2505.11777)
+    neon      θ′ = θ − w·δ             one model, extrapolated away from its negative (Neon, 2510.03597)
+
+An offset may name a part of the weights only; a name that the base does not have is an error. Sums are made in
+float32 (float64 where the base is) and returned in the base's dtype.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from selfnpo_core.errors import InputError
+
+Weights = Mapping[str, Tensor]
+
+
+def compose(
+    base: Weights,
+    eta: Weights | None = None,
+    delta: Weights | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+) -> dict[str, Tensor]:
+    """θ + α·η + β·δ. The tensors are new, also those that no offset names."""
+    result = {name: tensor.clone() for name, tensor in base.items()}
+    for offset, scale in ((eta, alpha), (delta, beta)):
+        for name, tensor in (offset or {}).items():
+            _check(name, tensor, base)
+            result[name] = _widen(result[name]) + scale * tensor.to(result[name].device, _wide(base[name]))
+    return {name: tensor.to(base[name].dtype) for name, tensor in result.items()}
+
+
+def neon(base: Weights, delta: Weights, w: float) -> dict[str, Tensor]:
+    """θ − w·δ."""
+    return compose(base, delta=delta, beta=-w)
+
+
+def random_like(delta: Weights, generator: torch.Generator) -> dict[str, Tensor]:
+    """A random offset whose every tensor has the norm of delta's: what a control experiment compares with."""
+    result = {}
+    for name, tensor in delta.items():
+        noise = torch.randn(tensor.shape, generator=generator, device=generator.device, dtype=_wide(tensor))
+        noise = noise.to(tensor.device)
+        result[name] = (noise * (_widen(tensor).norm() / noise.norm())).to(tensor.dtype)
+    return result
+
+
+def norm(delta: Weights) -> float:
+    """‖δ‖ over all tensors."""
+    if not delta:
+        return 0.0
+    return float(torch.stack([_widen(tensor).norm().double().cpu() for tensor in delta.values()]).norm())
+
+
+def relative_drift(delta: Weights, base: Weights) -> float:
+    """‖δ‖ / ‖θ‖."""
+    return norm(delta) / norm(base)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.to(_wide(tensor))
+
+
+def _check(name: str, tensor: Tensor, base: Weights) -> None:
+    if name not in base:
+        raise InputError(f"the offset has '{name}', which the base has not: is it of another model?")
+    if tensor.shape != base[name].shape:
+        raise InputError(
+            f"'{name}' is {tuple(tensor.shape)}, but {tuple(base[name].shape)} in the base: wrong model?"
+        )
