@@ -1,6 +1,7 @@
 """Self-NPO: negative weights for diffusion guidance, from prompts only (2505.11777).
 
-The mathematics is imported here and needs torch only; what is built on diffusers and PEFT is loaded when asked for.
+The mathematics is imported here and needs torch only; what is built on diffusers and PEFT is loaded when
+asked for.
 """
 
 from importlib import import_module

@@ -2,10 +2,10 @@
 
     noising      x_t = alpha_t·x0 + sigma_t·eps
     re-noising   x_s = r·x_t + sqrt(sigma_s² − r²·sigma_t²)·eps,   r = alpha_s / alpha_t,   s noisier than t
-    DDIM step    x_u = alpha_u·x̂0 + sigma_u·ε̂                       (2010.02502; on a rectified flow: Euler's step)
+    DDIM step    x_u = alpha_u·x̂0 + sigma_u·ε̂                  (2010.02502; Euler's step on a rectified flow)
 
-Re-noising draws from q(x_s | x_t), so x_s has the marginal that x_t's own distribution implies. Noising a predicted
-x̂0 instead would not: x̂0 is a mean over all that x_t may become, hence blurred (Self-NPO, 2505.11777).
+Re-noising draws from q(x_s | x_t), so x_s has the marginal that x_t's own distribution implies. Noising a
+predicted x̂0 instead would not: x̂0 is a mean over all that x_t may become: blurred (Self-NPO, 2505.11777).
 Shapes: samples (B, *S); alpha, sigma (B, 1, …).
 """
 

@@ -2,15 +2,16 @@
 
     guide(negative, positive, scale) = negative + scale·(positive − negative)
 
-scale = 1 is no guidance, as in diffusers (classifier-free guidance, 2207.12598). A weak guidance w counts from the
-conditional prediction, x̂(w) = x̂(c) + w·(x̂(c) − x̂(∅)), so scale = 1 + w: w > 0 is ordinary guidance, w = 0 the
-conditional prediction, w = −1 the unconditional one, w < −1 points away from the prompt (Self-NPO, 2505.11777).
+scale = 1 is no guidance, as in diffusers (classifier-free guidance, 2207.12598). A weak guidance w
+counts from the conditional prediction, x̂(w) = x̂(c) + w·(x̂(c) − x̂(∅)), so scale = 1 + w. w > 0 is
+ordinary guidance, w = 0 the conditional prediction, w = −1 the unconditional one; w < −1 points away
+from the prompt (2505.11777).
 
 Prompts are indices, `prompt: (B,)` int64, into a table that the denoiser owns; `NULL` is the null prompt.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -23,14 +24,21 @@ NULL = -1
 Denoise = Callable[[Tensor, Tensor, Tensor], Estimate]
 """(x_t: (B, *S), t: (B,), prompt: (B,) int64) → Estimate."""
 
-Prediction = TypeVar("Prediction", Tensor, Estimate)
+
+@overload
+def guide(negative: Tensor, positive: Tensor, scale: float) -> Tensor: ...
 
 
-def guide(negative: Prediction, positive: Prediction, scale: float) -> Prediction:
+@overload
+def guide(negative: Estimate, positive: Estimate, scale: float) -> Estimate: ...
+
+
+def guide(negative: Tensor | Estimate, positive: Tensor | Estimate, scale: float) -> Tensor | Estimate:
     """negative + scale·(positive − negative), for tensors or for both halves of an `Estimate`."""
     if isinstance(negative, Estimate) and isinstance(positive, Estimate):
         return Estimate(guide(negative.x0, positive.x0, scale), guide(negative.eps, positive.eps, scale))
-    assert isinstance(negative, Tensor) and isinstance(positive, Tensor)
+    assert isinstance(negative, Tensor)
+    assert isinstance(positive, Tensor)
     return negative + scale * (positive - negative)
 
 

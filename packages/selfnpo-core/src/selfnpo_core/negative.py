@@ -4,8 +4,8 @@
                                        (Diffusion-NPO; Self-NPO, 2505.11777)
     neon      θ′ = θ − w·δ             one model, extrapolated away from its negative (Neon, 2510.03597)
 
-An offset may name a part of the weights only; a name that the base does not have is an error. Sums are made in
-float32 (float64 where the base is) and returned in the base's dtype.
+An offset may name a part of the weights only; a name that the base does not have is an error. Sums are made
+in float32 (float64 where the base is) and returned in the base's dtype.
 """
 
 from collections.abc import Mapping

@@ -1,12 +1,12 @@
-"""Training objectives. A student's x̂0 at the re-noised x_s is held against estimates made at x_t, s noisier than t.
+"""Training objectives: a student's x̂0 at the re-noised x_s against estimates made at x_t, less noisy.
 
-    TDFT                L = ρ(x̂_student − x̂_teacher)                                        Self-NPO, 2505.11777
-    gradient reversal   L = ρ(x̂_student − x̂_weak) + ρ(R_λ(x̂_student) − x̂_strong)           reversal: 1505.07818
-    DPO                 L = −log σ(−β·[(e_w − e_w,ref) − (e_l − e_l,ref)])                  Diffusion-DPO, 2311.12908
+    TDFT                ρ(x̂_student − x̂_teacher)                                 Self-NPO, 2505.11777
+    gradient reversal   ρ(x̂_student − x̂_weak) + ρ(R_λ(x̂_student) − x̂_strong)    reversal: 1505.07818
+    DPO                 −log σ(−β·[(e_w − e_w,ref) − (e_l − e_l,ref)])           Diffusion-DPO, 2311.12908
 
-ρ is elementwise, then averaged: ½d² (`l2`) or pseudo-Huber sqrt(d² + c²) − c (`huber`). R_λ is the identity whose
-gradient is −λ times what it receives. With ½d², gradient reversal between guidance w_w and w_s has exactly (1 − λ)
-times TDFT's gradient at guidance w′ = (w_w − λ·w_s)/(1 − λ), hence λ < 1.
+ρ is elementwise, then averaged: ½d² (`l2`) or pseudo-Huber sqrt(d² + c²) − c (`huber`). R_λ is the
+identity whose gradient is −λ times what it receives. With ½d², gradient reversal between guidance w_w
+and w_s has exactly (1 − λ) times TDFT's gradient at guidance w′ = (w_w − λ·w_s)/(1 − λ), hence λ < 1.
 Shapes: every x0 (B, *S), every error (B,), every loss a scalar. Targets carry no gradient.
 """
 
@@ -49,7 +49,7 @@ class GradientReversal(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.reversal_lambda * gradient, None
 
 
@@ -58,12 +58,12 @@ def gradient_reversal_loss(
 ) -> Tensor:
     """Towards the weak estimate and, by a gradient reversal layer, away from the strong one."""
     _check_lambda(reversal_lambda)
-    reversed_x0: Tensor = GradientReversal.apply(student_x0, reversal_lambda)
+    reversed_x0: Tensor = GradientReversal.apply(student_x0, reversal_lambda)  # type: ignore[no-untyped-call]
     return tdft_loss(student_x0, weak_x0, rho) + tdft_loss(reversed_x0, strong_x0, rho)
 
 
 def equivalent_teacher_guidance(weak: float, strong: float, reversal_lambda: float) -> float:
-    """w′ = (w_w − λ·w_s)/(1 − λ): the teacher guidance whose TDFT has gradient reversal's direction, for ½d²."""
+    """w′ = (w_w − λ·w_s)/(1 − λ): the guidance whose TDFT has gradient reversal's direction, for ½d²."""
     _check_lambda(reversal_lambda)
     return (weak - reversal_lambda * strong) / (1 - reversal_lambda)
 

@@ -1,12 +1,13 @@
-"""A streaming pool of denoising trajectories: training samples from prompts only, one teacher forward an update.
+"""A streaming pool of denoising trajectories: training samples from prompts only.
 
-The pool holds many samples (x_t, t, prompt), each on its own way down the denoising grid. An update draws some,
-asks the teacher once for its estimate at x_t, which serves twice: x̂0 is the training target, and with ε̂ it makes
-the next DDIM step. The advanced samples go back; those at the end of the grid begin again from pure noise under a
-new prompt. No picture is stored or needed (compare the truncated rollout of Self-NPO, 2505.11777, which is).
+The pool holds many samples (x_t, t, prompt), each on its own way down the denoising grid. An update
+draws some and asks the teacher once for its estimate at x_t, which serves twice: x̂0 is the training
+target, and with ε̂ it makes the next DDIM step. The advanced samples go back; those at the end of the
+grid begin again from pure noise under a new prompt. No stored picture is needed, as the truncated
+rollout of Self-NPO (2505.11777) needs one.
 
-Batches are nearly independent if the pool is much larger than a batch and all grid points are present in equal
-measure, which `stagger` brings about once, before the first update.
+Batches are nearly independent if the pool is much larger than a batch and all grid points are present in
+equal measure, which `stagger` brings about once, before the first update.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,8 +39,8 @@ class Batch:
 class TrajectoryPool:
     """`size` trajectories of samples of `shape` on `grid: (n,)`, under prompts 0 … num_prompts − 1.
 
-    All randomness comes from `generator`, on the generator's own device, so that a pool on another device holds the
-    same numbers. The caller saves the generator's state; `state_dict` holds everything else.
+    All randomness comes from `generator`, on the generator's own device, so that a pool on another device
+    holds the same numbers. The caller saves the generator's state; `state_dict` holds everything else.
     """
 
     def __init__(
@@ -71,16 +72,17 @@ class TrajectoryPool:
     def stagger(
         self, advance: Advance, batch_size: int = 64, device: torch.device | str | None = None
     ) -> None:
-        """Walk the trajectories down to different points, so that all grid points are present in equal measure.
+        """Walk the trajectories down to different points, so that all grid points are equally present.
 
-        Costs about size·(n − 1)/2 rows of forwards, at most `batch_size` at a time, given to `advance` on `device`.
+        Costs about size·(n − 1)/2 rows of forwards: `advance` is called on `device`, `batch_size` rows
+        at most at a time.
         """
         size, n = len(self), len(self.grid)
         shuffle = torch.randperm(size, generator=self._generator, device=self._generator.device)
         target = (torch.arange(size, device=shuffle.device) % n)[shuffle].to(self._index.device)
         for index in range(n - 1):
             behind = ((self._index == index) & (target > index)).nonzero()[:, 0]
-            for rows in behind.split(batch_size):
+            for rows in torch.split(behind, batch_size):
                 batch = self._take(rows, device)
                 self.put_back(batch, advance(batch.x_t, batch.t, batch.t_next, batch.prompt))
 
@@ -119,8 +121,9 @@ class TrajectoryPool:
 
     def _restart(self, rows: Tensor) -> None:
         """Fresh noise and a new prompt at the grid's beginning."""
-        draw = {"generator": self._generator, "device": self._generator.device}
-        noise = torch.randn((len(rows), *self._x.shape[1:]), **draw)
+        g = self._generator
+        noise = torch.randn((len(rows), *self._x.shape[1:]), generator=g, device=g.device)
+        prompt = torch.randint(self._num_prompts, (len(rows),), generator=g, device=g.device)
         self._x[rows] = noise.to(self._x)
-        self._prompt[rows] = torch.randint(self._num_prompts, (len(rows),), **draw).to(self._prompt)
+        self._prompt[rows] = prompt.to(self._prompt)
         self._index[rows] = 0

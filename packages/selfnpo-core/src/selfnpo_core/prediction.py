@@ -7,8 +7,9 @@ With x_t = alpha·x0 + sigma·eps:
     sample         x0                        eps = (x_t − alpha·x0) / sigma
     flow           u = eps − x0              x0 = (x_t − sigma·u) / m,        eps = (x_t + alpha·u) / m
 
-where n = alpha² + sigma² (1 if variance preserving) and m = alpha + sigma (1 on a rectified flow). Only `epsilon`
-divides by alpha, and only `sample` by sigma. Sources: 2006.11239 (epsilon), 2202.00512 (v), 2210.02747 (flow).
+where n = alpha² + sigma² (1 if variance preserving) and m = alpha + sigma (1 on a rectified flow). Only
+`epsilon` divides by alpha, only `sample` by sigma. Sources: 2006.11239 (epsilon), 2202.00512 (v), 2210.02747
+(flow).
 Shapes: x_t, output, x0, eps: (B, *S); alpha, sigma: (B, 1, …).
 """
 
@@ -31,7 +32,7 @@ class Estimate:
 
 
 def to_estimate(output: Tensor, x_t: Tensor, level: NoiseLevel, prediction_type: str) -> Estimate:
-    """A network's output as an `Estimate`. `epsilon` has no clean sample where alpha is zero; the others do."""
+    """A network's output as an `Estimate`. Only `epsilon` says nothing of x0 where alpha is zero."""
     alpha, sigma = level.alpha, level.sigma
     if prediction_type == "epsilon":
         return Estimate((x_t - sigma * output) / alpha, output)

@@ -1,10 +1,10 @@
 """Rollouts: denoising trajectories under weak guidance, without gradient.
 
-One generator, `trajectory`, walks down a grid of timesteps by DDIM steps (2010.02502) and shows what it sees. The
-training targets of Self-NPO (2505.11777) are places to stop it:
+One generator, `trajectory`, walks down a grid of timesteps by DDIM steps (2010.02502) and shows what it sees.
+The training targets of Self-NPO (2505.11777) are places to stop it:
 
     full simulation   run to the end of the grid; the last x̂0 is a sample
-    truncation        start at a noised sample, stop after K steps; there x̂0(x_t) = E[x0 | x_t] (Tweedie) is the target
+    truncation        start at a noised sample, stop after K steps; x̂0 = E[x0 | x_t] (Tweedie) is the target
 
 A trajectory pool (`selfnpo_core.pool`) is the same walk, cut into single steps.
 """
@@ -25,7 +25,7 @@ from selfnpo_core.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Step:
-    """A place on a trajectory: grid index (B,), timestep (B,), sample (B, *S), and the guided estimate of it."""
+    """A place on a trajectory: grid index (B,), timestep (B,), sample (B, *S) and its guided estimate."""
 
     index: Tensor
     t: Tensor
@@ -45,8 +45,8 @@ def trajectory(
 ) -> Iterator[Step]:
     """Yield each place from the start on, with one weak-guidance DDIM step between two yields.
 
-    x: (B, *S) at the grid indices start: (B,) (the grid's first point if not given), prompt: (B,). Rows may start
-    at different points and walk together; it ends when the first of them has been shown at the last grid point.
+    x: (B, *S) at the grid indices start: (B,) (the grid's first point if not given), prompt: (B,). Rows may
+    start at different points and walk together; it ends when one of them has been shown at the last point.
     """
     grid = grid.to(x.device)
     index = torch.zeros_like(prompt) if start is None else start.to(x.device)

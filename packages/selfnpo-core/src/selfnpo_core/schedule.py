@@ -2,12 +2,13 @@
 
     x_t = alpha_t · x0 + sigma_t · eps
 
-Variance preserving (DDPM 2006.11239; Stable Diffusion, CogVideoX): alpha² + sigma² = 1, with alpha² = ᾱ_t the
-scheduler's `alphas_cumprod`. CogVideoX (2408.06072) shifts the signal-to-noise ratio and rescales it to be zero at
-the last timestep (2305.08891), so alpha_T = 0 there. Rectified flow (2210.02747): alpha = 1 − sigma, sigma = t / T.
+Variance preserving (DDPM 2006.11239; Stable Diffusion, CogVideoX): alpha² + sigma² = 1, with alpha² =
+ᾱ_t the scheduler's `alphas_cumprod`. CogVideoX (2408.06072) shifts the signal-to-noise ratio and
+rescales it to be zero at the last timestep (2305.08891), so alpha_T = 0. Rectified flow (2210.02747):
+alpha = 1 − sigma, sigma = t / T.
 
-Timesteps are in the scheduler's own units, `t: (B,)`; fractional ones are interpolated. `CLEAN` is data without
-noise on every schedule. Everything is built from the scheduler's configuration, so no scheduler is imported.
+Timesteps are in the scheduler's own units, `t: (B,)`; fractional ones are interpolated. `CLEAN` is data
+without noise on every schedule. All is built from the scheduler's configuration, so no scheduler is imported.
 """
 
 import math
@@ -26,7 +27,7 @@ CLEAN = -1.0
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """Signal and noise at one timestep a row; alpha, sigma: (B, 1, …), ready to broadcast over x_t: (B, *S)."""
+    """Signal and noise at one timestep a row; alpha, sigma: (B, 1, …), to broadcast over x_t: (B, *S)."""
 
     alpha: Tensor
     sigma: Tensor
@@ -74,7 +75,7 @@ class NoiseSchedule:
     def at(self, t: Tensor, like: Tensor) -> NoiseLevel:
         """Noise level of t: (B,), shaped to broadcast over like: (B, *S), on its device.
 
-        float32, or float64 where `like` is. Between two integer timesteps sigma/alpha is interpolated linearly
+        float32, or float64 where `like` is. Between two whole timesteps sigma/alpha is interpolated linearly
         (as EulerDiscreteScheduler does), or alpha where that ratio is infinite.
         """
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
@@ -84,10 +85,10 @@ class NoiseSchedule:
         return NoiseLevel(alpha.reshape(shape), sigma.reshape(shape))
 
     def grid(self, n: int, mu: float | None = None) -> Tensor:
-        """The n timesteps of a denoising run, descending: (n,), int64, or float32 for flow. Clean is not in it.
+        """The n timesteps of a denoising run, descending, without clean: (n,), int64, or float32 for flow.
 
-        Variance preserving: the rule of DDIM's `set_timesteps` under the scheduler's own `timestep_spacing` and
-        `steps_offset`. Flow: the rule of FlowMatchEulerDiscreteScheduler; `mu` where it shifts dynamically.
+        Variance preserving: DDIM's rule in `set_timesteps` under the scheduler's own `timestep_spacing`
+        and `steps_offset`. Flow: FlowMatchEulerDiscreteScheduler's rule; `mu` where it shifts dynamically.
         """
         if not 1 <= n <= self._steps:
             raise InputError(f"a grid of {n} steps is not possible: choose 1 to {self._steps}")
@@ -153,7 +154,7 @@ class NoiseSchedule:
             dynamic = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
             sigma = _shift(torch.linspace(1, lowest.item(), n, dtype=torch.float64), dynamic)
         else:
-            # diffusers shifts the lowest sigma when it is built and the whole grid once more when steps are set
+            # diffusers shifts the lowest sigma when built, and the whole grid once more when steps are set
             shift = float(config.get("shift", config.get("flow_shift", 1.0)))
             sigma = _shift(torch.linspace(1, _shift(lowest, shift).item(), n, dtype=torch.float64), shift)
         if config.get("shift_terminal"):
@@ -173,7 +174,7 @@ def _shift(sigma: Tensor, shift: float) -> Tensor:
 
 
 def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
-    """ᾱ_t: (T,), float64, with CogVideoX's shift of the signal-to-noise ratio and zero terminal SNR where asked."""
+    """ᾱ_t: (T,), float64, with CogVideoX's shift of the SNR and zero terminal SNR where set."""
     cumulative = torch.cumprod(1 - _betas(config), dim=0)
     shift = float(config.get("snr_shift_scale", 1.0))
     cumulative = cumulative / (shift + (1 - shift) * cumulative)
@@ -181,26 +182,22 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
-    trained, kind, steps = (
-        config.get("trained_betas"),
-        config.get("beta_schedule"),
-        config["num_train_timesteps"],
-    )
-    if trained is not None:
-        return torch.as_tensor(trained, dtype=torch.float64)
+    if config.get("trained_betas") is not None:
+        return torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+    kind, steps = config["beta_schedule"], int(config["num_train_timesteps"])
     if kind == "squaredcos_cap_v2":
         t = torch.arange(steps + 1, dtype=torch.float64) / steps
-        cumulative = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+        cumulative = ((t + 0.008) / 1.008 * math.pi / 2).cos().square()
         return (1 - cumulative[1:] / cumulative[:-1]).clamp(max=0.999)
     start, end = float(config["beta_start"]), float(config["beta_end"])
     if kind == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if kind == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
     raise InputError(f"beta_schedule '{kind}' is unknown: use linear, scaled_linear or squaredcos_cap_v2")
 
 
 def _zero_terminal(alphas_cumprod: Tensor) -> Tensor:
     """Shift and scale alpha so that the first stays and the last is zero (2305.08891, algorithm 1)."""
     alpha = alphas_cumprod.sqrt()
-    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()

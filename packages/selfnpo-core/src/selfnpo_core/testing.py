@@ -6,8 +6,8 @@ marginal variance m = alpha²·v + sigma²:
     E[x0 | x_t]  = mu + U·(alpha·v/m·y)       E[eps | x_t] = U·(sigma/m·y)
     probability flow from level 1 to 2:  x = alpha_2·mu + U·(sqrt(m_2/m_1)·y)
 
-(2010.02502 and 2011.13456: the limit of DDIM for ever finer grids is that flow.) Where all variances are equal,
-weak guidance w is again such a world, with mean mu_p + w·(mu_p − mu_null).
+(2010.02502 and 2011.13456: the limit of DDIM for ever finer grids is that flow.) Where all variances are
+equal, weak guidance w is again such a world, with mean mu_p + w·(mu_p − mu_null).
 """
 
 import math
@@ -39,7 +39,7 @@ class GaussianWorld:
         same_variance: bool = False,
         dtype: torch.dtype = torch.float64,
     ) -> "GaussianWorld":
-        """Means of unit size, a random rotation and variances in [0.1, 1.1], one set a prompt or one for all."""
+        """Unit normal means, a random rotation, variances in [0.1, 1.1]: one set a prompt or one for all."""
         generator, d = torch.Generator().manual_seed(seed), math.prod(shape)
         mean = torch.randn((num_prompts + 1, *shape), generator=generator, dtype=dtype)
         basis = torch.linalg.qr(torch.randn((d, d), generator=generator, dtype=dtype)).Q
