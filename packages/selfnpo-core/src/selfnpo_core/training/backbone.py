@@ -1,0 +1,88 @@
+"""What the training engine asks of a model family. A new family is one class with these members.
+
+A backbone owns the network, the prompts' embeddings and everything else that the family's pipeline needs. The engine
+owns the weights that are trained, all randomness and every file of the run. Prompts are rows of the backbone's table
+of embeddings, `NULL = -1` being the null prompt.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from selfnpo_core.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Negative = str | Mapping[str, Tensor] | None
+"""Negative weights to sample with: the name of a PEFT adapter, a full-weight offset by parameter name, or none."""
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A model family as the engine sees it."""
+
+    name: str
+    """The base model as users name it: hub id, folder or file. Goes into npo_config.json as `base_model`."""
+    family: str
+    """"sd15", …"""
+    base_hash: str
+    """`weights_hash(denoiser)`, taken when the weights were loaded, before any cast."""
+    denoiser: nn.Module
+    """The network that is trained. The engine adds adapters to it, moves it to its device, and *assigns* to this
+    attribute (a wrapped network, or the teacher while the teacher is asked), so `predict` must look it up at every
+    call."""
+    prediction_type: str
+    """"epsilon", "v_prediction", "sample" or "flow" (`selfnpo_core.prediction`)."""
+    schedule: NoiseSchedule
+    latent_shape: tuple[int, ...]
+    """Shape of one sample, without the batch: (channels, height, width) for pictures."""
+    lora_targets: Mapping[str, Sequence[str] | str]
+    """PEFT `target_modules` by preset name; at least "attention" and "all"."""
+    bytes_per_prompt: int
+    """Size of one prompt's row in the table of embeddings, for the memory estimate."""
+
+    def embed(self, prompts: Sequence[str]) -> None:
+        """Fill the table of embeddings with these prompts and the null prompt.
+
+        Afterwards text encoder and VAE are off the training device, and stay so but for `draw_samples`.
+        """
+
+    def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
+        """The network's raw output at x_t: (B, *S) float32, t: (B,), prompt: (B,) int64, all on the engine's device.
+
+        Calls `self.denoiser` exactly once with B rows. It casts its inputs to the network's dtype itself and brings
+        the rows of the table to x_t's device; autocast is on already where the recipe asks for it. The engine casts
+        the output to float32 and does not look at the dtype. Must work with and without gradients.
+        """
+
+    def use_attention(self, name: str) -> None:
+        """Choose the attention implementation by the recipe's `attention`; "auto" is the family's own choice.
+
+        Raises `InputError` for one that the family has not or that cannot run here.
+        """
+
+    def draw_samples(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: Negative,
+    ) -> "Sequence[Image]":
+        """One picture a prompt (a video family: one strip of frames), for the run's sample grids.
+
+        `denoiser` holds the base weights and no adapter is active. Under "a name" that adapter, inactive, is in the
+        network (`NegativeAdapters.attach(pipe, {negative: 1.0})`); under a mapping it is the offset of all weights
+        (`NegativeDelta`). Brings VAE and text encoder in and puts them away again, uses no randomness but the seeds,
+        and leaves the network as it was.
+        """
+
+    def save_lora(self, directory: Path, adapter: str) -> None:
+        """Write `adapter` of `denoiser` as directory/pytorch_lora_weights.safetensors.
+
+        By the stock pipeline's `save_lora_weights`, with raw PEFT keys and the LoRA metadata, in float32.
+        """
