@@ -1,0 +1,62 @@
+"""95 % intervals: Wilson's for a proportion, bootstrap for anything computed from paired rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Z95 = 1.959963984540054
+
+
+class Interval(NamedTuple):
+    """A value with its lower and upper bound."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes(self, value: float) -> bool:
+        return not self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def wilson(successes: float, count: int, z: float = Z95) -> Interval:
+    """Wilson's score interval for a proportion (1927); `successes` may hold half points for ties."""
+    if count <= 0 or not 0 <= successes <= count:
+        raise ValueError(f"need 0 <= successes <= count and count > 0, got {successes} of {count}")
+    p = successes / count
+    centre = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def win_rate(scores_a: Tensor, scores_b: Tensor, tie: float = 0.0) -> Interval:
+    """How often a's score (n,) beats b's at the same row; differences up to `tie` count one half each way."""
+    if scores_a.shape != scores_b.shape:
+        raise ValueError(f"paired scores differ in shape: {tuple(scores_a.shape)} and {tuple(scores_b.shape)}")
+    difference = scores_a - scores_b
+    wins = (difference > tie).sum().item() + 0.5 * (difference.abs() <= tie).sum().item()
+    return wilson(wins, difference.numel())
+
+
+def bootstrap(
+    statistic: Callable[[Tensor], float], count: int, *, generator: torch.Generator, repeats: int = 200, z: float = Z95
+) -> Interval:
+    """Normal interval with the bootstrap's standard error, around the statistic of all rows.
+
+    statistic: takes row indices (count,) int64 and computes the figure from those rows; called with every row once for the
+    value, then with `repeats` resamples. Pairs stay together because both arms are indexed by the same rows. The interval
+    is centred on the value and not on the resamples, whose Fréchet distances are biased upwards (Efron 1979).
+    """
+    value = statistic(torch.arange(count))
+    draws = torch.tensor(
+        [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(repeats)], dtype=torch.float64
+    )
+    half = z * draws.std().item()
+    return Interval(value, value - half, value + half)

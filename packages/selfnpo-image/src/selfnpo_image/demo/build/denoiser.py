@@ -1,0 +1,177 @@
+"""The denoiser and its text encoder, trained together from nothing on latents of real pictures.
+
+A UNet2DConditionModel predicts the noise under Stable Diffusion's own schedule; the CLIPTextModel reads captions through
+a CLIPTokenizer whose byte-pair merges were learned on the world's captions. 15 % of the captions are dropped, so that
+the null prompt means something. What ships is the exponential moving average of the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from selfnpo_image.demo import world
+from selfnpo_image.demo.build import common
+
+PROMPT_DROPOUT = 0.15
+MAX_TOKENS = 20
+
+
+def build_tokenizer(generator: torch.Generator) -> CLIPTokenizer:
+    """CLIP's byte-pair encoding with merges learned on captions: every word of the world is one token."""
+    captions = world.draw_captions(world.draw_labels(4000, generator), generator)
+    learner = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=alphabet, end_of_word_suffix="</w>", special_tokens=[], show_progress=False
+    )
+    learner.train_from_iterator(captions, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learned["merges"]]
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[special] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=96,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(64, 96),
+        norm_num_groups=16,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=96,
+        attention_head_dim=4,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion 1.5's schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+@torch.no_grad()
+def encode_world(vae: AutoencoderKL, path: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Scaled latents (count, 4, 8, 8) of real pictures and their labels; kept on disk between runs."""
+    if not path.exists():
+        generator = torch.Generator().manual_seed(seed)
+        latents, labels = [], []
+        for _ in common.progress(count // 256, "latents"):
+            pictures, rows = common.real_batch(256, generator)
+            latents.append(vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor)
+            labels.append(rows)
+        save_file({"latents": torch.cat(latents), "labels": torch.cat(labels)}, path)
+    stored = load_file(path)
+    return stored["latents"], stored["labels"]
+
+
+def train(
+    path: Path, vae: AutoencoderKL, *, steps: int = 4500, batch: int = 64, lr: float = 1.2e-3, seed: int = 4
+) -> StableDiffusionPipeline:
+    """Train UNet and text encoder; returns the pipeline with their averaged weights."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = build_tokenizer(torch.Generator().manual_seed(seed))
+    net = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
+    scheduler = build_scheduler()
+    if path.exists():
+        return assemble(common.load(net, path), vae, tokenizer, scheduler)
+    average = copy.deepcopy(net).eval().requires_grad_(False)
+    latents, labels = encode_world(vae, path.with_name("latents.safetensors"), count=40_960, seed=seed)
+    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: common.cosine(s, steps, warmup=200))
+    bar, running = common.progress(steps, "denoiser"), 1.0
+    for step in bar:
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        loss = _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        decay = min(0.999, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        running += 0.01 * (loss.item() - running)
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+        if step % 500 == 499:
+            common.save(average, path.with_name("denoiser-so-far.safetensors"))
+    common.save(average, path)
+    return assemble(average, vae, tokenizer, scheduler)
+
+
+def _loss(
+    net: nn.ModuleDict,
+    tokenizer: CLIPTokenizer,
+    scheduler: DDIMScheduler,
+    x0: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean squared error of the predicted noise at a uniform timestep. x0: (B, 4, 8, 8), labels: (B, 7)."""
+    captions = world.draw_captions(labels, generator)
+    dropped = torch.rand(len(captions), generator=generator) < PROMPT_DROPOUT
+    captions = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]
+    tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    context = net["text_encoder"](tokens.input_ids)[0]
+    noise = torch.randn(x0.shape, generator=generator)
+    t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
+    output = net["unet"](scheduler.add_noise(x0, noise, t), t, context).sample
+    return F.mse_loss(output, noise)
+
+
+def assemble(
+    net: nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler
+) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=net["text_encoder"].eval(),
+        tokenizer=tokenizer,
+        unet=net["unet"].eval(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
