@@ -1,0 +1,246 @@
+"""A recipe: everything that decides what a training run computes, validated before any model is loaded.
+
+It is merged from the family's preset, a YAML file and `key=value` overrides, in this order, later ones winning.
+Defaults follow Self-NPO (2505.11777): teacher guidance −1, EMA 0.999, a 25-step grid, pseudo-Huber.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from selfnpo_core.errors import InputError
+
+Presets = Mapping[str, Mapping[str, Any]]
+"""A family's settings by what is trained: {"lora": {…}, "full": {…}}."""
+
+
+def _yaml_no(value: Any) -> Any:
+    """YAML reads a bare `no` as false."""
+    return "no" if value is False else value
+
+
+def _listed(value: Any) -> Any:
+    """One value stands for a list of one, nothing for an empty list."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str | int | float) else value
+
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Recipe(BaseModel):
+    """All settings of a run. `Recipe.model_fields` is the list of keys, with their meaning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(None, description="base model: a known name, a folder or a file")
+    prompts: str = Field("builtin", description="file of prompts, one a line, or `builtin`")
+    output: str | None = Field(None, description="run folder")
+    seed: Count = Field(0, description="seed of everything random")
+
+    steps: Positive = Field(1000, description="updates of the weights")
+    batch_size: Positive = Field(20, description="rows in one backward pass, per process")
+    grad_accumulation: Positive = Field(1, description="backward passes in one update")
+    learning_rate: Rate = Field(1e-4)
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
+    warmup_steps: Count = Field(0, description="updates over which the learning rate rises from zero")
+    optimizer: Literal["adamw", "adamw8bit"] = Field("adamw")
+    weight_decay: Rate = Field(1e-2)
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    max_grad_norm: Above0 | None = Field(1.0, description="clip the gradient's norm; null: no clipping")
+
+    train: Literal["lora", "full"] = Field("lora", description="what is trained")
+    rank: Positive = Field(16, description="rank of the LoRA")
+    lora_alpha: Above0 | None = Field(None, description="scale of the LoRA times rank; null: the rank")
+    targets: str = Field("attention", description="layers with a LoRA: a name of the family's list")
+
+    objective: Literal["tdft", "gradient_reversal", "dpo"] = "tdft"
+    loss: Literal["huber", "l2"] = "huber"
+    teacher_guidance: Finite = Field(-1.0, description="w: −1 unconditional, 0 conditional")
+    strong_guidance: Finite = Field(6.5, description="w_s: what gradient_reversal and dpo move away from")
+    reversal_lambda: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    dpo_beta: Above0 = 2000.0
+    student_prompt_dropout: Fraction = Field(0.0, description="share of null prompts given to the student")
+    ema_decay: Fraction = Field(0.999, description="of the teacher")
+
+    rollout: Literal["pool", "truncated", "full"] = Field("pool", description="where x_t comes from")
+    grid_steps: Annotated[int, Field(ge=2, le=1000)] = Field(25, description="points of the denoising grid")
+    truncation_steps: Count = Field(5, description="fewest steps of a truncated rollout")
+    pool_size: Positive = Field(256, description="trajectories in the pool")
+    pool_device: Literal["cpu", "device"] = Field("cpu", description="where the pool lives")
+
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = "no"
+    gradient_checkpointing: bool = False
+    engine: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = "auto"
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: an accelerator where there is one")
+    attention: str = Field("auto", description="attention implementation, a name the family knows")
+
+    max_drift: Above0 = Field(0.25, description="stop when ‖Δθ‖/‖θ‖ is larger")
+    checkpoint_every: Count = Field(250, description="updates; 0: only at the end and when interrupted")
+    keep_last: Count = Field(2, description="checkpoints kept; 0: all")
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_listed)
+    ] = ("tensorboard",)
+    project: str = Field("selfnpo", description="project name for the trackers")
+
+    sample_every: Count = Field(0, description="updates between sample grids; 0: none")
+    sample_prompts: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        (), description="prompts of the grids; empty: the first four"
+    )
+    sample_guidance_scales: Annotated[tuple[Finite, ...], BeforeValidator(_listed)] = (5.0,)
+    sample_steps: Positive = 25
+    sample_seed: Count = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        rows = self.batch_size * self.grad_accumulation
+        if self.rollout == "pool" and self.pool_size < rows:
+            raise ValueError(f"pool_size is {self.pool_size}, but one update draws {rows} rows: raise it")
+        if self.rollout == "truncated" and self.truncation_steps >= self.grid_steps:
+            raise ValueError(
+                f"truncation_steps is {self.truncation_steps}, but must be less than grid_steps, "
+                f"{self.grid_steps}"
+            )
+        if self.rollout == "full" and self.objective != "tdft":
+            raise ValueError(
+                f"objective {self.objective} needs two estimates of one x_t, and rollout full has none: "
+                "use rollout pool or truncated"
+            )
+        return self
+
+    @property
+    def update_rows(self) -> int:
+        """Rows of one update in one process."""
+        return self.batch_size * self.grad_accumulation
+
+    @property
+    def alpha(self) -> float:
+        """The LoRA's alpha."""
+        return float(self.rank if self.lora_alpha is None else self.lora_alpha)
+
+    @property
+    def needs_strong(self) -> bool:
+        return self.objective != "tdft"
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+FREE_ON_RESUME = frozenset(
+    {
+        "output",
+        "steps",
+        "max_drift",
+        "checkpoint_every",
+        "keep_last",
+        "trackers",
+        "project",
+        "sample_every",
+        "sample_prompts",
+        "sample_guidance_scales",
+        "sample_steps",
+        "sample_seed",
+    }
+)
+"""Keys that may change when a run is resumed: they change no update that was already made."""
+
+
+def resolve_recipe(
+    presets: Presets, config: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Recipe:
+    """Preset < YAML file < overrides ("key=value", or a mapping). Raises `InputError`, one line."""
+    file = {} if config is None else _read_yaml(Path(config))
+    given = dict(overrides) if isinstance(overrides, Mapping) else _parse_overrides(overrides)
+    _check_keys(file, f"{config}")
+    _check_keys(given, "--set")
+    train = given.get("train", file.get("train", "lora"))
+    preset = presets.get(train, {}) if isinstance(train, str) else {}
+    return build_recipe({"train": train, **preset, **file, **given})
+
+
+def build_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from its keys; what pydantic finds wrong becomes one `InputError`."""
+    _check_keys(values, "recipe")
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError("recipe: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def changed_keys(old: Recipe, new: Recipe) -> list[str]:
+    """Keys that differ and may not differ on resume."""
+    before, after = old.model_dump(), new.model_dump()
+    return [key for key in before if key not in FREE_ON_RESUME and before[key] != after[key]]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the recipe {path}: {_one_line(error)}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {_one_line(error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
+    return values
+
+
+def _parse_overrides(items: Sequence[str]) -> dict[str, Any]:
+    values = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {item}: write it as key=value")
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {item}: the value is not valid YAML: {_one_line(error)}") from None
+    return values
+
+
+def _check_keys(values: Mapping[Any, Any], source: str) -> None:
+    known = list(Recipe.model_fields)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+            raise InputError(f"{source}: unknown key '{key}': {hint}")
+
+
+_LIMITS = {
+    "greater_than_equal": ("ge", "at least {}"),
+    "greater_than": ("gt", "more than {}"),
+    "less_than_equal": ("le", "at most {}"),
+    "less_than": ("lt", "less than {}"),
+    "literal_error": ("expected", "{}"),
+}
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as `key is value, but must be …`."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    key = str(error["loc"][0]) if error["loc"] else "recipe"
+    if kind in _LIMITS:
+        name, phrase = _LIMITS[kind]
+        return f"{key} is {error['input']}, but must be {phrase.format(context[name])}"
+    message = error["msg"].removeprefix("Input should be ").split(",")[0]
+    return f"{key} is {error['input']!r}, but must be {message}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
