@@ -20,7 +20,11 @@ def _trunk(width: int, features: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = (3, width, 2 * width, 4 * width, 4 * width)
     for before, after in zip(channels[:-1], channels[1:], strict=True):
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
+        layers += [
+            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.GELU(),
+        ]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * width, features), nn.GELU())
 
 

@@ -35,11 +35,17 @@ def build_tokenizer(generator: torch.Generator) -> CLIPTokenizer:
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=2000, initial_alphabet=alphabet, end_of_word_suffix="</w>", special_tokens=[], show_progress=False
+        vocab_size=2000,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        special_tokens=[],
+        show_progress=False,
     )
     learner.train_from_iterator(captions, trainer)
     learned = json.loads(learner.to_str())["model"]
-    merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learned["merges"]]
+    merges = [
+        tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learned["merges"]
+    ]
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     for special in ("<|startoftext|>", "<|endoftext|>"):
@@ -154,7 +160,9 @@ def _loss(
     captions = world.draw_captions(labels, generator)
     dropped = torch.rand(len(captions), generator=generator) < PROMPT_DROPOUT
     captions = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]
-    tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
     context = net["text_encoder"](tokens.input_ids)[0]
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), generator=generator)

@@ -55,7 +55,9 @@ def damage_pictures(pictures: Tensor, level: Tensor, generator: torch.Generator)
     wobble = F.grid_sample(pictures, grid + field, padding_mode="border", align_corners=False)
     small = F.interpolate(F.avg_pool2d(pictures, 5, stride=4, padding=2), size=world.SIDE, mode="bilinear")
     blurred = torch.lerp(pictures, small, strength)
-    return torch.where(kind == 0, ghost, torch.where(kind == 1, wobble, torch.where(kind == 2, blurred, pictures)))
+    return torch.where(
+        kind == 0, ghost, torch.where(kind == 1, wobble, torch.where(kind == 2, blurred, pictures))
+    )
 
 
 @torch.no_grad()
@@ -71,7 +73,9 @@ def rated_pictures(vae: AutoencoderKL, count: int, generator: torch.Generator) -
         harmed = damage_pictures(clean, damage, generator)
         untouched = (harmed == clean).flatten(1).all(1)
         latents = vae.encode(harmed * 2 - 1).latent_dist.mean * vae.config.scaling_factor
-        noise = 0.5 * (untouched * damage)[:, None, None, None] * torch.randn(latents.shape, generator=generator)
+        noise = (
+            0.5 * (untouched * damage)[:, None, None, None] * torch.randn(latents.shape, generator=generator)
+        )
         decoded = vae.decode((latents + noise) / vae.config.scaling_factor).sample / 2 + 0.5
         parts.append((world.to_uint8(decoded), asked, damage, wrong))
     pictures, asked, damage, wrong = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -90,7 +94,7 @@ def known_pairs(rated: Rated, count: int, generator: torch.Generator) -> tuple[T
 
 
 def train(
-    path: Path, vae: AutoencoderKL, *, steps: int = 2500, batch: int = 512, count: int = 12_800, seed: int = 5
+    path: Path, vae: AutoencoderKL, *, steps: int = 2000, batch: int = 256, count: int = 12_800, seed: int = 5
 ) -> Judge:
     """Train the judge; prints its agreement with the known order on fresh pairs. `batch` is drawn before filtering."""
     torch.manual_seed(seed)
