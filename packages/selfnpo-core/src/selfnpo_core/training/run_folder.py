@@ -1,0 +1,208 @@
+"""A run folder: who may write into it, what is in it.
+
+    config.yaml    the resolved recipe           run.json      base, prompts and versions it was started with
+    prompts.txt    the prompts                   metrics.jsonl one line an update
+    checkpoints/   see `checkpoint`              samples/      pictures      npo/   the result, see `npo_folder`
+
+One process writes into a folder at a time: it holds `.lock`, a file with its process id and host.
+"""
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.training.files import read_json, write_json, write_text
+from selfnpo_core.training.recipe import Recipe, changed_keys, resolve_recipe
+
+try:
+    import fcntl
+except ImportError:  # Windows: the process id in the file has to do
+    fcntl = None  # type: ignore[assignment]
+
+
+class FolderLock:
+    """Held from `acquire` to `release`, or to the end of the process, however it ends."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            self._claim(file)
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            file.flush()
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+    def _claim(self, file: IO[str]) -> None:
+        file.seek(0)
+        owner = _owner(file.read())
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if owner.get("host", socket.gethostname()) == socket.gethostname():
+                    return  # the system gives a dead process's lock back, so a name still in the file is stale
+            except BlockingIOError:
+                raise self._in_use(owner) from None
+            except OSError:
+                pass  # a file system without locks
+        if owner and _alive(owner):
+            raise self._in_use(owner)
+
+    def _in_use(self, owner: Mapping[str, Any]) -> InputError:
+        who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+        return InputError(
+            f"output folder in use by another run ({who}): {self.path.parent}; choose another --output, wait for "
+            f"it, or delete {self.path.name} there if that process is gone"
+        )
+
+
+def _owner(text: str) -> dict[str, Any]:
+    try:
+        owner = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _alive(owner: Mapping[str, Any]) -> bool:
+    """Whether the owner lives. One on another host, which cannot be asked, counts as alive."""
+    pid = owner.get("pid")
+    if owner.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return True
+    if pid == os.getpid():
+        return False  # our own earlier run, or a process before us that had our number
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class RunFolder:
+    """A locked run folder. `open` it; `close` (or leave its `with` block) to give the lock back."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.logs = path / "logs"
+        self.npo = path / "npo"
+        self._lock = FolderLock(path / ".lock")
+
+    @classmethod
+    def open(
+        cls, path: str | Path, recipe: Recipe, prompts: Sequence[str], facts: Mapping[str, Any], *, resume: bool
+    ) -> "RunFolder":
+        """Lock the folder, then begin a run in it or check that this is the run to be resumed.
+
+        `facts` are what a resumed run must share besides the recipe: the base's hash, the family, ….
+        """
+        folder = cls(Path(path))
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"output {path} is a file: choose a folder") from None
+        folder._lock.acquire()
+        try:
+            folder._enter(recipe, list(prompts), facts, resume)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def _enter(self, recipe: Recipe, prompts: list[str], facts: Mapping[str, Any], resume: bool) -> None:
+        known = {**facts, "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest()}
+        if resume:
+            self._check_same_run(recipe, known)
+        elif holds_run(self.path):
+            raise InputError(
+                f"output folder {self.path} holds another run: continue it with --resume, or choose another"
+            )
+        elif others := [p.name for p in self.path.iterdir() if p.name != ".lock"]:
+            raise InputError(
+                f"output folder {self.path} is not empty ({sorted(others)[0]}): choose a new folder"
+            )
+        write_text(self.path / "prompts.txt", "\n".join(prompts) + "\n")
+        write_json(self.path / "run.json", known)
+        write_text(self.path / "config.yaml", recipe.to_yaml())
+
+    def _check_same_run(self, recipe: Recipe, known: Mapping[str, Any]) -> None:
+        if not holds_run(self.path):
+            raise InputError(f"nothing to resume in {self.path}: leave --resume out to begin a run there")
+        before = stored_recipe(self.path)
+        facts = read_json(self.path / "run.json")
+        names = {"base_hash": "the base model", "prompts_sha256": "the prompts"}
+        changed = [f"{k} ({getattr(before, k)} → {getattr(recipe, k)})" for k in changed_keys(before, recipe)]
+        changed += [names.get(k, k) for k, value in known.items() if facts.get(k) != value]
+        if changed:
+            raise InputError(
+                f"cannot resume {self.path} with a changed recipe: {', '.join(changed)}; give the old values back "
+                "or begin a new run in another folder"
+            )
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget the lines of updates after `step`, which will be made again, and any half-written line."""
+        if self.metrics.exists():
+            kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
+            write_text(self.metrics, "".join(line + "\n" for line in kept))
+
+    def add_metrics(self, values: Mapping[str, Any]) -> None:
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def holds_run(path: str | Path) -> bool:
+    return (Path(path) / "config.yaml").is_file() and (Path(path) / "run.json").is_file()
+
+
+def stored_recipe(path: str | Path) -> Recipe:
+    """The recipe that a run folder was made with."""
+    return resolve_recipe({}, Path(path) / "config.yaml")
+
+
+def new_run_folder(root: str | Path, name: str) -> Path:
+    """Make and return the first free root/name-N."""
+    number = 1
+    while True:
+        path = Path(root) / f"{name}-{number}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return float("inf")

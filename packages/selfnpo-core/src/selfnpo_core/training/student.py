@@ -1,0 +1,246 @@
+"""The three sets of weights of a run, and which of them the network uses right now.
+
+    student   is trained       teacher   moving average of the student       base   what both began as
+
+As a LoRA, student and teacher are two adapters, "npo" and "teacher", on one copy of the base, and changing from one
+to another sets one attribute a layer. With full weights they are copies of the network, float32 whatever the base
+is, and changing assigns one of them to `backbone.denoiser`. Outside a `role` block the student is in use.
+Drift is ‖Δθ‖/‖θ‖ over the whole network; of a LoRA, Δ = s·B·A, ‖B·A‖² = Σ (BᵀB)∘(AAᵀ).
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from selfnpo_core.ema import ema_update
+from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.training.backbone import Backbone, Negative
+from selfnpo_core.training.files import save_tensors
+from selfnpo_core.training.recipe import Recipe
+
+Role = Literal["student", "teacher", "base"]
+NPO, TEACHER = "npo", "teacher"
+
+
+class Student(ABC):
+    """Weights in training. `network` is what the optimizer and Accelerate see."""
+
+    backbone: Backbone
+    network: nn.Module
+    parameters: dict[str, nn.Parameter]
+    teacher: dict[str, Tensor]
+
+    @abstractmethod
+    def role(self, role: Role) -> Any:
+        """A context in which `backbone.predict` uses these weights."""
+
+    @abstractmethod
+    def drift(self) -> float:
+        """‖Δθ‖/‖θ‖."""
+
+    @abstractmethod
+    def negative(self) -> Negative:
+        """The student as `Backbone.draw_samples` wants it, inside `role("base")`."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write the weights file of an npo folder."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the backbone as it was found."""
+
+    @abstractmethod
+    def use(self, prepared: nn.Module) -> None:
+        """Train through this wrapper of `network` (Accelerate's) from now on."""
+
+    def update_teacher(self, decay: float) -> None:
+        ema_update(self.teacher.values(), self.parameters.values(), decay)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {"student": dict(self.parameters), "teacher": dict(self.teacher)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for part, own in self.state_dict().items():
+            if state[part].keys() != own.keys():
+                raise RunError(f"the checkpoint's {part} has other layers than the model: resume with its base")
+            for name, tensor in own.items():
+                tensor.copy_(state[part][name])
+
+    @property
+    def trained_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+
+class LoraStudent(Student):
+    """Two adapters on one base. Their weights are float32 even where the base's are not."""
+
+    def __init__(self, backbone: Backbone, recipe: Recipe):
+        self.backbone, self.network = backbone, backbone.denoiser
+        if any(isinstance(module, LoraLayer) for module in self.network.modules()):
+            raise InputError("the model already carries a LoRA: fuse it or load the model without it")
+        self.network.requires_grad_(False)
+        self._base_norm = _norm(self.network.parameters())
+        self._targets = lora_target_modules(backbone, recipe.targets)
+        self._add_adapters(recipe)
+        self._layers = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
+        named = dict(self.network.named_parameters())
+        names = [name for name in named if f".{NPO}." in name and ".lora_" in name]
+        self.parameters = {name.replace(f".{NPO}.", "."): named[name] for name in names}
+        self.teacher = {n.replace(f".{NPO}.", "."): named[_teacher_of(n)].detach() for n in names}
+        for name in names:
+            named[name].requires_grad_(True)
+            named[_teacher_of(name)].requires_grad_(False).copy_(named[name].detach())
+        self._activate([NPO])
+
+    def _add_adapters(self, recipe: Recipe) -> None:
+        config = {"r": recipe.rank, "lora_alpha": recipe.alpha, "target_modules": self._targets}
+        if recipe.alpha == int(recipe.alpha):
+            config["lora_alpha"] = int(recipe.alpha)
+        add = getattr(self.network, "add_adapter", None)  # diffusers' own, which lets its savers find the adapter
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            for name in (NPO, TEACHER):
+                lora = LoraConfig(**config)
+                try:
+                    add(lora, adapter_name=name) if add else inject_adapter_in_model(lora, self.network, name)
+                except ValueError as error:
+                    raise InputError(f"targets '{recipe.targets}': {' '.join(str(error).split())}") from None
+        for name, parameter in self.network.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.float()
+
+    @contextmanager
+    def role(self, role: Role) -> Iterator[None]:
+        self._activate({"student": [NPO], "teacher": [TEACHER], "base": []}[role])
+        try:
+            yield
+        finally:
+            self._activate([NPO])
+
+    def use(self, prepared: nn.Module) -> None:
+        self.backbone.denoiser = prepared
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        squares = []
+        for layer in self._layers:
+            a = layer.lora_A[NPO].weight.flatten(1)  # (r, in·k·k)
+            b = layer.lora_B[NPO].weight.flatten(1)  # (out, r)
+            squares.append(layer.scaling[NPO] ** 2 * ((b.T @ b) * (a @ a.T)).sum())
+        return float(torch.stack(squares).double().sum().clamp(min=0).sqrt()) / self._base_norm
+
+    def negative(self) -> Negative:
+        return NPO
+
+    def save(self, directory: Path) -> None:
+        prepared, self.backbone.denoiser = self.backbone.denoiser, self.network
+        try:
+            self.backbone.save_lora(directory, NPO)
+        finally:
+            self.backbone.denoiser = prepared
+
+    def close(self) -> None:
+        from diffusers.utils import recurse_remove_peft_layers
+
+        self.backbone.denoiser = self.network
+        unload = getattr(self.network, "unload_lora", None)
+        if unload is not None:
+            unload()
+        else:
+            recurse_remove_peft_layers(self.network)
+            del self.network.peft_config
+
+    def _activate(self, adapters: list[str]) -> None:
+        for layer in self._layers:
+            layer._active_adapter = adapters
+
+
+class FullStudent(Student):
+    """Copies of the whole network; the backbone's own stays the frozen base, in the dtype it was loaded in."""
+
+    def __init__(self, backbone: Backbone, recipe: Recipe):
+        self.backbone, self.base = backbone, backbone.denoiser.requires_grad_(False)
+        self.network = copy.deepcopy(self.base).float().requires_grad_(True)
+        self._teacher = copy.deepcopy(self.network).requires_grad_(False)
+        self._prepared: nn.Module = self.network
+        self.parameters = dict(self.network.named_parameters())
+        self.teacher = {name: p.detach() for name, p in self._teacher.named_parameters()}
+        self._base = dict(self.base.named_parameters())
+        self._base_norm = _norm(self._base.values())
+        backbone.denoiser = self.network
+
+    @contextmanager
+    def role(self, role: Role) -> Iterator[None]:
+        roles = {"student": self._prepared, "teacher": self._teacher, "base": self.base}
+        self.backbone.denoiser = roles[role]
+        try:
+            yield
+        finally:
+            self.backbone.denoiser = self._prepared
+
+    def use(self, prepared: nn.Module) -> None:
+        self._prepared = self.backbone.denoiser = prepared
+        device = next(self.network.parameters()).device
+        self._teacher.to(device)
+        self.base.to(device)
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        return _norm(p - self._base[name].float() for name, p in self.parameters.items()) / self._base_norm
+
+    @torch.no_grad()
+    def delta(self) -> dict[str, Tensor]:
+        """student − base, in bf16."""
+        return {
+            name: (p - self._base[name].float()).to(torch.bfloat16).cpu()
+            for name, p in self.parameters.items()
+        }
+
+    def negative(self) -> Negative:
+        return self.delta()
+
+    def save(self, directory: Path) -> None:
+        save_tensors(directory / "delta.safetensors", self.delta(), {"format": "pt"})
+
+    def close(self) -> None:
+        self.backbone.denoiser = self.base
+
+
+def make_student(backbone: Backbone, recipe: Recipe) -> Student:
+    """The weights to be trained, put into the backbone, with gradient checkpointing where the recipe asks for it."""
+    kinds: dict[str, type[LoraStudent] | type[FullStudent]] = {"lora": LoraStudent, "full": FullStudent}
+    student = kinds[recipe.train](backbone, recipe)
+    if recipe.gradient_checkpointing:
+        enable = getattr(student.network, "enable_gradient_checkpointing", None)
+        if enable is None:
+            raise InputError(f"{backbone.name} cannot use gradient_checkpointing: leave it out")
+        enable()
+    return student
+
+
+def lora_target_modules(backbone: Backbone, name: str) -> list[str] | str:
+    """PEFT's `target_modules` for a name of the family's list."""
+    if name not in backbone.lora_targets:
+        known = ", ".join(backbone.lora_targets)
+        raise InputError(f"targets '{name}' is unknown for {backbone.family}: use one of {known}")
+    chosen = backbone.lora_targets[name]
+    return chosen if isinstance(chosen, str) else list(chosen)
+
+
+def _teacher_of(name: str) -> str:
+    return name.replace(f".{NPO}.", f".{TEACHER}.")
+
+
+def _norm(tensors: Any) -> float:
+    norms = [tensor.detach().float().norm() for tensor in tensors]
+    return float(torch.stack(norms).double().norm())
