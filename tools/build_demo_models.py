@@ -15,9 +15,7 @@ from selfnpo_image.demo.build import denoiser, judge, oracle, pack, vae
 
 
 @click.command(help=__doc__)
-@click.option(
-    "--work", type=click.Path(path_type=Path), required=True, help="Folder for the stages' results."
-)
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the stages' results.")
 @click.option("--output", type=click.Path(path_type=Path), default=assets.FOLDER, show_default=True)
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
 @click.option("--steps", default=4500, show_default=True, help="Updates of the denoiser.")

@@ -11,8 +11,10 @@ from selfnpo_core.evaluation import Moments, frechet_distance, kernel_distance
 
 
 def test_frechet_of_known_gaussians():
-    a = Moments(mean=torch.tensor([1.0, -2.0]).double(), covariance=torch.diag(torch.tensor([4.0, 9.0])).double(), count=2)
-    b = Moments(mean=torch.tensor([0.0, 0.0]).double(), covariance=torch.diag(torch.tensor([1.0, 16.0])).double(), count=2)
+    def gaussian(mean, variance):
+        return Moments(mean=torch.tensor(mean).double(), covariance=torch.tensor(variance).double().diag(), count=2)
+
+    a, b = gaussian([1.0, -2.0], [4.0, 9.0]), gaussian([0.0, 0.0], [1.0, 16.0])
     assert math.isclose(frechet_distance(a, b), 1 + 4 + (2 - 1) ** 2 + (3 - 4) ** 2, rel_tol=1e-12)
 
 

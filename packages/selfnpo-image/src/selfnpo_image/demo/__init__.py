@@ -1,1 +1,1 @@
-"""A small world of drawn pictures with a real Stable Diffusion pipeline trained on it, to see the whole method at work."""
+"""A small world of drawn pictures, and a real Stable Diffusion pipeline trained on it: the whole method in minutes."""

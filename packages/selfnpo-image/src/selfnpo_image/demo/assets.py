@@ -20,9 +20,7 @@ def model_folder() -> Path:
     """The diffusers folder of the shipped model, the `demo` of `--model demo`."""
     folder = FOLDER / "model"
     if not (folder / "model_index.json").is_file():
-        raise InputError(
-            "the demo model is missing from this installation: make it with tools/build_demo_models.py"
-        )
+        raise InputError("the demo model is missing from this installation: make it with tools/build_demo_models.py")
     return folder
 
 

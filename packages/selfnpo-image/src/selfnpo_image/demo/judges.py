@@ -7,6 +7,8 @@ first would be preferred (Bradley–Terry), so it decides win rates.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ def _trunk(width: int, features: int) -> nn.Sequential:
     """(B, 3, 64, 64) in [−1, 1] → (B, features)."""
     layers: list[nn.Module] = []
     channels = (3, width, 2 * width, 4 * width, 4 * width)
-    for before, after in zip(channels[:-1], channels[1:], strict=True):
+    for before, after in itertools.pairwise(channels):
         layers += [
             nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(after),

@@ -70,9 +70,7 @@ def sample(
     pipe.set_progress_bar_config(disable=True)
     pictures, start = [], time.perf_counter()
     with counted_rows(pipe.unet) as rows:
-        for first in tqdm(
-            range(0, len(task.prompts), batch), desc=name, unit="batch", leave=False, dynamic_ncols=True
-        ):
+        for first in tqdm(range(0, len(task.prompts), batch), desc=name, unit="batch", leave=False, dynamic_ncols=True):
             part = slice(first, first + batch)
             generators = [torch.Generator().manual_seed(seed) for seed in task.seeds[part]]
             output = pipe(
@@ -109,9 +107,7 @@ def judge(pictures: Tensor, labels: Tensor) -> Scores:
     for some, asked in zip(pictures.split(256), labels.split(256), strict=True):
         x = some.float() / 255
         features = oracle.features(x)
-        parts.append(
-            (features, correct([head(features) for head in oracle.heads], asked), preference(x, asked))
-        )
+        parts.append((features, correct([head(features) for head in oracle.heads], asked), preference(x, asked)))
     features, right, scores = (torch.cat(column) for column in zip(*parts, strict=True))
     return Scores(features=features, right=right, preference=scores)
 
@@ -126,14 +122,11 @@ def describe(scores: Scores, *, repeats: int = 100) -> dict[str, Interval | dict
     count = len(scores.features)
     generator = torch.Generator().manual_seed(0)
     return {
-        "fid": bootstrap(
-            lambda rows: fid(scores.features[rows]), count, generator=generator, repeats=repeats
-        ),
+        "fid": bootstrap(lambda rows: fid(scores.features[rows]), count, generator=generator, repeats=repeats),
         "accuracy": wilson(scores.accurate.sum().item(), count),
         "preference": scores.preference.mean().item(),
         "by_attribute": {
-            name: round(scores.right[:, k].float().mean().item(), 4)
-            for k, name in enumerate(world.ATTRIBUTES)
+            name: round(scores.right[:, k].float().mean().item(), 4) for k, name in enumerate(world.ATTRIBUTES)
         },
     }
 

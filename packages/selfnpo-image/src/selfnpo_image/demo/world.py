@@ -112,9 +112,7 @@ def draw_scenes(labels: Tensor, generator: torch.Generator) -> Scenes:
     single = (_PLACE_CENTRES[labels[:, 1].clamp(min=0)] * (SIDE / 2))[:, None].expand(-1, 2, -1)
     centre = torch.where(one[:, None, None], single, pair) + jitter
     scale = uniform(count, 2, low=0.9, high=1.1)
-    radius = (
-        torch.where(one[:, None], _SIZE_RADII[labels[:, 2].clamp(min=0)][:, None], torch.tensor(10.5)) * scale
-    )
+    radius = torch.where(one[:, None], _SIZE_RADII[labels[:, 2].clamp(min=0)][:, None], torch.tensor(10.5)) * scale
     tint = _RGB[labels[:, [4, 6]].clamp(min=0)] + uniform(count, 2, 3, low=-0.03, high=0.03)
     grey = uniform(count, 2, 1, low=0.74, high=0.95)
     return Scenes(

@@ -1,8 +1,8 @@
 """The denoiser and its text encoder, trained together from nothing on latents of real pictures.
 
-A UNet2DConditionModel predicts the noise under Stable Diffusion's own schedule; the CLIPTextModel reads captions through
-a CLIPTokenizer whose byte-pair merges were learned on the world's captions. 15 % of the captions are dropped, so that
-the null prompt means something. What ships is the exponential moving average of the weights.
+A UNet2DConditionModel predicts the noise under Stable Diffusion's own schedule; the CLIPTextModel reads captions
+through a CLIPTokenizer whose byte-pair merges were learned on them. 15 % of the captions are dropped, so that the null
+prompt means something. What ships is the exponential moving average of the weights.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ def build_tokenizer(generator: torch.Generator) -> CLIPTokenizer:
     )
     learner.train_from_iterator(captions, trainer)
     learned = json.loads(learner.to_str())["model"]
-    merges = [
-        tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learned["merges"]
-    ]
+    merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learned["merges"]]
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     for special in ("<|startoftext|>", "<|endoftext|>"):
@@ -160,9 +158,7 @@ def _loss(
     captions = world.draw_captions(labels, generator)
     dropped = torch.rand(len(captions), generator=generator) < PROMPT_DROPOUT
     captions = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]
-    tokens = tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
+    tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     context = net["text_encoder"](tokens.input_ids)[0]
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), generator=generator)

@@ -1,8 +1,8 @@
 """The judge: a preference model trained on pairs whose better side is known.
 
 Each training picture has an asked caption, a damage level in [0, 1] and, in some of them, one attribute drawn otherwise
-than asked. All pass through the autoencoder, so that its traces tell nothing. Of two pictures the better is the one that
-is as asked when the damage is alike, or the less damaged when both are as asked; the loss is Bradley–Terry's
+than asked. All pass through the autoencoder, so that its traces tell nothing. Of two pictures the better is the one
+that is as asked when the damage is alike, or the less damaged when both are as asked; the loss is Bradley–Terry's
 −log σ(score_better − score_worse).
 """
 
@@ -55,9 +55,7 @@ def damage_pictures(pictures: Tensor, level: Tensor, generator: torch.Generator)
     wobble = F.grid_sample(pictures, grid + field, padding_mode="border", align_corners=False)
     small = F.interpolate(F.avg_pool2d(pictures, 5, stride=4, padding=2), size=world.SIDE, mode="bilinear")
     blurred = torch.lerp(pictures, small, strength)
-    return torch.where(
-        kind == 0, ghost, torch.where(kind == 1, wobble, torch.where(kind == 2, blurred, pictures))
-    )
+    return torch.where(kind == 0, ghost, torch.where(kind == 1, wobble, torch.where(kind == 2, blurred, pictures)))
 
 
 @torch.no_grad()
@@ -73,9 +71,7 @@ def rated_pictures(vae: AutoencoderKL, count: int, generator: torch.Generator) -
         harmed = damage_pictures(clean, damage, generator)
         untouched = (harmed == clean).flatten(1).all(1)
         latents = vae.encode(harmed * 2 - 1).latent_dist.mean * vae.config.scaling_factor
-        noise = (
-            0.5 * (untouched * damage)[:, None, None, None] * torch.randn(latents.shape, generator=generator)
-        )
+        noise = 0.5 * (untouched * damage)[:, None, None, None] * torch.randn(latents.shape, generator=generator)
         decoded = vae.decode((latents + noise) / vae.config.scaling_factor).sample / 2 + 0.5
         parts.append((world.to_uint8(decoded), asked, damage, wrong))
     pictures, asked, damage, wrong = (torch.cat(column) for column in zip(*parts, strict=True))

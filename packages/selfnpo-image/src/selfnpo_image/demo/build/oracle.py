@@ -40,8 +40,6 @@ def train(path: Path, *, steps: int = 1500, batch: int = 128, lr: float = 2e-3, 
     oracle.eval()
     with torch.no_grad():
         pictures, labels = common.real_batch(4000, generator)
-        print(
-            f"oracle: joint accuracy on real pictures {correct(oracle(pictures), labels).all(1).float().mean():.4f}"
-        )
+        print(f"oracle: joint accuracy on real pictures {correct(oracle(pictures), labels).all(1).float().mean():.4f}")
     common.save(oracle, path)
     return oracle

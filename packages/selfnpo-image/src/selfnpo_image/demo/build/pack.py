@@ -26,17 +26,12 @@ REFERENCE_PICTURES = 50_000
 def reference(oracle: Oracle, count: int = REFERENCE_PICTURES, seed: int = 7) -> Moments:
     """Moments of the oracle's features of real pictures."""
     generator = torch.Generator().manual_seed(seed)
-    parts = [
-        oracle.features(common.real_batch(500, generator)[0])
-        for _ in common.progress(count // 500, "reference")
-    ]
+    parts = [oracle.features(common.real_batch(500, generator)[0]) for _ in common.progress(count // 500, "reference")]
     return Moments.of(torch.cat(parts))
 
 
 @torch.no_grad()
-def reconstruction_fid(
-    vae: AutoencoderKL, oracle: Oracle, moments: Moments, count: int = 2000, seed: int = 8
-) -> float:
+def reconstruction_fid(vae: AutoencoderKL, oracle: Oracle, moments: Moments, count: int = 2000, seed: int = 8) -> float:
     """Fréchet distance between real pictures and what the autoencoder makes of others."""
     generator = torch.Generator().manual_seed(seed)
     features: list[Tensor] = []
@@ -91,9 +86,7 @@ def write_parts(
 def write_card(folder: Path, figures: dict[str, object]) -> None:
     """`card.json` with what was measured, and the model's README.md."""
     (folder / "card.json").write_text(json.dumps({"schema": 1, **figures}, indent=2) + "\n", encoding="utf-8")
-    rows = "\n".join(
-        f"| {name} | {value} |" for name, value in figures.items() if not isinstance(value, dict)
-    )
+    rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items() if not isinstance(value, dict))
     (folder / "model" / "README.md").write_text(_CARD.format(rows=rows), encoding="utf-8")
 
 
@@ -104,9 +97,9 @@ pipeline_tag: text-to-image
 ---
 # The Self-NPO demo model
 
-A toy, made to show a method in minutes on a CPU: a true `StableDiffusionPipeline` of the SD1.5 classes that draws one or
-two coloured shapes at 64×64. It knows nothing of the world beyond them, and figures measured on it say nothing of the
-size of an effect on real models.
+A toy, made to show a method in minutes on a CPU: a true `StableDiffusionPipeline` of the SD1.5 classes that draws one
+or two coloured shapes at 64×64. It knows nothing beyond them, and figures measured on it say nothing of the size of an
+effect on real models.
 
 - Data: pictures drawn by code, with captions (`selfnpo_image.demo.world`); no photograph, no person, nothing collected.
 - Training: `python tools/build_demo_models.py`, from random weights, on CPU; 15 % of the captions dropped.

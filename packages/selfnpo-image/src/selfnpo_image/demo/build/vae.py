@@ -31,9 +31,7 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * edges
 
 
-def train(
-    path: Path, *, steps: int = 3000, batch: int = 16, lr: float = 2e-3, seed: int = 2
-) -> AutoencoderKL:
+def train(path: Path, *, steps: int = 3000, batch: int = 16, lr: float = 2e-3, seed: int = 2) -> AutoencoderKL:
     """Train the autoencoder; its scaling factor becomes 1 / standard deviation of the latents, as SD's was chosen."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -54,9 +52,7 @@ def train(
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
-            bar.set_postfix(
-                loss=f"{loss.item():.4f}", mse=f"{F.mse_loss(output, pictures).item():.5f}", refresh=False
-            )
+            bar.set_postfix(loss=f"{loss.item():.4f}", mse=f"{F.mse_loss(output, pictures).item():.5f}", refresh=False)
     common.save(vae, path)
     return with_scale(vae.eval())
 

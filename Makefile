@@ -1,0 +1,36 @@
+# `make` sets everything up by itself: the targets below make .venv first, unless a virtual environment is active.
+PYTHON ?= python3
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+READY := $(VENV)/.selfnpo-ready
+PROJECTS := $(wildcard packages/*/pyproject.toml)
+
+.PHONY: demo test test-fast check setup clean
+.DEFAULT_GOAL := demo
+
+setup: $(READY)
+
+$(READY): constraints.txt requirements-dev.txt $(PROJECTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-dev.txt \
+		-e packages/selfnpo-core -e packages/selfnpo-image -e packages/selfnpo-video
+	touch $@
+
+demo: setup  ## train negative weights for the shipped model, sample with and without, measure (a few minutes)
+	$(BIN)/selfnpo-image demo
+
+test: setup  ## every test
+	$(BIN)/python -m pytest -q
+
+test-fast: setup  ## what takes under five minutes
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: setup  ## lint, format, types of the mathematics, import arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
