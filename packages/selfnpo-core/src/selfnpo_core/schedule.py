@@ -14,12 +14,14 @@ without noise on every schedule. All is built from the scheduler's configuration
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+
+Sigma = TypeVar("Sigma", float, Tensor)
 
 CLEAN = -1.0
 """The timestep of clean data: alpha = 1, sigma = 0."""
@@ -88,7 +90,8 @@ class NoiseSchedule:
         """The n timesteps of a denoising run, descending, without clean: (n,), int64, or float32 for flow.
 
         Variance preserving: DDIM's rule in `set_timesteps` under the scheduler's own `timestep_spacing`
-        and `steps_offset`. Flow: FlowMatchEulerDiscreteScheduler's rule; `mu` where it shifts dynamically.
+        and `steps_offset`. Flow: the rule of FlowMatchEulerDiscreteScheduler, or of UniPC with
+        flow sigmas; `mu` for those that shift by resolution.
         """
         if not 1 <= n <= self._steps:
             raise InputError(f"a grid of {n} steps is not possible: choose 1 to {self._steps}")
@@ -103,7 +106,8 @@ class NoiseSchedule:
             t.device
         )
         room = self.max_timestep - t.double()
-        step = (1 - u) * room if self.is_flow else ((u * room).floor() + 1).minimum(room.ceil())
+        whole = room.floor()
+        step = (1 - u) * room if self.is_flow else ((u * whole).floor() + 1).minimum(whole)
         return (t.double() + step).to(t.dtype)
 
     def _flow_level(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,19 +151,24 @@ class NoiseSchedule:
         raise InputError(f"timestep_spacing '{spacing}' is unknown: use leading, linspace or trailing")
 
     def _flow_grid(self, n: int, mu: float | None) -> Tensor:
-        config, lowest = self._config, torch.tensor([1 / self._steps], dtype=torch.float64)
-        if config.get("use_dynamic_shifting"):
-            if mu is None:
-                raise InputError("this scheduler shifts by resolution: pass mu to grid()")
-            dynamic = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
-            sigma = _shift(torch.linspace(1, lowest.item(), n, dtype=torch.float64), dynamic)
+        config, shift, lowest = self._config, self._flow_shift(mu), 1 / self._steps
+        if config.get("use_flow_sigmas"):  # UniPC and DPM leave the last point out
+            sigma = torch.linspace(1, lowest, n + 1, dtype=torch.float64)[:-1]
         else:
-            # diffusers shifts the lowest sigma when built, and the whole grid once more when steps are set
-            shift = float(config.get("shift", config.get("flow_shift", 1.0)))
-            sigma = _shift(torch.linspace(1, _shift(lowest, shift).item(), n, dtype=torch.float64), shift)
+            # without dynamic shifting diffusers shifts the lowest sigma once more than the others
+            lowest = lowest if config.get("use_dynamic_shifting") else _shift(lowest, shift)
+            sigma = torch.linspace(1, lowest, n, dtype=torch.float64)
+        sigma = _shift(sigma, shift)
         if config.get("shift_terminal"):
             sigma = 1 - (1 - sigma) * (1 - float(config["shift_terminal"])) / (1 - sigma[-1])
         return (sigma * self._steps).float()
+
+    def _flow_shift(self, mu: float | None) -> float:
+        if not self._config.get("use_dynamic_shifting"):
+            return float(self._config.get("flow_shift") or self._config.get("shift") or 1.0)
+        if mu is None:
+            raise InputError("this scheduler shifts its timesteps by resolution: pass mu to grid()")
+        return mu if self._config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
 def _describes_flow(scheduler: Any, config: Mapping[str, Any]) -> bool:
@@ -168,7 +177,7 @@ def _describes_flow(scheduler: Any, config: Mapping[str, Any]) -> bool:
     return bool(config.get("use_flow_sigmas")) or any("FlowMatch" in name for name in names)
 
 
-def _shift(sigma: Tensor, shift: float) -> Tensor:
+def _shift(sigma: Sigma, shift: float) -> Sigma:
     """Move a flow's timesteps towards noise: s·sigma / (1 + (s − 1)·sigma) (SD3, 2403.03206)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
