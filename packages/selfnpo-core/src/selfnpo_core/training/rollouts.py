@@ -10,8 +10,9 @@ accumulation sees the very rows that one large batch would.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -61,10 +62,13 @@ class Teacher:
 
 
 class Source(ABC):
-    """Yields the looks of one update: `rows` rows, at most `batch_size` at a time."""
+    """Draws the rows of one update, then yields the teacher's looks at them, at most `batch_size` rows at a time."""
 
     @abstractmethod
-    def looks(self, rows: int, batch_size: int) -> Iterator[Look]: ...
+    def draw(self, rows: int) -> "Drawn": ...
+
+    @abstractmethod
+    def looks(self, drawn: Any, batch_size: int) -> Iterator[Look]: ...
 
     def warm_up(self, batch_size: int) -> None:
         """One-off preparation before the first update."""
@@ -72,8 +76,15 @@ class Source(ABC):
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         assert not state
+
+
+class Drawn(Protocol):
+    """What a source has drawn: at least the timestep t: (B,) that every row is to be looked at."""
+
+    @property
+    def t(self) -> Tensor: ...
 
 
 class PoolSource(Source):
@@ -82,16 +93,19 @@ class PoolSource(Source):
     def __init__(self, pool: TrajectoryPool, teacher: Teacher, schedule: NoiseSchedule, device: torch.device):
         self._pool, self._teacher, self._schedule, self._device = pool, teacher, schedule, device
 
+    def draw(self, rows: int) -> Batch:
+        return self._pool.draw(rows, self._device)
+
     @torch.no_grad()
-    def looks(self, rows: int, batch_size: int) -> Iterator[Look]:
-        drawn = self._pool.draw(rows)
-        for part in _split(drawn, batch_size):
-            x_t, t, t_next, prompt = (
-                tensor.to(self._device) for tensor in (part.x_t, part.t, part.t_next, part.prompt)
-            )
-            look = self._teacher.look(x_t, t, prompt)
-            self._pool.put_back(part, ddim_step(look.weak, self._schedule.at(t_next, like=x_t)))
+    def looks(self, drawn: Batch, batch_size: int) -> Iterator[Look]:
+        """The trajectories go back, one step further, when the last look has been used."""
+        advanced = []
+        for part in torch.arange(len(drawn.t), device=self._device).split(batch_size):
+            x_t, level = drawn.x_t[part], self._schedule.at(drawn.t_next[part], like=drawn.x_t)
+            look = self._teacher.look(x_t, drawn.t[part], drawn.prompt[part])
+            advanced.append(ddim_step(look.weak, level))
             yield look
+        self._pool.put_back(drawn, torch.cat(advanced))
 
     @torch.no_grad()
     def warm_up(self, batch_size: int) -> None:
@@ -103,12 +117,22 @@ class PoolSource(Source):
     def state_dict(self) -> dict[str, Tensor]:
         return self._pool.state_dict()
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._pool.load_state_dict(state)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """Noise x: (B, *S), prompts (B,), and the grid indices (B,) where the walks are to stop, at timesteps t: (B,)."""
+
+    x: Tensor
+    prompt: Tensor
+    stop: Tensor
+    t: Tensor
+
+
 class FreshSource(Source):
-    """Every update starts from noise: truncated after at least `truncation_steps` steps, or simulated to the end."""
+    """Every update starts from noise: truncated after at least `fewest_steps` steps, or (None) simulated to the end."""
 
     def __init__(
         self,
@@ -126,31 +150,35 @@ class FreshSource(Source):
         self._num_prompts, self._generator, self._device = num_prompts, generator, device
         self._fewest_steps = fewest_steps
 
-    @torch.no_grad()
-    def looks(self, rows: int, batch_size: int) -> Iterator[Look]:
-        x = torch.randn((rows, *self._shape), generator=self._generator)
-        prompt = torch.randint(self._num_prompts, (rows,), generator=self._generator)
-        lowest = 0 if self._fewest_steps is None else self._fewest_steps
-        stop = torch.randint(lowest, len(self._grid), (rows,), generator=self._generator)
-        for part in torch.arange(rows).split(batch_size):
-            here = (tensor[part].to(self._device) for tensor in (x, prompt, stop))
-            yield self._simulate(*here) if self._fewest_steps is None else self._truncate(*here)
+    def draw(self, rows: int) -> Fresh:
+        x = torch.randn((rows, *self._shape), generator=self._generator).to(self._device)
+        prompt = torch.randint(self._num_prompts, (rows,), generator=self._generator).to(self._device)
+        if self._fewest_steps is None:
+            stop = torch.full_like(prompt, len(self._grid))
+            return Fresh(x=x, prompt=prompt, stop=stop, t=stop.new_full((rows,), int(CLEAN)).to(self._grid.dtype))
+        stop = torch.randint(self._fewest_steps, len(self._grid), (rows,), generator=self._generator)
+        stop = stop.to(self._device)
+        return Fresh(x=x, prompt=prompt, stop=stop, t=self._grid[stop])
 
-    def _simulate(self, x: Tensor, prompt: Tensor, _: Tensor) -> Look:
+    @torch.no_grad()
+    def looks(self, drawn: Fresh, batch_size: int) -> Iterator[Look]:
+        walk = self._simulate if self._fewest_steps is None else self._truncate
+        for part in torch.arange(len(drawn.t), device=self._device).split(batch_size):
+            yield walk(drawn.x[part], drawn.prompt[part], drawn.stop[part], drawn.t[part])
+
+    def _simulate(self, x: Tensor, prompt: Tensor, _: Tensor, t: Tensor) -> Look:
         weak = self._teacher
         x0 = full_simulation(weak.denoise, self._schedule, self._grid, x, prompt, weak.weak)
-        clean = torch.full((len(x),), CLEAN, device=x.device, dtype=self._grid.dtype)
-        return Look(x_t=x0, t=clean, prompt=prompt, weak=Estimate(x0, torch.zeros_like(x0)), strong=None)
+        return Look(x_t=x0, t=t, prompt=prompt, weak=Estimate(x0, torch.zeros_like(x0)), strong=None)
 
-    def _truncate(self, x: Tensor, prompt: Tensor, stop: Tensor) -> Look:
+    def _truncate(self, x: Tensor, prompt: Tensor, stop: Tensor, t: Tensor) -> Look:
         """Every row walks to its own stop: (B,); those that are there wait for the last, then all are looked at."""
         for index in range(int(stop.max())):
             walking = (stop > index).nonzero()[:, 0]
-            t = self._grid[index].expand(len(walking))
-            estimate = self._teacher.step(x[walking], t, prompt[walking])
-            t_next = self._grid[index + 1].expand(len(walking))
-            x[walking] = ddim_step(estimate, self._schedule.at(t_next, like=x))
-        return self._teacher.look(x, self._grid[stop], prompt)
+            here, there = (self._grid[i].expand(len(walking)) for i in (index, index + 1))
+            estimate = self._teacher.step(x[walking], here, prompt[walking])
+            x[walking] = ddim_step(estimate, self._schedule.at(there, like=x))
+        return self._teacher.look(x, t, prompt)
 
 
 def make_source(
@@ -179,9 +207,3 @@ def make_source(
         device=device,
         fewest_steps=recipe.truncation_steps if recipe.rollout == "truncated" else None,
     )
-
-
-def _split(batch: Batch, size: int) -> Iterator[Batch]:
-    fields = ("rows", "x_t", "index", "t", "t_next", "prompt")
-    for parts in zip(*(getattr(batch, name).split(size) for name in fields), strict=True):
-        yield Batch(*parts)

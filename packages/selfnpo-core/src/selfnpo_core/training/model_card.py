@@ -1,0 +1,71 @@
+"""The README.md of an npo folder, from its npo_config.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+_LORA_USE = """\
+```python
+from diffusers import DiffusionPipeline
+from selfnpo_core import NegativeAdapters
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("PATH/OF/THIS/FOLDER", adapter_name="npo")
+with NegativeAdapters.attach(pipe, {{"npo": {beta}}}, condition="{condition}"):
+    image = pipe("a prompt", guidance_scale={scale}).images[0]
+```
+
+Loaded without `NegativeAdapters`, the LoRA acts on both branches of the guidance and makes pictures *worse*."""
+
+_FULL_USE = """\
+```python
+from diffusers import DiffusionPipeline
+from selfnpo_core import attach_npo
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+with attach_npo(pipe, "PATH/OF/THIS/FOLDER", beta={beta}, condition="{condition}"):
+    image = pipe("a prompt", guidance_scale={scale}).images[0]
+```"""
+
+
+def model_card(config: Mapping[str, Any]) -> str:
+    """Markdown with the front matter that model hubs read."""
+    recommended, recipe = config["recommended"], config["recipe"]
+    low, high = recommended["guidance_scale"]
+    use = _LORA_USE if config["train"] == "lora" else _FULL_USE
+    kind = f"a LoRA of rank {config['rank']}" if config["train"] == "lora" else "an offset of all weights (bf16)"
+    front = {
+        "library_name": "diffusers",
+        "base_model": config["base_model"],
+        "tags": ["self-npo", "negative-guidance", config["family"], *(["lora"] if config["train"] == "lora" else [])],
+    }
+    used = use.format(
+        base=config["base_model"],
+        beta=recommended["beta"],
+        condition=config["negative_condition"],
+        scale=(low + high) / 2,
+    )
+    settings = "\n".join(f"| {key} | {value} |" for key, value in recipe.items() if key != "output")
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# Negative weights for {config["base_model"]}
+
+Self-NPO ([2505.11777](https://arxiv.org/abs/2505.11777)) trains a diffusion model on its own weak samples, from
+prompts only, and uses the result on the negative branch of classifier-free guidance, which then leads away from it.
+This is {kind}, made from {config["base_model"]} (weights sha256 `{config["base_hash"]}`).
+
+## Use
+
+{used}
+
+Recommended: beta {recommended["beta"]}, alpha {recommended["alpha"]}, guidance scale {low} to {high}.
+
+## How it was made
+
+| setting | value |
+| --- | --- |
+{settings}
+"""

@@ -1,0 +1,129 @@
+"""One update's loss: the student at the re-noised x_s against what the teacher saw at x_t.
+
+    x_s ~ q(x_s | x_t), s uniform in (t, T]          (Self-NPO, 2505.11777)
+    tdft                ρ(x̂_student(x_s) − x̂_weak(x_t))
+    gradient_reversal   … and away from x̂_strong(x_t) through a gradient reversal layer
+    dpo                 weak wins against strong, relative to the base at x_s
+
+The networks may run in half precision; everything here is float32.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfnpo_core.denoise import renoise
+from selfnpo_core.guidance import NULL, Denoise
+from selfnpo_core.objective import gradient_reversal_loss, npo_dpo_loss, tdft_loss
+from selfnpo_core.prediction import Estimate, to_estimate
+from selfnpo_core.training.backbone import Backbone
+from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.rollouts import Look, Source
+from selfnpo_core.training.student import Role, Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """The student's question: x_s: (B, *S) at s: (B,) under prompt: (B,), made from a look."""
+
+    look: Look
+    x_s: Tensor
+    s: Tensor
+    prompt: Tensor
+
+
+@dataclass
+class RowCounter:
+    """Rows of forwards, by whose weights they used."""
+
+    student: int = 0
+    teacher: int = 0
+    base: int = 0
+
+    def add(self, role: Role, rows: int) -> None:
+        setattr(self, role, getattr(self, role) + rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoisers:
+    """The network under each set of weights, as denoisers of the core: float32 estimates in, float32 out."""
+
+    backbone: Backbone
+    weights: Student
+    counter: RowCounter
+    amp: torch.dtype | None = None
+    """dtype of autocast around the network; `None` for none."""
+
+    def student(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
+        return self._estimate("student", x_t, t, prompt)
+
+    @torch.no_grad()
+    def teacher(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
+        with self.weights.role("teacher"):
+            return self._estimate("teacher", x_t, t, prompt)
+
+    @torch.no_grad()
+    def base(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
+        with self.weights.role("base"):
+            return self._estimate("base", x_t, t, prompt)
+
+    def _estimate(self, role: Role, x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
+        self.counter.add(role, len(x_t))
+        with torch.autocast(x_t.device.type, dtype=self.amp, enabled=self.amp is not None):
+            output = self.backbone.predict(x_t, t, prompt)
+        level = self.backbone.schedule.at(t, like=x_t)
+        return to_estimate(output.float(), x_t, level, self.backbone.prediction_type)
+
+
+def noised_looks(
+    source: Source, backbone: Backbone, recipe: Recipe, generator: torch.Generator
+) -> Iterator[Noised]:
+    """The parts of one update, re-noised. All that is random is drawn for the whole update at once, first."""
+    drawn = source.draw(recipe.update_rows)
+    s = backbone.schedule.draw_noisier(drawn.t, generator)
+    noise = torch.randn((recipe.update_rows, *backbone.latent_shape), generator=generator)
+    dropped = torch.rand(recipe.update_rows, generator=generator) < recipe.student_prompt_dropout
+    start = 0
+    for look in source.looks(drawn, recipe.batch_size):
+        part = slice(start, start := start + len(look.t))
+        yield _noise(look, s[part], noise[part], dropped[part], backbone)
+
+
+def _noise(look: Look, s: Tensor, noise: Tensor, dropped: Tensor, backbone: Backbone) -> Noised:
+    """x_s ~ q(x_s | x_t), and the null prompt for the rows that are to drop theirs."""
+    x_t, at = look.x_t, backbone.schedule.at
+    x_s = renoise(x_t, noise.to(x_t), at(look.t, like=x_t), at(s, like=x_t))
+    prompt = look.prompt.masked_fill(dropped.to(look.prompt.device), NULL)
+    return Noised(look=look, x_s=x_s, s=s, prompt=prompt)
+
+
+def update_loss(noised: Noised, denoisers: Denoisers, recipe: Recipe) -> Tensor:
+    """The recipe's objective for one part of an update: a scalar with gradient."""
+    look, at = noised.look, (noised.x_s, noised.s, noised.prompt)
+    if recipe.objective == "tdft":
+        return tdft_loss(denoisers.student(*at).x0, look.weak.x0, recipe.loss)
+    assert look.strong is not None
+    if recipe.objective == "gradient_reversal":
+        x0 = denoisers.student(*at).x0
+        return gradient_reversal_loss(x0, look.weak.x0, look.strong.x0, recipe.reversal_lambda, recipe.loss)
+    reference = denoisers.base(*at).x0
+    x0 = denoisers.student(*at).x0
+    return npo_dpo_loss(x0, reference, look.weak.x0, look.strong.x0, recipe.dpo_beta, recipe.loss)
+
+
+def teacher_rows(recipe: Recipe) -> float:
+    """Rows of teacher forwards that one row of an update costs, on average (a doubled batch counts twice)."""
+    branches = 1 if recipe.teacher_guidance in (0, -1) else 2
+    last = 2 if recipe.needs_strong else branches
+    if recipe.rollout == "pool":
+        return last
+    if recipe.rollout == "full":
+        return recipe.grid_steps * branches
+    return (recipe.truncation_steps + recipe.grid_steps - 1) / 2 * branches + last
+
+
+def reference_rows(recipe: Recipe) -> float:
+    """Rows of base forwards that one row of an update costs."""
+    return 1 if recipe.objective == "dpo" else 0
