@@ -1,0 +1,112 @@
+"""Experiments on the demo world, cell by cell: an arm at a guidance scale, sampled, judged, and kept as one JSON file.
+
+A cell that is on disk is not computed again, so a long table can be stopped and gone on with. Arms are compared at the
+same prompts and seeds; the judges' scores of every cell are kept in a folder of their own, because
+the paired comparison with plain guidance needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from selfnpo_image.demo import measure
+
+Attach = Callable[[StableDiffusionPipeline], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A way to sample. `attach` puts its weights on the pipeline for the duration of a `with` block."""
+
+    name: str
+    attach: Attach
+    note: Mapping[str, Any]
+    """What the JSON says of it: training seed, recipe, strength, …"""
+
+
+@contextmanager
+def plain(_pipe: StableDiffusionPipeline) -> Iterator[None]:
+    """Classifier-free guidance as it is."""
+    yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A folder of cells. task: the prompts and seeds of every cell; steps: sampling steps."""
+
+    folder: Path
+    scores: Path
+    task: measure.Task
+    steps: int
+    batch: int = 64
+
+    def cell(self, pipe: StableDiffusionPipeline, arm: Arm, scale: float) -> dict[str, Any]:
+        """The cell's figures: from disk, or computed now and put there. Plain guidance must come before other arms."""
+        path = self.folder / f"{arm.name}-g{scale:g}.json"
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        with arm.attach(pipe):
+            drawn = measure.sample(
+                pipe, self.task, guidance_scale=scale, steps=self.steps, batch=self.batch, name=path.stem
+            )
+        scores = measure.judge(drawn.pictures, self.task.labels)
+        figures = {
+            "schema": 1,
+            "arm": arm.name,
+            "scale": scale,
+            "samples": len(self.task.prompts),
+            **measure.describe(scores),
+            "against_cfg": None if arm.name == "cfg" else measure.against(scores, self._scores("cfg", scale)),
+            "rows_per_picture": drawn.forward_rows / len(self.task.prompts),
+            "seconds": round(drawn.seconds, 1),
+            "steps": self.steps,
+            "scheduler": type(pipe.scheduler).__name__,
+            **arm.note,
+            "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
+        }
+        self._keep(path.stem, scores, drawn.pictures)
+        _write(path, figures)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def pictures(self, arm: str, scale: float) -> Tensor:
+        """The first 64 pictures of a cell."""
+        return load_file(self.scores / f"{arm}-g{scale:g}.safetensors")["pictures"]
+
+    def _scores(self, arm: str, scale: float) -> measure.Scores:
+        stored = load_file(self.scores / f"{arm}-g{scale:g}.safetensors")
+        return measure.Scores(
+            features=stored["features"], right=stored["right"].bool(), preference=stored["preference"]
+        )
+
+    def _keep(self, name: str, scores: measure.Scores, pictures: Tensor) -> None:
+        self.scores.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {
+                "features": scores.features,
+                "right": scores.right.to(torch.uint8),
+                "preference": scores.preference,
+                "pictures": pictures[:64].clone(),
+            },
+            self.scores / f"{name}.safetensors",
+        )
+
+
+def _write(path: Path, figures: Mapping[str, Any]) -> None:
+    """Whole or absent; six significant digits are enough for every figure of a cell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    short = json.loads(json.dumps(figures), parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
