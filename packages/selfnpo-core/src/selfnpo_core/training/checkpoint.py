@@ -82,9 +82,7 @@ def load_checkpoint(folder: Path) -> State:
         raise RunError(f"checkpoint {folder} is not whole ({damage}): resume from an older one")
     values = read_json(folder / "state.json")
     parts = sorted(folder.glob("*.safetensors"))
-    return State(
-        step=values["step"], tensors={path.stem: load_tensors(path) for path in parts}, values=values
-    )
+    return State(step=values["step"], tensors={path.stem: load_tensors(path) for path in parts}, values=values)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -1,9 +1,9 @@
 """The result of a run: negative weights that say what they are and which base they belong to.
 
-    npo/pytorch_lora_weights.safetensors   a LoRA, loaded by any stock diffusers pipeline
-    npo/delta.safetensors                  or, of all weights, the differences to the base in bf16
-    npo/npo_config.json                    `NpoConfig`
-    npo/README.md                          a model card
+npo/pytorch_lora_weights.safetensors   a LoRA, loaded by any stock diffusers pipeline
+npo/delta.safetensors                  or, of all weights, the differences to the base in bf16
+npo/npo_config.json                    `NpoConfig`
+npo/README.md                          a model card
 """
 
 import logging
@@ -57,6 +57,7 @@ class NpoConfig(BaseModel):
     recipe: dict[str, Any]
     recommended: Recommended = Recommended()
     negative_condition: Literal["null", "prompt"] = "null"
+    versions: dict[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)

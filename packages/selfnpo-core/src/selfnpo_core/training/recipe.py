@@ -89,9 +89,9 @@ class Recipe(BaseModel):
     max_drift: Above0 = Field(0.25, description="stop when ‖Δθ‖/‖θ‖ is larger")
     checkpoint_every: Count = Field(250, description="updates; 0: only at the end and when interrupted")
     keep_last: Count = Field(2, description="checkpoints kept; 0: all")
-    trackers: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_listed)
-    ] = ("tensorboard",)
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_listed)] = (
+        "tensorboard",
+    )
     project: str = Field("selfnpo", description="project name for the trackers")
 
     sample_every: Count = Field(0, description="updates between sample grids; 0: none")
@@ -109,8 +109,7 @@ class Recipe(BaseModel):
             raise ValueError(f"pool_size is {self.pool_size}, but one update draws {rows} rows: raise it")
         if self.rollout == "truncated" and self.truncation_steps >= self.grid_steps:
             raise ValueError(
-                f"truncation_steps is {self.truncation_steps}, but must be less than grid_steps, "
-                f"{self.grid_steps}"
+                f"truncation_steps is {self.truncation_steps}, but must be less than grid_steps, {self.grid_steps}"
             )
         if self.rollout == "full" and self.objective != "tdft":
             raise ValueError(

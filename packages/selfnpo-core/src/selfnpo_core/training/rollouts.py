@@ -10,7 +10,7 @@ accumulation sees the very rows that one large batch would.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,8 +70,8 @@ class Source(ABC):
     @abstractmethod
     def looks(self, drawn: Any, batch_size: int) -> Iterator[Look]: ...
 
-    def warm_up(self, batch_size: int) -> None:
-        """One-off preparation before the first update."""
+    def warm_up(self, batch_size: int, check: Callable[[], None]) -> None:
+        """One-off preparation before the first update; `check` is called often and may raise to stop it."""
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -108,11 +108,12 @@ class PoolSource(Source):
         self._pool.put_back(drawn, torch.cat(advanced))
 
     @torch.no_grad()
-    def warm_up(self, batch_size: int) -> None:
-        self._pool.stagger(self._advance, batch_size, self._device)
+    def warm_up(self, batch_size: int, check: Callable[[], None]) -> None:
+        def advance(x_t: Tensor, t: Tensor, t_next: Tensor, prompt: Tensor) -> Tensor:
+            check()
+            return ddim_step(self._teacher.step(x_t, t, prompt), self._schedule.at(t_next, like=x_t))
 
-    def _advance(self, x_t: Tensor, t: Tensor, t_next: Tensor, prompt: Tensor) -> Tensor:
-        return ddim_step(self._teacher.step(x_t, t, prompt), self._schedule.at(t_next, like=x_t))
+        self._pool.stagger(advance, batch_size, self._device)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._pool.state_dict()

@@ -139,9 +139,7 @@ class RunFolder:
                 f"output folder {self.path} holds another run: continue it with --resume, or choose another"
             )
         elif others := [p.name for p in self.path.iterdir() if p.name != ".lock"]:
-            raise InputError(
-                f"output folder {self.path} is not empty ({sorted(others)[0]}): choose a new folder"
-            )
+            raise InputError(f"output folder {self.path} is not empty ({sorted(others)[0]}): choose a new folder")
         write_text(self.path / "prompts.txt", "\n".join(prompts) + "\n")
         write_json(self.path / "run.json", known)
         write_text(self.path / "config.yaml", recipe.to_yaml())

@@ -55,6 +55,10 @@ class Student(ABC):
         """Write the weights file of an npo folder."""
 
     @abstractmethod
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """What `save` is expected to have written."""
+
+    @abstractmethod
     def close(self) -> None:
         """Leave the backbone as it was found."""
 
@@ -121,11 +125,15 @@ class LoraStudent(Student):
 
     @contextmanager
     def role(self, role: Role) -> Iterator[None]:
+        prepared = self.backbone.denoiser
+        if role == "base":
+            self.backbone.denoiser = self.network  # sampling pipelines want the network itself
         self._activate({"student": [NPO], "teacher": [TEACHER], "base": []}[role])
         try:
             yield
         finally:
             self._activate([NPO])
+            self.backbone.denoiser = prepared
 
     def use(self, prepared: nn.Module) -> None:
         self.backbone.denoiser = prepared
@@ -143,11 +151,11 @@ class LoraStudent(Student):
         return NPO
 
     def save(self, directory: Path) -> None:
-        prepared, self.backbone.denoiser = self.backbone.denoiser, self.network
-        try:
+        with self.role("base"):
             self.backbone.save_lora(directory, NPO)
-        finally:
-            self.backbone.denoiser = prepared
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        return dict(self.parameters)
 
     def close(self) -> None:
         from diffusers.utils import recurse_remove_peft_layers
@@ -201,16 +209,16 @@ class FullStudent(Student):
     @torch.no_grad()
     def delta(self) -> dict[str, Tensor]:
         """student − base, in bf16."""
-        return {
-            name: (p - self._base[name].float()).to(torch.bfloat16).cpu()
-            for name, p in self.parameters.items()
-        }
+        return {name: (p - self._base[name].float()).to(torch.bfloat16).cpu() for name, p in self.parameters.items()}
 
     def negative(self) -> Negative:
         return self.delta()
 
     def save(self, directory: Path) -> None:
         save_tensors(directory / "delta.safetensors", self.delta(), {"format": "pt"})
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        return self.delta()
 
     def close(self) -> None:
         self.backbone.denoiser = self.base

@@ -45,6 +45,9 @@ class RowCounter:
     def add(self, role: Role, rows: int) -> None:
         setattr(self, role, getattr(self, role) + rows)
 
+    def reset(self) -> None:
+        self.student = self.teacher = self.base = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Denoisers:
@@ -77,9 +80,7 @@ class Denoisers:
         return to_estimate(output.float(), x_t, level, self.backbone.prediction_type)
 
 
-def noised_looks(
-    source: Source, backbone: Backbone, recipe: Recipe, generator: torch.Generator
-) -> Iterator[Noised]:
+def noised_looks(source: Source, backbone: Backbone, recipe: Recipe, generator: torch.Generator) -> Iterator[Noised]:
     """The parts of one update, re-noised. All that is random is drawn for the whole update at once, first."""
     drawn = source.draw(recipe.update_rows)
     s = backbone.schedule.draw_noisier(drawn.t, generator)

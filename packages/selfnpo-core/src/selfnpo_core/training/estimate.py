@@ -1,0 +1,149 @@
+"""What a run will cost, before it runs: parameters, memory by part, forwards an update.
+
+Weights, gradients and optimizer states are counted. Activations are measured: one forward of one row, and the bytes
+that autograd keeps for the backward pass, times the batch size. Not in it: the allocator's own losses, work space of
+kernels, and, under gradient checkpointing, the one block that is recomputed at a time.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from selfnpo_core.guidance import NULL
+from selfnpo_core.training.accelerators import AMP
+from selfnpo_core.training.backbone import Backbone
+from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.student import FullStudent, Student, make_student
+from selfnpo_core.training.updates import Denoisers, RowCounter, reference_rows, teacher_rows
+
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the memory, on the training device or in the host's."""
+
+    name: str
+    bytes: int
+    on_device: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """The resolved recipe and its cost. `str()` is a table for people. Rows are of forwards, per row of the update."""
+
+    recipe: Recipe
+    network_parameters: int
+    trained_parameters: int
+    memory: tuple[Part, ...]
+    teacher_rows: float
+    base_rows: float
+    student_rows: float = 3.0
+    """One forward and a backward, which counts as two."""
+
+    @property
+    def device_bytes(self) -> int:
+        return sum(part.bytes for part in self.memory if part.on_device)
+
+    @property
+    def rows_per_update(self) -> float:
+        return self.teacher_rows + self.base_rows + self.student_rows
+
+    def __str__(self) -> str:
+        recipe = self.recipe
+        share = self.trained_parameters / self.network_parameters
+        base = f" + {self.base_rows:g} base" if self.base_rows else ""
+        lines = [
+            recipe.to_yaml().rstrip(),
+            "",
+            f"parameters trained   {self.trained_parameters:,} of {self.network_parameters:,} ({share:.2%})",
+            f"rows an update       {recipe.update_rows} ({recipe.batch_size} × {recipe.grad_accumulation})",
+            f"forwards an update   {self.rows_per_update:g} a row: {self.teacher_rows:g} teacher{base} + "
+            f"{self.student_rows:g} student (backward counted as two)",
+            "memory, estimated",
+            *(f"  {p.name:<34}{_size(p.bytes):>10}{'' if p.on_device else '  (host)'}" for p in self.memory),
+            f"  {'together on the device':<34}{_size(self.device_bytes):>10}",
+        ]
+        return "\n".join(lines)
+
+
+def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> DryRun:
+    """Build the trained weights, measure one row, and take everything away again."""
+    base = backbone.denoiser
+    network_parameters = sum(p.numel() for p in base.parameters())
+    base_bytes = _bytes_of(base)
+    backbone.embed(list(prompts[:1]))
+    student = make_student(backbone, recipe)
+    try:
+        activations = _activation_bytes(backbone, student, recipe) * recipe.batch_size
+        memory = (*_weights(student, recipe, base_bytes), *_rest(backbone, recipe, len(prompts)))
+        trained = student.trained_parameters
+    finally:
+        student.close()
+    return DryRun(
+        recipe=recipe,
+        network_parameters=network_parameters,
+        trained_parameters=trained,
+        memory=(*memory, Part(name=f"activations of {recipe.batch_size} rows (measured)", bytes=activations)),
+        teacher_rows=teacher_rows(recipe),
+        base_rows=reference_rows(recipe),
+    )
+
+
+def _weights(student: Student, recipe: Recipe, base_bytes: int) -> tuple[Part, ...]:
+    trained = 4 * student.trained_parameters
+    kind = "" if recipe.train == "full" else " LoRA"
+    parts = [
+        Part(name="base weights", bytes=base_bytes),
+        Part(name=f"student{kind}, float32", bytes=trained),
+        Part(name=f"teacher{kind}, float32", bytes=trained),
+        Part(name="gradients, float32", bytes=trained),
+        Part(name=f"optimizer, {recipe.optimizer}", bytes=OPTIMIZER_BYTES[recipe.optimizer] * trained // 4),
+    ]
+    if isinstance(student, FullStudent) and recipe.mixed_precision != "no":
+        parts.append(Part(name=f"weights cast to {recipe.mixed_precision}", bytes=trained // 2))
+    return tuple(parts)
+
+
+def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int) -> tuple[Part, ...]:
+    embeddings = Part(name="prompt embeddings", bytes=(num_prompts + 1) * backbone.bytes_per_prompt)
+    if recipe.rollout != "pool":
+        return (embeddings,)
+    size = recipe.pool_size * math.prod(backbone.latent_shape) * 4
+    return embeddings, Part(name="trajectory pool", bytes=size, on_device=recipe.pool_device == "device")
+
+
+def _activation_bytes(backbone: Backbone, student: Student, recipe: Recipe) -> int:
+    """Bytes that autograd keeps of the student's forward of one row, without the weights themselves."""
+    device = next(student.network.parameters()).device
+    weights = {tensor.untyped_storage().data_ptr() for tensor in student.network.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    denoisers = Denoisers(backbone=backbone, weights=student, counter=RowCounter(), amp=AMP[recipe.mixed_precision])
+    x = torch.zeros((1, *backbone.latent_shape), device=device)
+    t = backbone.schedule.grid(recipe.grid_steps)[:1].to(device)
+    prompt = torch.full((1,), NULL, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        denoisers.student(x, t, prompt)
+    return sum(kept.values())
+
+
+def _bytes_of(network: nn.Module) -> int:
+    tensors = [*network.parameters(), *network.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,214 @@
+"""A training run with its folder: progress, metrics, pictures, checkpoints, stopping, and the npo folder at the end."""
+
+import importlib.metadata
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.training.accelerators import make_accelerator, start_trackers
+from selfnpo_core.training.backbone import Backbone, Negative
+from selfnpo_core.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from selfnpo_core.training.engine import Engine, Update
+from selfnpo_core.training.files import is_disk_full
+from selfnpo_core.training.hashing import fingerprint
+from selfnpo_core.training.npo_folder import NpoConfig, Recommended, write_npo
+from selfnpo_core.training.pictures import sample_grid
+from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.run_folder import RunFolder
+from selfnpo_core.training.stopping import StopSignals
+from selfnpo_core.training.student import lora_target_modules
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    backbone: Backbone,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    output: str | Path,
+    *,
+    resume: bool = False,
+    recommended: Recommended | None = None,
+    negative_condition: Literal["null", "prompt"] = "null",
+    progress: bool = True,
+) -> Path:
+    """Train, and return the folder of the negative weights, output/npo.
+
+    Raises `InputError` before anything is written, `RunError` if the run fails, `Interrupted` after a signal; in each
+    case the newest checkpoint in `output` is whole and `resume=True` goes on from it.
+    """
+    if not prompts:
+        raise InputError("there are no prompts: give a file with one prompt a line")
+    accelerator = make_accelerator(recipe, Path(output) / "logs")
+    if recipe.train == "lora":
+        lora_target_modules(backbone, recipe.targets)
+    backbone.use_attention(recipe.attention)
+    facts = {"family": backbone.family, "base_model": backbone.name, "base_hash": backbone.base_hash}
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(RunFolder.open(output, recipe, prompts, facts, resume=resume))
+            config = _npo_config(backbone, recipe, recommended or Recommended(), negative_condition)
+            backbone.embed(prompts)
+            engine = Engine(backbone, recipe, len(prompts), accelerator)
+            stack.callback(engine.close)
+            trainer = Trainer(engine, folder, config, prompts, progress=progress)
+            stack.callback(trainer.close)
+            return trainer.fit()
+        except Exception as error:
+            if is_disk_full(error):
+                raise RunError(
+                    f"the disk is full ({output}): free some space, then go on with --resume; "
+                    f"{_last_whole(Path(output))}"
+                ) from error
+            raise
+
+
+class Trainer:
+    """Runs an engine's updates and keeps the run folder."""
+
+    def __init__(
+        self, engine: Engine, folder: RunFolder, config: NpoConfig, prompts: Sequence[str], *, progress: bool = True
+    ):
+        self.engine, self.folder, self.config = engine, folder, config
+        self.recipe, self.accelerator = engine.recipe, engine.accelerator
+        self._sample_prompts = list(self.recipe.sample_prompts or prompts[:4])
+        self._plain: dict[float, Sequence[Any]] = {}
+        self._saved: int | None = None
+        self._signals = StopSignals()
+        self._progress = progress and self.accelerator.is_main_process
+        if self.accelerator.is_main_process:
+            start_trackers(self.accelerator, self.recipe, folder.logs)
+
+    def fit(self) -> Path:
+        """Make all updates that are left. Returns the npo folder."""
+        with self._signals:
+            self._begin()
+            with tqdm(
+                total=self.recipe.steps, initial=self.engine.step, desc="train", unit="step", disable=not self._progress
+            ) as bar:
+                for update in self.engine.updates():
+                    self._record(update, bar)
+                    self._check_drift(update)
+                    if _due(update.step, self.recipe.checkpoint_every):
+                        self._save()
+                    if _due(update.step, self.recipe.sample_every):
+                        self._draw(update.step)
+                    self._stop_if_asked()
+            self._save()
+            if self.recipe.sample_every and self.engine.step % self.recipe.sample_every:
+                self._draw(self.engine.step)
+        return self.folder.npo
+
+    def close(self) -> None:
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def _begin(self) -> None:
+        newest = newest_checkpoint(self.folder.checkpoints)
+        if newest is not None:
+            self.engine.load(load_checkpoint(newest))
+            self._saved = self.engine.step
+            log.info("resuming from %s", newest)
+        else:
+            log.info("preparing the rollout (%s)", self.recipe.rollout)
+            self.engine.warm_up(self._stop_if_asked)
+        self.folder.cut_metrics(self.engine.step)
+
+    def _record(self, update: Update, bar: Any) -> None:
+        values = update.to_dict()
+        if self.accelerator.is_main_process:
+            self.folder.add_metrics(values)
+        self.accelerator.log({k: v for k, v in values.items() if k != "step"}, step=update.step)
+        bar.set_postfix(loss=f"{update.loss:.4g}", drift=f"{update.drift:.3g}", refresh=False)
+        bar.update()
+
+    def _check_drift(self, update: Update) -> None:
+        if update.drift > self.recipe.max_drift:
+            raise RunError(
+                f"drift {update.drift:.3g} is over max_drift {self.recipe.max_drift:g} at update {update.step}: the "
+                f"weights are moving too far from the base; lower learning_rate or steps, or raise max_drift; "
+                f"{_last_whole(self.folder.path)}"
+            )
+
+    def _stop_if_asked(self) -> None:
+        if self._signals.received is None:
+            return
+        step = self.engine.step
+        if step:
+            self._save()
+        done = f"stopped and saved after update {step}" if step else "stopped before the first update"
+        raise self._signals.interruption(f"{done} in {self.folder.path}: go on with the same command and --resume")
+
+    def _save(self) -> None:
+        """A checkpoint and the npo folder as they are now, once a step."""
+        if self._saved == self.engine.step and self.folder.npo.is_dir():
+            return
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.folder.checkpoints, self.engine.state(), self.recipe.keep_last)
+            student = self.engine.student
+            write_npo(self.folder.npo, self.config, student.save, student.saved_tensors())
+        self.accelerator.wait_for_everyone()
+        self._saved = self.engine.step
+
+    @torch.no_grad()
+    def _draw(self, step: int) -> None:
+        """samples/step-NNNNNN.png; the pictures without negative weights are drawn once."""
+        if not self.accelerator.is_main_process:
+            return
+        columns = []
+        negative = self.engine.student.negative()
+        for scale in self.recipe.sample_guidance_scales:
+            if scale not in self._plain:
+                self._plain[scale] = self._samples(scale, None)
+            columns += [(f"scale {scale:g}", self._plain[scale]), ("+ negative", self._samples(scale, negative))]
+        grid = sample_grid(columns)
+        self.folder.samples.mkdir(exist_ok=True)
+        grid.save(self.folder.samples / f"step-{step:06d}.png")
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                pixels = np.asarray(grid)[None]
+                tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
+
+    def _samples(self, scale: float, negative: Negative) -> Sequence[Any]:
+        seeds = [self.recipe.sample_seed + i for i in range(len(self._sample_prompts))]
+        with self.engine.student.role("base"), torch.random.fork_rng():
+            return self.engine.backbone.draw_samples(
+                self._sample_prompts, seeds, guidance_scale=scale, steps=self.recipe.sample_steps, negative=negative
+            )
+
+
+def _npo_config(
+    backbone: Backbone, recipe: Recipe, recommended: Recommended, condition: Literal["null", "prompt"]
+) -> NpoConfig:
+    return NpoConfig(
+        family=backbone.family,
+        base_model=backbone.name,
+        base_hash=backbone.base_hash,
+        base_fingerprint=tuple(fingerprint(backbone.denoiser)),
+        train=recipe.train,
+        rank=recipe.rank if recipe.train == "lora" else None,
+        recipe=recipe.model_dump(mode="json"),
+        recommended=recommended,
+        negative_condition=condition,
+        versions=package_versions(),
+    )
+
+
+def package_versions() -> Mapping[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("selfnpo-core", "torch", "diffusers", "peft")}
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _last_whole(output: Path) -> str:
+    newest = newest_checkpoint(output / "checkpoints")
+    return f"the last checkpoint, {newest.name}, is whole" if newest else "there is no checkpoint yet"
