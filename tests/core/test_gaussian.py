@@ -50,13 +50,12 @@ def test_the_best_estimate_is_the_posterior_mean_and_tweedies(kind: str, prompt:
         torch.testing.assert_close(estimate.eps[row].flatten(), -sigma * score)
 
 
-def test_samples_have_the_worlds_mean_and_covariance() -> None:
+@pytest.mark.parametrize("prompt", [1, NULL])
+def test_samples_have_the_worlds_mean_and_covariance(prompt: int) -> None:
     world = GaussianWorld.random((3,))
-    prompt = torch.tensor([1] * 40000 + [NULL] * 40000)
-    for rows in world.sample(prompt, torch.Generator().manual_seed(0)).split(40000):
-        which = 1 if torch.equal(rows[:9], world.sample(prompt, torch.Generator().manual_seed(0))[:9]) else NULL
-        torch.testing.assert_close(rows.mean(0), world.mean[which], rtol=0, atol=0.03)
-        torch.testing.assert_close(torch.cov(rows.T), world.covariance(which), rtol=0, atol=0.03)
+    x0 = world.sample(torch.full((40000,), prompt), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x0.mean(0), world.mean[prompt], rtol=0, atol=0.03)
+    torch.testing.assert_close(torch.cov(x0.T), world.covariance(prompt), rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
@@ -147,7 +146,9 @@ def test_the_optimum_of_tdft_is_the_teachers_own_weak_distribution(kind: str, w:
     weak_mean = world.mean + w * (world.mean - world.mean[NULL])
     weak_variance = world.variance[NULL].expand(2, 3) if w == -1 else world.variance[:2]
     torch.testing.assert_close(mean[:2], weak_mean[:2], rtol=0, atol=0.05)
-    torch.testing.assert_close(log_variance[:2].exp(), weak_variance, rtol=0.06, atol=0.0)
+    ratio = log_variance[:2].exp() / weak_variance
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=0.1)  # each: 4 standard errors
+    assert ratio.mean().item() == pytest.approx(1, abs=0.04)  # together: these, and the grid's own 2 %
     if w != 0:
         assert loss().item() < 0.9 * start
         assert (weak_mean - world.mean)[:2].abs().max() > 0.5  # far from where it began

@@ -28,9 +28,7 @@ def renoise(x_t: Tensor, eps: Tensor, level_t: NoiseLevel, level_s: NoiseLevel) 
     """
     no_signal = level_t.alpha == 0
     ratio = torch.where(no_signal, 1.0, level_s.alpha / level_t.alpha.masked_fill(no_signal, 1.0))
-    added = (
-        (level_s.sigma**2 - ratio**2 * level_t.sigma**2).clamp(min=0).sqrt()
-    )  # below zero by rounding only
+    added = (level_s.sigma**2 - ratio**2 * level_t.sigma**2).clamp(min=0).sqrt()  # below zero by rounding only
     return ratio * x_t + added * eps
 
 

@@ -79,6 +79,4 @@ def _check(name: str, tensor: Tensor, base: Weights) -> None:
     if name not in base:
         raise InputError(f"the offset has '{name}', which the base has not: is it of another model?")
     if tensor.shape != base[name].shape:
-        raise InputError(
-            f"'{name}' is {tuple(tensor.shape)}, but {tuple(base[name].shape)} in the base: wrong model?"
-        )
+        raise InputError(f"'{name}' is {tuple(tensor.shape)}, but {tuple(base[name].shape)} in the base: wrong model?")

@@ -119,6 +119,4 @@ def _rho(name: str) -> Callable[[Tensor], Tensor]:
 
 def _check_lambda(reversal_lambda: float) -> None:
     if not 0 <= reversal_lambda < 1:
-        raise InputError(
-            f"reversal_lambda is {reversal_lambda}, but must be 0 or more and less than 1 to be bounded"
-        )
+        raise InputError(f"reversal_lambda is {reversal_lambda}, but must be 0 or more and less than 1 to be bounded")

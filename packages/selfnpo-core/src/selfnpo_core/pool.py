@@ -55,9 +55,7 @@ class TrajectoryPool:
         pin: bool = False,
     ):
         if size < 1 or num_prompts < 1:
-            raise InputError(
-                f"a pool of {size} samples and {num_prompts} prompts is empty: give at least one of each"
-            )
+            raise InputError(f"a pool of {size} samples and {num_prompts} prompts is empty: give at least one of each")
         self.grid = grid.to(device)
         self._timesteps = torch.cat([self.grid, self.grid.new_tensor([int(CLEAN)])])
         self._num_prompts, self._generator = num_prompts, generator
@@ -69,9 +67,7 @@ class TrajectoryPool:
     def __len__(self) -> int:
         return len(self._x)
 
-    def stagger(
-        self, advance: Advance, batch_size: int = 64, device: torch.device | str | None = None
-    ) -> None:
+    def stagger(self, advance: Advance, batch_size: int = 64, device: torch.device | str | None = None) -> None:
         """Walk the trajectories down to different points, so that all grid points are equally present.
 
         Costs about size·(n − 1)/2 rows of forwards: `advance` is called on `device`, `batch_size` rows
@@ -90,9 +86,7 @@ class TrajectoryPool:
         """`batch_size` different trajectories at random, on `device` (the pool's own if not given)."""
         if not 1 <= batch_size <= len(self):
             raise InputError(f"cannot draw {batch_size} of {len(self)} trajectories: raise pool_size")
-        rows = torch.randperm(len(self), generator=self._generator, device=self._generator.device)[
-            :batch_size
-        ]
+        rows = torch.randperm(len(self), generator=self._generator, device=self._generator.device)[:batch_size]
         return self._take(rows.to(self._x.device), device)
 
     def put_back(self, batch: Batch, x_next: Tensor) -> None:
@@ -108,9 +102,7 @@ class TrajectoryPool:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["x"].shape != self._x.shape or not torch.equal(state["grid"].to(self.grid), self.grid):
-            raise InputError(
-                "the saved pool has another size, shape or grid: resume with the recipe it was saved by"
-            )
+            raise InputError("the saved pool has another size, shape or grid: resume with the recipe it was saved by")
         for own, name in ((self._x, "x"), (self._index, "index"), (self._prompt, "prompt")):
             own.copy_(state[name])
 

@@ -62,6 +62,4 @@ def from_estimate(estimate: Estimate, x_t: Tensor, level: NoiseLevel, prediction
 
 
 def _unknown(prediction_type: str) -> InputError:
-    return InputError(
-        f"prediction type '{prediction_type}' is unknown: use one of {', '.join(PREDICTION_TYPES)}"
-    )
+    return InputError(f"prediction type '{prediction_type}' is unknown: use one of {', '.join(PREDICTION_TYPES)}")

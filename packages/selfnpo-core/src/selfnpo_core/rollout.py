@@ -86,7 +86,5 @@ def truncated(
     """
     furthest = 0 if start is None else int(start.max())
     if not 0 <= steps < len(grid) - furthest:
-        raise InputError(
-            f"{steps} steps from point {furthest} leave the grid of {len(grid)}: take fewer steps"
-        )
+        raise InputError(f"{steps} steps from point {furthest} leave the grid of {len(grid)}: take fewer steps")
     return next(islice(trajectory(denoise, schedule, grid, x, prompt, w, start), steps, None))

@@ -53,16 +53,12 @@ class NoiseSchedule:
         """From a diffusers scheduler, or from its `config` (what `scheduler_config.json` holds)."""
         config: Mapping[str, Any] = getattr(scheduler, "config", scheduler)
         if not isinstance(config, Mapping):
-            raise InputError(
-                f"{type(scheduler).__name__} is no diffusers scheduler: pass a scheduler or its config"
-            )
+            raise InputError(f"{type(scheduler).__name__} is no diffusers scheduler: pass a scheduler or its config")
         if _describes_flow(scheduler, config):
             return cls(None, config)
         if config.get("beta_schedule") is None and config.get("trained_betas") is None:
             name = config.get("_class_name", type(scheduler).__name__)
-            raise InputError(
-                f"{name} has no beta_schedule: use a DDPM, DDIM, Euler, DPM or flow-matching scheduler"
-            )
+            raise InputError(f"{name} has no beta_schedule: use a DDPM, DDIM, Euler, DPM or flow-matching scheduler")
         return cls(_alphas_cumprod(config), config)
 
     @property
@@ -102,9 +98,7 @@ class NoiseSchedule:
 
         Whole timesteps on a variance-preserving schedule, any real number on flow.
         """
-        u = torch.rand(t.shape, generator=generator, device=generator.device, dtype=torch.float64).to(
-            t.device
-        )
+        u = torch.rand(t.shape, generator=generator, device=generator.device, dtype=torch.float64).to(t.device)
         room = self.max_timestep - t.double()
         whole = room.floor()
         step = (1 - u) * room if self.is_flow else ((u * whole).floor() + 1).minimum(whole)
@@ -122,9 +116,7 @@ class NoiseSchedule:
         weight = position - low
         whole = weight == 0
         zero = alphas[high] == 0
-        ratio = torch.lerp(
-            sigmas[low] / alphas[low], sigmas[high] / alphas[high].masked_fill(zero, 1), weight
-        )
+        ratio = torch.lerp(sigmas[low] / alphas[low], sigmas[high] / alphas[high].masked_fill(zero, 1), weight)
         between = torch.where(zero, torch.lerp(alphas[low], alphas[high], weight), (1 + ratio**2).rsqrt())
         alpha = torch.where(whole, alphas[low], between)
         sigma = torch.where(whole, sigmas[low], (1 - between**2).clamp(min=0).sqrt())

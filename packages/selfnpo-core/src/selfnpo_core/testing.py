@@ -74,8 +74,7 @@ class GaussianWorld:
     def flow(self, x: Tensor, level: NoiseLevel, level_next: NoiseLevel, prompt: Tensor) -> Tensor:
         """Where the probability flow takes x: (B, *S) from `level` to `level_next`, exactly."""
         now, then = (
-            lv.alpha.flatten(1) ** 2 * self.variance[prompt] + lv.sigma.flatten(1) ** 2
-            for lv in (level, level_next)
+            lv.alpha.flatten(1) ** 2 * self.variance[prompt] + lv.sigma.flatten(1) ** 2 for lv in (level, level_next)
         )
         y = self._in(x - level.alpha * self.mean[prompt])
         return level_next.alpha * self.mean[prompt] + self._out((then / now).sqrt() * y)
