@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import ProjectConfiguration
 from torch import nn
 
 from selfnpo_core.errors import InputError
@@ -37,15 +38,13 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
         gradient_accumulation_steps=recipe.grad_accumulation,
         cpu=cpu,
         log_with=list(recipe.trackers) or None,
-        project_dir=None if logs is None else str(logs.parent),
+        project_config=None if logs is None else ProjectConfiguration(str(logs.parent), logging_dir=str(logs)),
     )
 
 
-def start_trackers(accelerator: Accelerator, recipe: Recipe, logs: Path) -> None:
-    """Begin logging under RUN/logs with the recipe as the run's configuration."""
+def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Begin logging with the recipe as the run's configuration."""
     if recipe.trackers:
-        accelerator.project_configuration.logging_dir = str(logs)
-        accelerator.logging_dir = str(logs)
         plain = {key: _plain(value) for key, value in recipe.model_dump().items()}
         accelerator.init_trackers(recipe.project, config=plain)
 

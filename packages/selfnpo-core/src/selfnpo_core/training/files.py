@@ -25,6 +25,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def written_aside(target: Path) -> Iterator[Path]:
     """A new folder to fill, which becomes `target` when the block ends; if it fails, `target` stays as it was."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    old = _old(target)
+    if old.exists() and not target.exists():  # killed between the two renames of `_replace_folder`
+        os.rename(old, target)
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -38,13 +41,17 @@ def written_aside(target: Path) -> Iterator[Path]:
 
 
 def _replace_folder(aside: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
+    old = _old(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.rename(target, old)
     os.rename(aside, target)
     _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -72,6 +72,7 @@ class Source(ABC):
 
     def warm_up(self, batch_size: int, check: Callable[[], None]) -> None:
         """One-off preparation before the first update; `check` is called often and may raise to stop it."""
+        check()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

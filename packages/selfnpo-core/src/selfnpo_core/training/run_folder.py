@@ -1,6 +1,6 @@
 """A run folder: who may write into it, what is in it.
 
-    config.yaml    the resolved recipe           run.json      base, prompts and versions it was started with
+    config.yaml    the resolved recipe           run.json      the base and prompts it began with
     prompts.txt    the prompts                   metrics.jsonl one line an update
     checkpoints/   see `checkpoint`              samples/      pictures      npo/   the result, see `npo_folder`
 

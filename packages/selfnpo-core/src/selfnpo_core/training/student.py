@@ -9,6 +9,7 @@ Drift is ‖Δθ‖/‖θ‖ over the whole network; of a LoRA, Δ = s·B·A, �
 """
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -111,7 +112,8 @@ class LoraStudent(Student):
         if recipe.alpha == int(recipe.alpha):
             config["lora_alpha"] = int(recipe.alpha)
         add = getattr(self.network, "add_adapter", None)  # diffusers' own, which lets its savers find the adapter
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
             torch.manual_seed(recipe.seed)
             for name in (NPO, TEACHER):
                 lora = LoraConfig(**config)

@@ -84,7 +84,7 @@ class Trainer:
         self._signals = StopSignals()
         self._progress = progress and self.accelerator.is_main_process
         if self.accelerator.is_main_process:
-            start_trackers(self.accelerator, self.recipe, folder.logs)
+            start_trackers(self.accelerator, self.recipe)
 
     def fit(self) -> Path:
         """Make all updates that are left. Returns the npo folder."""

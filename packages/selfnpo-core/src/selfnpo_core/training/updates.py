@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.denoise import renoise
-from selfnpo_core.guidance import NULL, Denoise
+from selfnpo_core.guidance import NULL
 from selfnpo_core.objective import gradient_reversal_loss, npo_dpo_loss, tdft_loss
 from selfnpo_core.prediction import Estimate, to_estimate
 from selfnpo_core.training.backbone import Backbone
