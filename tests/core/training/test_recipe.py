@@ -1,0 +1,117 @@
+"""Recipes: how they are merged, and what a mistake in one says."""
+
+import pytest
+
+from selfnpo_core import InputError
+from selfnpo_core.training import Recipe, build_recipe, resolve_recipe
+from selfnpo_core.training.accelerators import learning_rate_at, seed_for
+from selfnpo_core.training.recipe import FREE_ON_RESUME, changed_keys
+
+PRESETS = {"lora": {"learning_rate": 1e-4, "rank": 8}, "full": {"learning_rate": 1e-6}}
+
+
+def test_later_sources_win(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("rank: 32\nsteps: 7\nmixed_precision: no\n")
+    recipe = resolve_recipe(PRESETS, file, ["steps=9", "trackers=[tensorboard]", "max_grad_norm=null"])
+    assert (recipe.learning_rate, recipe.rank, recipe.steps) == (1e-4, 32, 9)
+    assert recipe.mixed_precision == "no"
+    assert recipe.trackers == ("tensorboard",)
+    assert recipe.max_grad_norm is None
+
+
+@pytest.mark.parametrize("where", ["file", "override"])
+def test_the_preset_follows_what_is_trained(tmp_path, where):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("train: full\n" if where == "file" else "")
+    recipe = resolve_recipe(PRESETS, file, ["train=full"] if where == "override" else [])
+    assert recipe.learning_rate == 1e-6
+    assert resolve_recipe(PRESETS).learning_rate == 1e-4
+
+
+def test_numbers_without_a_point_in_yaml_exponents_are_numbers():
+    assert resolve_recipe(PRESETS, None, ["learning_rate=1e-5"]).learning_rate == 1e-5
+
+
+def test_a_resolved_recipe_reads_back_the_same(tmp_path):
+    recipe = resolve_recipe(PRESETS, None, ["train=full", "sample_prompts=[a, b]", "objective=dpo", "model=x"])
+    (tmp_path / "config.yaml").write_text(recipe.to_yaml())
+    assert resolve_recipe({}, tmp_path / "config.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("bath_size=3", ["unknown key 'bath_size'", "did you mean batch_size?"]),
+        ("learningrate=3", ["did you mean learning_rate?"]),
+        ("batch_size=0", ["batch_size is 0", "at least 1"]),
+        ("batch_size=many", ["batch_size is 'many'", "integer"]),
+        ("objective=tfdt", ["objective is tfdt", "'tdft'", "'gradient_reversal'", "'dpo'"]),
+        ("engine=zero9", ["engine is zero9", "'zero3'"]),
+        ("reversal_lambda=1", ["reversal_lambda is 1", "less than 1"]),
+        ("learning_rate=.nan", ["learning_rate"]),
+        ("teacher_guidance=.inf", ["teacher_guidance is inf"]),
+        ("pool_size=4", ["pool_size is 4", "20 rows"]),
+        ("grad_accumulation=100", ["pool_size is 256", "2000 rows"]),
+        ("steps", ["--set steps", "key=value"]),
+        ("trackers=mlflow", ["trackers is mlflow", "'wandb'"]),
+        ("seed=[", ["--set seed=[", "not valid YAML"]),
+    ],
+)
+def test_a_mistake_is_one_line_naming_key_value_and_choice(override, words):
+    with pytest.raises(InputError) as error:
+        resolve_recipe(PRESETS, None, [override])
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"rollout": "truncated", "truncation_steps": 25}, "truncation_steps is 25"),
+        ({"rollout": "full", "objective": "dpo"}, "objective dpo"),
+    ],
+)
+def test_settings_that_do_not_fit_together(values, word):
+    with pytest.raises(InputError, match=word):
+        build_recipe(values)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"- a\n- b\n", "list"), (b"a: [", "not valid YAML"), (b"\xff\xfe", "cannot read")]
+)
+def test_a_bad_file_is_one_line(tmp_path, content, word):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=word) as error:
+        resolve_recipe(PRESETS, file)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml"):
+        resolve_recipe(PRESETS, tmp_path / "none.yaml")
+
+
+def test_only_what_changes_no_update_may_change_on_resume():
+    old = Recipe()
+    assert changed_keys(old, old.model_copy(update={"steps": 2, "trackers": (), "sample_every": 3})) == []
+    assert changed_keys(old, old.model_copy(update={"rank": 2, "steps": 2})) == ["rank"]
+    assert set(Recipe.model_fields) >= FREE_ON_RESUME
+
+
+def test_learning_rate_warms_up_and_then_follows_its_schedule():
+    recipe = build_recipe({"learning_rate": 1.0, "warmup_steps": 3, "steps": 11, "lr_schedule": "linear"})
+    rates = [learning_rate_at(step, recipe) for step in range(1, 12)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:] == pytest.approx([1 - k / 8 for k in range(1, 8)])
+    cosine = recipe.model_copy(update={"lr_schedule": "cosine", "warmup_steps": 0})
+    assert learning_rate_at(1, cosine) == 1.0
+    assert learning_rate_at(11, cosine) == pytest.approx(0.0203, abs=1e-4)
+    assert learning_rate_at(11, recipe.model_copy(update={"lr_schedule": "constant"})) == 1.0
+
+
+def test_seeds_of_neighbours_differ():
+    seeds = {seed_for(seed, rank, step) for seed in range(5) for rank in range(5) for step in range(5)}
+    assert len(seeds) == 125
