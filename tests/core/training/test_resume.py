@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,49 +103,53 @@ def test_a_signal_finishes_the_update_saves_and_says_how_to_go_on(tmp_path, numb
     assert_same_run(run(tmp_path / "whole"), tmp_path / "run", 4)
 
 
-CHILD = """
-import sys, time, pathlib
-from selfnpo_core.training import checkpoint, files, train
+KILLED = """
+import os, pathlib, signal, sys
+from selfnpo_core.training import checkpoint, files, trainer
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
-point, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 
-def hang():
-    (folder.parent / "reached").touch()
-    time.sleep(600)
+save, replace = checkpoint.save_tensors, files._replace_folder
 
-if point == "write":
-    save = checkpoint.save_tensors
-    def save_tensors(path, tensors):
-        if "step-000004" in str(path) and path.stem == "teacher":
-            path.write_bytes(b"half a file")
-            hang()
-        save(path, tensors)
-    checkpoint.save_tensors = save_tensors
-else:
-    replace = files._replace_folder
-    def replace_folder(aside, target):
-        if target.name == "step-000004":
-            hang()
-        replace(aside, target)
-    files._replace_folder = replace_folder
-train(ToyBackbone(), toy_recipe(steps=6), PROMPTS, folder, progress=False)
+def save_half(path, tensors):
+    if "step-000004" in str(path) and path.stem == "teacher":
+        path.write_bytes(b"half a file")
+        die()
+    save(path, tensors)
+
+def never_rename(aside, target):
+    if target.name == "step-000004":
+        die()
+    replace(aside, target)
+
+for point in ("write", "rename"):
+    child = os.fork()
+    if not child:
+        if point == "write":
+            checkpoint.save_tensors = save_half
+        else:
+            files._replace_folder = never_rename
+        trainer.train(ToyBackbone(), toy_recipe(steps=6), PROMPTS, pathlib.Path(sys.argv[1]) / point, progress=False)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (point, status)
 """
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Runs, in processes of their own, killed while they wrote the checkpoint of update 4."""
+    folder = tmp_path_factory.mktemp("killed")
+    subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=Path(__file__).parents[3], check=True)
+    return folder
+
+
 @pytest.mark.parametrize("point", ["write", "rename"])
-def test_a_run_killed_while_saving_resumes_from_the_last_whole_checkpoint(tmp_path, point):
-    folder, reached = tmp_path / "run", tmp_path / "reached"
-    root = Path(__file__).parents[3]
-    child = subprocess.Popen([sys.executable, "-c", CHILD, point, str(folder)], cwd=root)
-    try:
-        deadline = time.monotonic() + 120
-        while not reached.exists() and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert reached.exists(), "the child ended before it reached the point where it is killed"
-    finally:
-        child.kill()
-        child.wait()
+def test_a_run_killed_while_saving_resumes_from_the_last_whole_checkpoint(killed, tmp_path, point):
+    folder = killed / point
+    assert [p.name for p in (folder / "checkpoints").glob(".*")] == [".step-000004.partial"]
     assert newest_checkpoint(folder / "checkpoints").name == "step-000002"
     assert len(metrics_of(folder)) == 4
     run(folder, resume=True, steps=6)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfnpo_core import NULL, NoiseSchedule
@@ -85,7 +85,7 @@ class ToyBackbone:
 
     def save_lora(self, directory: Path, adapter: str) -> None:
         layers = get_peft_model_state_dict(self.denoiser, adapter_name=adapter)
-        StableDiffusionPipeline.save_lora_weights(directory, unet_lora_layers=layers)
+        save_file({f"net.{name}": t for name, t in layers.items()}, directory / "pytorch_lora_weights.safetensors")
 
 
 def toy_recipe(**changes: Any) -> Recipe:

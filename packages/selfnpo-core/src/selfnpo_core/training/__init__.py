@@ -1,17 +1,44 @@
 """The training engine that every model family uses: recipe, run folder, updates, checkpoints, result.
 
-recipe = resolve_recipe(presets, "recipe.yaml", ["rank=32"])
-train(backbone, recipe, prompts, "runs/one")          # → runs/one/npo
+    recipe = resolve_recipe(presets, "recipe.yaml", ["rank=32"])
+    train(backbone, recipe, prompts, "runs/one")          # → runs/one/npo
+
+Names are imported when first used, so that reading a recipe or an npo folder needs neither PEFT nor Accelerate.
 """
 
-from selfnpo_core.training.backbone import Backbone, Negative
-from selfnpo_core.training.estimate import DryRun, dry_run
-from selfnpo_core.training.hashing import weights_hash
-from selfnpo_core.training.npo_folder import Npo, NpoConfig, Recommended, check_base, load_npo
-from selfnpo_core.training.recipe import Recipe, build_recipe, resolve_recipe
-from selfnpo_core.training.run_folder import holds_run, new_run_folder, stored_recipe
-from selfnpo_core.training.stopping import Interrupted
-from selfnpo_core.training.trainer import train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfnpo_core.training.backbone import Backbone, Negative
+    from selfnpo_core.training.estimate import DryRun, dry_run
+    from selfnpo_core.training.hashing import weights_hash
+    from selfnpo_core.training.npo_folder import Npo, NpoConfig, Recommended, check_base, load_npo
+    from selfnpo_core.training.recipe import Recipe, build_recipe, resolve_recipe
+    from selfnpo_core.training.run_folder import holds_run, new_run_folder, stored_recipe
+    from selfnpo_core.training.stopping import Interrupted
+    from selfnpo_core.training.trainer import train
+
+_MODULES = {
+    "Backbone": "backbone",
+    "DryRun": "estimate",
+    "Interrupted": "stopping",
+    "Negative": "backbone",
+    "Npo": "npo_folder",
+    "NpoConfig": "npo_folder",
+    "Recipe": "recipe",
+    "Recommended": "npo_folder",
+    "build_recipe": "recipe",
+    "check_base": "npo_folder",
+    "dry_run": "estimate",
+    "holds_run": "run_folder",
+    "load_npo": "npo_folder",
+    "new_run_folder": "run_folder",
+    "resolve_recipe": "recipe",
+    "stored_recipe": "run_folder",
+    "train": "trainer",
+    "weights_hash": "hashing",
+}
 
 __all__ = [
     "Backbone",
@@ -33,3 +60,13 @@ __all__ = [
     "train",
     "weights_hash",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,293 @@
+"""What an update does: forwards, gradients, the teacher, the base; and the same for every way to run it."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from selfnpo_core import NULL, InputError, RunError
+from selfnpo_core.training import Recipe, weights_hash
+from selfnpo_core.training.accelerators import make_accelerator
+from selfnpo_core.training.engine import Engine
+from selfnpo_core.training.updates import noised_looks, reference_rows, teacher_rows, update_loss
+from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
+
+
+@contextmanager
+def engine(backbone: ToyBackbone | None = None, **changes) -> Iterator[Engine]:
+    recipe: Recipe = toy_recipe(**changes)
+    backbone = backbone or ToyBackbone()
+    backbone.embed(PROMPTS)
+    made = Engine(backbone, recipe, len(PROMPTS), make_accelerator(recipe))
+    made.warm_up()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Spy(ToyBackbone):
+    """Notes (with gradient?, prompts) of every forward, by a hook on whichever network is in use."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seen: list[tuple[bool, list[int]]] = []
+
+    def predict(self, x_t, t, prompt):
+        def note(module, args):
+            assert len(args[0]) == len(prompt)
+            self.seen.append((torch.is_grad_enabled(), prompt.tolist()))
+
+        handle = self.denoiser.register_forward_pre_hook(note)
+        try:
+            return super().predict(x_t, t, prompt)
+        finally:
+            handle.remove()
+
+    def rows(self, with_gradient: bool) -> int:
+        return sum(len(prompt) for gradient, prompt in self.seen if gradient is with_gradient)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize(("w", "teacher"), [(-1.0, 1), (0.0, 1), (-5.0, 2), (3.0, 2)])
+def test_forwards_of_an_update_from_the_pool(train, w, teacher):
+    spy = Spy()
+    with engine(spy, train=train, teacher_guidance=w) as made:
+        spy.seen.clear()
+        update = next(made.updates())
+    assert (spy.rows(False), spy.rows(True)) == (8 * teacher, 8)
+    assert (update.teacher_rows, update.student_rows, update.base_rows) == (8 * teacher, 8, 0)
+    assert teacher_rows(made.recipe) == teacher
+
+
+@pytest.mark.parametrize("rollout", ["pool", "truncated", "full"])
+@pytest.mark.parametrize("objective", ["tdft", "gradient_reversal", "dpo"])
+@pytest.mark.parametrize("w", [-1.0, -2.0])
+def test_the_table_of_forwards_is_what_happens(rollout, objective, w):
+    if rollout == "full" and objective != "tdft":
+        return
+    spy = Spy()
+    changes = {"batch_size": 4, "steps": 30, "rollout": rollout, "objective": objective, "teacher_guidance": w}
+    with engine(spy, **changes) as made:
+        spy.seen.clear()
+        updates = list(made.updates())
+    count = 4 * len(updates)
+    expected = teacher_rows(made.recipe) + reference_rows(made.recipe)
+    spread = 0.2 if rollout == "truncated" else 0  # there the walks are of random length
+    assert spy.rows(False) / count == pytest.approx(expected, rel=spread)
+    assert spy.rows(True) == count
+    assert sum(u.teacher_rows + u.base_rows for u in updates) == spy.rows(False)
+
+
+def fixed_loss(made: Engine, pool: dict, weights: str) -> float:
+    """The objective on rows that are always the same, for the student or, in its place, the base."""
+    made.source.load_state_dict(pool)
+    made.generator.manual_seed(99)
+    role = getattr(made.denoisers, weights)
+    denoisers = copy.copy(made.denoisers)
+    object.__setattr__(denoisers, "student", role)
+    losses = [
+        float(update_loss(noised, denoisers, made.recipe).detach())
+        for noised in noised_looks(made.source, made.backbone, made.recipe, made.generator)
+    ]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "tdft"},
+        {"objective": "tdft", "loss": "l2", "teacher_guidance": -3.0},
+        {"objective": "dpo", "dpo_beta": 10.0},
+    ],
+    ids=["tdft", "tdft-l2", "dpo"],
+)
+def test_an_objective_falls_and_the_weights_change(train, changes):
+    with engine(train=train, steps=40, batch_size=16, ema_decay=1.0, weight_decay=0.0, **changes) as made:
+        pool = made.source.state_dict()
+        assert fixed_loss(made, pool, "student") == pytest.approx(fixed_loss(made, pool, "base"), abs=1e-6)
+        updates = list(made.updates())
+        assert fixed_loss(made, pool, "student") < 0.97 * fixed_loss(made, pool, "base")
+        assert updates[-1].drift > 0.01
+        assert not torch.equal(
+            torch.cat([p.flatten() for p in made.student.parameters.values()]),
+            torch.cat([t.flatten() for t in made.student.teacher.values()]),
+        )
+
+
+def test_gradient_reversal_moves_as_tdft_at_the_equivalent_guidance():
+    """Its loss need not fall. With l2 its gradient is (1 − λ) times TDFT's at w′ = (w_w − λ·w_s)/(1 − λ)."""
+    gradients = []
+    for changes in (
+        {"objective": "gradient_reversal", "teacher_guidance": -1.0, "strong_guidance": 6.5, "reversal_lambda": 0.25},
+        {"objective": "tdft", "teacher_guidance": -1.0},
+    ):
+        with engine(train="full", loss="l2", **changes) as made:
+            made.generator.manual_seed(1)
+            noised = next(noised_looks(made.source, made.backbone, made.recipe, made.generator))
+            if changes["objective"] == "tdft":  # x_t is advanced by w = −1 in both; only the target differs
+                null = torch.full_like(noised.look.prompt, NULL)
+                weak, prompted = (
+                    made.denoisers.teacher(noised.look.x_t, noised.look.t, prompt).x0
+                    for prompt in (null, noised.look.prompt)
+                )
+                target = weak + (1 - 3.5) * (prompted - weak)
+                noised.look.weak.x0.copy_(target)
+            update_loss(noised, made.denoisers, made.recipe).backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in made.student.parameters.values()]))
+    torch.testing.assert_close(gradients[0], 0.75 * gradients[1], rtol=1e-4, atol=1e-6)
+    assert gradients[0].norm() > 0.01
+
+
+@pytest.mark.parametrize("rollout", ["pool", "truncated", "full"])
+def test_accumulating_gradients_equals_a_larger_batch(rollout):
+    weights, losses = [], []
+    for batch_size, parts in ((12, 1), (3, 4)):
+        changes = {"batch_size": batch_size, "grad_accumulation": parts, "rollout": rollout}
+        with engine(train="full", learning_rate=1e-3, student_prompt_dropout=0.3, **changes) as made:
+            losses.append([update.loss for update in made.updates()])
+            weights.append(torch.cat([p.detach().flatten() for p in made.student.parameters.values()]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert (weights[0] - weights[1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_the_teacher_is_the_moving_average_of_the_student(train):
+    with engine(train=train, ema_decay=0.8) as made:
+        expected = {name: p.detach().clone() for name, p in made.student.parameters.items()}
+        for _ in made.updates():
+            for name, parameter in made.student.parameters.items():
+                expected[name] = 0.8 * expected[name] + 0.2 * parameter.detach()
+        assert len(expected) == len(made.student.teacher) > 0
+        for name, teacher in made.student.teacher.items():
+            torch.testing.assert_close(teacher, expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_each_role_uses_its_own_weights(train):
+    x = (torch.randn(3, 4, 4, 4), torch.tensor([500, 300, 100]), torch.tensor([0, 1, 2]))
+    before = ToyBackbone()
+    before.embed(PROMPTS)
+    with engine(train=train, ema_decay=0.5) as made:
+        list(made.updates())
+        predictions = {}
+        for role in ("student", "teacher", "base"):
+            with made.student.role(role), torch.no_grad():
+                predictions[role] = made.backbone.predict(*x)
+        with torch.no_grad():
+            assert torch.equal(made.backbone.predict(*x), predictions["student"])
+            assert torch.equal(before.predict(*x), predictions["base"])
+        assert (predictions["teacher"] - predictions["base"]).abs().max() > 1e-4
+        assert (predictions["teacher"] - predictions["student"]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_the_base_is_untouched_and_given_back(train):
+    backbone = ToyBackbone()
+    network = backbone.denoiser
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with engine(backbone, train=train, targets="all") as made:
+        list(made.updates())
+        if train == "lora":
+            assert weights_hash(network) == backbone.base_hash
+            assert {n for n, p in network.named_parameters() if p.requires_grad} == {
+                f"{layer}.lora_{ab}.npo.weight" for layer in ("conv", "to_q", "to_out") for ab in "AB"
+            }
+    assert backbone.denoiser is network
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_lora_drift_is_that_of_the_merged_weights():
+    with engine(targets="all", lora_alpha=8.0) as made:
+        update = list(made.updates())[-1]
+        network = made.student.network
+        squares = 0.0
+        for name in ("conv", "to_q", "to_out"):
+            squares += float(network.get_submodule(name).get_delta_weight("npo").square().sum())
+    size = sum(float(p.square().sum()) for p in ToyBackbone().denoiser.parameters())
+    assert update.drift == pytest.approx((squares / size) ** 0.5, rel=1e-5)
+
+
+def test_full_drift_is_the_distance_from_the_base():
+    with engine(train="full") as made:
+        update = list(made.updates())[-1]
+        delta = made.student.delta()
+        now = dict(made.student.parameters)
+    base = dict(ToyBackbone().denoiser.named_parameters())
+    squares = sum(float((now[name] - base[name]).detach().square().sum()) for name in base)
+    size = sum(float(p.square().sum()) for p in base.values())
+    assert update.drift == pytest.approx((squares / size) ** 0.5, rel=1e-5)
+    for name, offset in delta.items():
+        torch.testing.assert_close(offset.float(), (now[name] - base[name]).detach(), rtol=1e-2, atol=1e-6)
+
+
+def test_prompt_dropout_gives_the_null_prompt_to_the_student_only():
+    for share, low, high in ((0.0, 0, 0), (0.5, 40, 120), (1.0, 160, 160)):
+        spy = Spy()
+        with engine(spy, student_prompt_dropout=share, teacher_guidance=0.0, steps=20) as made:
+            spy.seen.clear()
+            list(made.updates())
+        nulls = {flag: sum(p.count(NULL) for g, p in spy.seen if g is flag) for flag in (True, False)}
+        assert low <= nulls[True] <= high
+        assert nulls[False] == 0
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_half_precision_base_with_float32_training_weights(train):
+    with engine(ToyBackbone(dtype=torch.bfloat16), train=train, mixed_precision="bf16") as made:
+        updates = list(made.updates())
+        assert {p.dtype for p in made.student.parameters.values()} == {torch.float32}
+        assert {t.dtype for t in made.student.teacher.values()} == {torch.float32}
+        assert made.denoisers.student(torch.randn(1, 4, 4, 4), torch.tensor([5]), torch.tensor([0])).x0.dtype == (
+            torch.float32
+        )
+    assert updates[-1].drift > 0
+
+
+class Poisoned(ToyBackbone):
+    """Predicts NaN for the student from its third forward on."""
+
+    count = 0
+
+    def predict(self, x_t, t, prompt):
+        self.count += torch.is_grad_enabled()
+        output = super().predict(x_t, t, prompt)
+        return output * float("nan") if torch.is_grad_enabled() and self.count >= 3 else output
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched():
+    with engine(Poisoned()) as made:
+        updates = made.updates()
+        next(updates), next(updates)
+        with pytest.raises(RunError, match=r"loss is nan at update 3: lower learning_rate \(0.01\)"):
+            next(updates)
+        assert all(torch.isfinite(p).all() for p in made.student.parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"engine": "zero2"}, "engine zero2"),
+        ({"mixed_precision": "fp16"}, "fp16 needs a CUDA GPU"),
+        ({"optimizer": "adamw8bit"}, "pip install bitsandbytes"),
+        ({"trackers": ["trackio"]}, "pip install trackio"),
+    ],
+)
+def test_what_cannot_run_here_is_said_before_anything_starts(changes, word, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=word):
+        make_accelerator(toy_recipe(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"targets": "everything"}, "attention, all"), ({"gradient_checkpointing": True}, "gradient_checkpointing")],
+)
+def test_what_the_model_cannot_do(changes, word):
+    with pytest.raises(InputError, match=word), engine(**changes):
+        pass
