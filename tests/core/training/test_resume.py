@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
 from selfnpo_core.training import Interrupted, build_recipe, stored_recipe, train
 from selfnpo_core.training.checkpoint import damage_of, newest_checkpoint
-from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 VARIANTS = {
     "lora": {"targets": "all"},

@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from tests.core.training.toy import PROMPTS, toy_recipe
 
 from selfnpo_core import InputError
 from selfnpo_core.training import holds_run, new_run_folder
 from selfnpo_core.training.run_folder import FolderLock, RunFolder
-from tests.core.training.toy import PROMPTS, toy_recipe
 
 FACTS = {"family": "toy", "base_hash": "abc"}
 

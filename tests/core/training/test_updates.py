@@ -1,18 +1,19 @@
 """What an update does: forwards, gradients, the teacher, the base; and the same for every way to run it."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
+from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import NULL, InputError, RunError
 from selfnpo_core.training import Recipe, weights_hash
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
 from selfnpo_core.training.updates import noised_looks, reference_rows, teacher_rows, update_loss
-from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 
 @contextmanager
@@ -62,12 +63,15 @@ def test_forwards_of_an_update_from_the_pool(train, w, teacher):
     assert teacher_rows(made.recipe) == teacher
 
 
-@pytest.mark.parametrize("rollout", ["pool", "truncated", "full"])
-@pytest.mark.parametrize("objective", ["tdft", "gradient_reversal", "dpo"])
+@pytest.mark.parametrize(
+    ("rollout", "objective"),
+    [
+        *itertools.product(["pool", "truncated"], ["tdft", "gradient_reversal", "dpo"]),
+        ("full", "tdft"),
+    ],
+)
 @pytest.mark.parametrize("w", [-1.0, -2.0])
 def test_the_table_of_forwards_is_what_happens(rollout, objective, w):
-    if rollout == "full" and objective != "tdft":
-        return
     spy = Spy()
     changes = {"batch_size": 4, "steps": 30, "rollout": rollout, "objective": objective, "teacher_guidance": w}
     with engine(spy, **changes) as made:
@@ -106,11 +110,13 @@ def fixed_loss(made: Engine, pool: dict, weights: str) -> float:
     ids=["tdft", "tdft-l2", "dpo"],
 )
 def test_an_objective_falls_and_the_weights_change(train, changes):
-    with engine(train=train, steps=40, batch_size=16, ema_decay=1.0, weight_decay=0.0, **changes) as made:
+    with engine(
+        train=train, steps=40, batch_size=16, ema_decay=1.0, weight_decay=0.0, targets="all", **changes
+    ) as made:
         pool = made.source.state_dict()
         assert fixed_loss(made, pool, "student") == pytest.approx(fixed_loss(made, pool, "base"), abs=1e-6)
         updates = list(made.updates())
-        assert fixed_loss(made, pool, "student") < 0.97 * fixed_loss(made, pool, "base")
+        assert fixed_loss(made, pool, "student") < 0.99 * fixed_loss(made, pool, "base")
         assert updates[-1].drift > 0.01
         assert not torch.equal(
             torch.cat([p.flatten() for p in made.student.parameters.values()]),
@@ -208,7 +214,7 @@ def test_lora_drift_is_that_of_the_merged_weights():
         network = made.student.network
         squares = 0.0
         for name in ("conv", "to_q", "to_out"):
-            squares += float(network.get_submodule(name).get_delta_weight("npo").square().sum())
+            squares += float(network.get_submodule(name).get_delta_weight("npo").detach().square().sum())
     size = sum(float(p.square().sum()) for p in ToyBackbone().denoiser.parameters())
     assert update.drift == pytest.approx((squares / size) ** 0.5, rel=1e-5)
 

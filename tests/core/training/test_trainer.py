@@ -1,0 +1,150 @@
+"""A whole run: its folder, its pictures, its trackers, and the ways in which it stops."""
+
+import json
+import resource
+import threading
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
+
+from selfnpo_core import InputError, RunError
+from selfnpo_core.training import dry_run, load_npo, train
+from selfnpo_core.training.checkpoint import newest_checkpoint
+from selfnpo_core.training.files import is_disk_full, save_tensors, written_aside
+
+
+def test_metrics_have_a_line_an_update(tmp_path, capfd):
+    train(ToyBackbone(), toy_recipe(), PROMPTS, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    keys = {"loss", "drift", "grad_norm", "lr", "seconds", "teacher_rows", "student_rows"}
+    assert all(keys <= line.keys() for line in lines)
+    assert all(line["loss"] > 0 and line["drift"] > 0 and line["grad_norm"] > 0 for line in lines)
+    bar = capfd.readouterr().err
+    assert "drift=" in bar
+    assert "loss=" in bar
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_pictures_with_and_without_the_negative_weights(tmp_path, kind):
+    backbone = ToyBackbone()
+    recipe = toy_recipe(train=kind, steps=5, sample_every=2, sample_guidance_scales=[3.0, 7.0], trackers="tensorboard")
+    train(backbone, recipe, PROMPTS, tmp_path / "run", progress=False)
+    pictures = sorted((tmp_path / "run/samples").iterdir())
+    assert [p.name for p in pictures] == ["step-000002.png", "step-000004.png", "step-000005.png"]
+    assert Image.open(pictures[0]).size == (4 * 32, 14 + 4 * 32)
+    kinds = [negative for _, negative in backbone.drawn]
+    assert kinds.count(None) == 2  # once a scale: they never change
+    assert len(kinds) == 2 + 3 * 2
+    assert {negative for negative in kinds if negative} == {str if kind == "lora" else dict}
+    events = EventAccumulator(str(tmp_path / "run/logs/selfnpo"))
+    events.Reload()
+    assert {"loss", "drift", "lr"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
+    assert events.Tags()["images"] == ["samples/0"] or events.Tags()["images"] == ["samples"]
+
+
+def test_pictures_do_not_change_the_run(tmp_path):
+    for name, every in (("with", 1), ("without", 0)):
+        train(ToyBackbone(), toy_recipe(sample_every=every), PROMPTS, tmp_path / name, progress=False)
+    one, other = (load_npo(tmp_path / name).tensors for name in ("with", "without"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_drift_beyond_the_limit_stops_and_keeps_the_last_checkpoint(tmp_path):
+    with pytest.raises(RunError, match=r"over max_drift 0.25 at update 3.*lower learning_rate.*step-000002, is whole"):
+        train(ToyBackbone(), toy_recipe(train="full", max_drift=0.25), PROMPTS, tmp_path / "run", progress=False)
+    assert newest_checkpoint(tmp_path / "run/checkpoints").name == "step-000002"
+    assert not (tmp_path / "run/checkpoints/step-000003").exists()
+
+
+class Poisoned(ToyBackbone):
+    count = 0
+
+    def predict(self, x_t, t, prompt):
+        self.count += torch.is_grad_enabled()
+        return super().predict(x_t, t, prompt) * (float("nan") if self.count >= 4 else 1)
+
+
+def test_nan_stops_and_the_run_can_be_resumed(tmp_path):
+    with pytest.raises(RunError, match="loss is nan at update 4"):
+        train(Poisoned(), toy_recipe(), PROMPTS, tmp_path / "run", progress=False)
+    assert newest_checkpoint(tmp_path / "run/checkpoints").name == "step-000002"
+    train(ToyBackbone(), toy_recipe(), PROMPTS, tmp_path / "run", resume=True, progress=False)
+    assert newest_checkpoint(tmp_path / "run/checkpoints").name == "step-000004"
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompts"), [({"targets": "nothing"}, PROMPTS), ({"engine": "zero3"}, PROMPTS), ({}, [])]
+)
+def test_bad_input_leaves_nothing_behind(tmp_path, changes, prompts):
+    with pytest.raises(InputError):
+        train(ToyBackbone(), toy_recipe(**changes), prompts, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_and_the_network_are_free_after_a_failure(tmp_path):
+    backbone = Poisoned()
+    names = list(backbone.denoiser.state_dict())
+    with pytest.raises(RunError):
+        train(backbone, toy_recipe(), PROMPTS, tmp_path / "run", progress=False)
+    assert list(backbone.denoiser.state_dict()) == names
+    with pytest.raises(RunError, match="nan"):  # not "in use"
+        train(backbone, toy_recipe(), PROMPTS, tmp_path / "run", resume=True, progress=False)
+
+
+def test_runs_in_another_thread(tmp_path):
+    done = []
+    thread = threading.Thread(
+        target=lambda: done.append(train(ToyBackbone(), toy_recipe(), PROMPTS, tmp_path / "run", progress=False))
+    )
+    thread.start()
+    thread.join()
+    assert done == [tmp_path / "run/npo"]
+
+
+def test_an_io_error_while_writing_tensors_keeps_its_number(tmp_path):
+    """The limit on a file's size makes the disk full for files of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as error, written_aside(tmp_path / "x") as aside:
+            save_tensors(aside / "a.safetensors", {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert is_disk_full(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_counts_and_leaves_no_trace():
+    backbone = ToyBackbone()
+    network, names = backbone.denoiser, list(backbone.denoiser.state_dict())
+    plan = dry_run(backbone, toy_recipe(targets="all", objective="dpo"), PROMPTS)
+    rank, sizes = 4, {"conv": (4 * 9, 4), "to_q": (81, 48), "to_out": (48, 64)}
+    assert plan.trained_parameters == sum(rank * (i + o) for i, o in sizes.values())
+    assert plan.network_parameters == sum(p.numel() for p in network.parameters())
+    assert plan.rows_per_update == 2 + 1 + 3
+    parts = {part.name.split(",")[0]: part for part in plan.memory}
+    assert parts["base weights"].bytes == 4 * plan.network_parameters
+    assert parts["optimizer"].bytes == 8 * plan.trained_parameters
+    assert parts["trajectory pool"].bytes == 20 * 64 * 4
+    assert not parts["trajectory pool"].on_device
+    assert parts["prompt embeddings"].bytes == 6 * 64
+    assert plan.device_bytes == sum(p.bytes for p in plan.memory if p.on_device)
+    assert "6 a row: 2 teacher + 1 base + 3 student" in str(plan)
+    assert backbone.denoiser is network
+    assert list(network.state_dict()) == names
+
+
+def test_activations_are_measured():
+    """Rows of activations: 8 times as many for 8 times the batch, and never less than the layers' inputs."""
+    sizes = []
+    for batch_size in (1, 8):
+        plan = dry_run(ToyBackbone(), toy_recipe(train="full", batch_size=batch_size), PROMPTS)
+        sizes.append(plan.memory[-1].bytes)
+    assert sizes[1] == 8 * sizes[0]
+    inputs = 4 * (64 + 81 + 48 + 48)  # conv, to_q, silu, to_out
+    assert inputs <= sizes[0] <= 4 * inputs
