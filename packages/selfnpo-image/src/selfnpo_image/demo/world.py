@@ -209,6 +209,12 @@ def draw_captions(labels: Tensor, generator: torch.Generator) -> list[str]:
     return [caption(row, OPENINGS[o], s) for row, o, s in zip(labels.tolist(), opening, swap, strict=True)]
 
 
+def training_captions(count: int = 1000, seed: int = 11) -> list[str]:
+    """The captions that negative weights are trained with; no picture is drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    return draw_captions(draw_labels(count, generator), generator)
+
+
 def parse_caption(text: str) -> list[int] | None:
     """The labels that a caption of this world names, or None for any other sentence."""
     text = " ".join(text.lower().strip().rstrip(".").split())

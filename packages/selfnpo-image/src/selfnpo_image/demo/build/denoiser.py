@@ -105,7 +105,7 @@ def encode_world(vae: AutoencoderKL, path: Path, *, count: int, seed: int) -> tu
             pictures, rows = common.real_batch(256, generator)
             latents.append(vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor)
             labels.append(rows)
-        save_file({"latents": torch.cat(latents), "labels": torch.cat(labels)}, path)
+        save_file({"latents": torch.cat(latents).contiguous(), "labels": torch.cat(labels)}, path)
     stored = load_file(path)
     return stored["latents"], stored["labels"]
 

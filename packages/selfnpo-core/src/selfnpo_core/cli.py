@@ -1,0 +1,176 @@
+"""What the commands of all families share: how errors end, commands loaded when called, and common options.
+
+Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 128 + n ended by signal n. A message is one line on stderr.
+Only click is imported here, so that `--help` answers at once; a command's own module is imported when it is called.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from selfnpo_core.errors import InputError, RunError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Lazy = Mapping[str, tuple[str, str]]
+"""Commands by name: ("module:attribute", one line of help)."""
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands' modules are imported only when one is called; listing them imports none."""
+
+    def __init__(self, *args: Any, lazy: Lazy, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.lazy)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.lazy:
+            return None
+        module, _, attribute = self.lazy[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in self.lazy.items()])
+
+
+def run(command: click.Command, args: Sequence[str] | None = None, *, name: str) -> int:
+    """Run a command line to its exit code, which is also what a command's function returned if that is a number."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("selfnpo_core").setLevel(logging.INFO)
+    try:
+        result = command.main(args=None if args is None else list(args), prog_name=name, standalone_mode=False)
+    except BaseException as error:
+        code, message = describe_error(error, name)
+        if message:
+            click.echo(message, err=True)
+        return code
+    return result if isinstance(result, int) else 0
+
+
+def describe_error(error: BaseException, name: str) -> tuple[int, str]:
+    """Exit code and message of an error; what is nobody's mistake but ours is raised again."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return 2, error.format_message()
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else name
+        return 2, _line(name, f"{error.format_message()} (see {path} --help)")
+    if isinstance(error, click.ClickException):
+        return 2, _line(name, error.format_message())
+    if isinstance(error, InputError):
+        return 2, _line(name, error)
+    if isinstance(error, RunError):
+        return getattr(error, "exit_code", 1), _line(name, error)
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return 130, _line(name, "interrupted")
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1, ""
+    if _is_disk_full(error):
+        return 1, _line(name, "the disk is full: free some space and repeat the command; what is written stays")
+    if type(error).__name__ == "OutOfMemoryError":
+        return 1, _line(name, "out of memory on the device: lower the batch size, or use a 16-bit dtype")
+    if isinstance(error, _PATH_ERRORS):
+        return 2, _line(name, f"{error.filename}: {error.strerror}")
+    raise error
+
+
+def _line(name: str, message: object) -> str:
+    return f"{name}: error: " + " ".join(str(message).split())
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def stack(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several click decorators as one, in the order in which help lists them."""
+
+    def decorate(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+model_options = stack(
+    click.option("--model", metavar="NAME|DIR|FILE", help="Known name, hub id, diffusers folder or .safetensors file."),
+    click.option(
+        "--model-config", metavar="DIR", help="For a single FILE: diffusers folder with its configs and tokenizer."
+    ),
+)
+
+device_options = stack(
+    click.option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto", show_default=True),
+    click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
+)
+
+sampling_options = stack(
+    model_options,
+    click.option("--npo", metavar="RUN|FILE", help="Negative weights: a training run, its npo folder, or a file."),
+    click.option("--prompt", "prompt", metavar="TEXT", multiple=True, help="What to draw; may be repeated."),
+    click.option("--prompts", metavar="FILE|builtin", help="File with one prompt a line, or the built-in list."),
+    click.option("--output", metavar="DIR", required=True, help="Folder for the samples and metadata.jsonl."),
+    click.option("--guidance-scale", type=float, help="1 is none. Default: what the negative weights recommend."),
+    click.option("--beta", type=float, help="Strength of the negative weights. Default: as recommended."),
+    click.option("--alpha", type=float, help="Share of a preference-tuned offset on the negative branch."),
+    click.option("--negative-prompt", metavar="TEXT", help="For the negative branch, in place of the empty prompt."),
+    click.option(
+        "--negative-condition",
+        type=click.Choice(["null", "prompt"]),
+        help="What the negative weights are asked: the null (or negative) prompt, or the prompt itself.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Sample number n has the seed SEED + n."),
+    click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Samples a prompt."),
+    click.option("--steps", type=click.IntRange(min=1), help="Sampling steps. Default: the model's."),
+    click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True),
+    device_options,
+)
+"""Options of `sample` and `compare`."""
+
+train_options = stack(
+    model_options,
+    click.option("--prompts", metavar="FILE|builtin", help="One prompt a line. Default: the built-in list."),
+    click.option("--output", metavar="RUN", help="Run folder. Default: a new runs/MODEL-N."),
+    click.option("--config", metavar="FILE", help="Recipe, a YAML file."),
+    click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="One key of the recipe; repeatable."),
+    click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --output."),
+    click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost, and stop."),
+)
+"""Options of `train`."""
+
+
+def set_key(key: str, value: object) -> str:
+    """An option as a `key=value` override of the recipe; JSON is YAML, so any text survives."""
+    return f"{key}={json.dumps(value)}"
+
+
+def folder_name(model: str) -> str:
+    """A short name for run folders from what the user called the model."""
+    stem = Path(model.rstrip("/")).name.removesuffix(".safetensors")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
+
+
+def echo_json(value: Mapping[str, Any]) -> None:
+    """What `--json` prints: one object with its schema's number."""
+    click.echo(json.dumps({"schema": 1, **value}, indent=1, ensure_ascii=False))
