@@ -1,0 +1,108 @@
+"""The arms of the demo's tables: Self-NPO, and what it is to be compared with at the same prompts and seeds.
+
+cfg                 plain classifier-free guidance
+npo                 the recipe's negative weights on the negative branch
+random              on the negative branch a random offset, every tensor of the norm of npo's
+full_simulation     as npo, trained on samples simulated to the end (the costly baseline of 2505.11777)
+gradient_reversal   as npo, trained with the gradient-reversal objective
+neon                θ − w·δ on both branches, δ as npo's (2510.03597)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from selfnpo_core.adapters import NegativeDelta, attach_npo
+from selfnpo_core.negative import random_like
+from selfnpo_core.training import Recipe, load_npo, resolve_recipe, train
+from selfnpo_core.training.files import read_json
+from selfnpo_image.demo import world
+from selfnpo_image.demo.cells import Arm, plain
+from selfnpo_image.recipes import presets_for
+from selfnpo_image.sd15 import SD15
+
+TRAINED: Mapping[str, Mapping[str, Any]] = {
+    "npo": {},
+    "full_simulation": {"rollout": "full"},
+    "gradient_reversal": {"objective": "gradient_reversal"},
+}
+"""Changes to the demo's recipe for each arm that trains weights of its own."""
+
+NEON_STRENGTH = 0.5
+ARMS = ("cfg", "npo", "random", "full_simulation", "gradient_reversal", "neon")
+
+
+def train_arm(arm: str, seed: int, work: Path, *, model: str = "demo") -> Path:
+    """The run folder of an arm's weights: work/ARM-sSEED, trained now unless it is there already."""
+    output = work / f"{arm}-s{seed}"
+    recipe = resolve_recipe(presets_for(model), None, {"model": model, "seed": seed, **TRAINED[arm]})
+    if _finished(output, recipe):
+        return output
+    train(SD15(model), recipe, world.training_captions(), output, resume=(output / "run.json").is_file())
+    return output
+
+
+def _finished(output: Path, recipe: Recipe) -> bool:
+    config = output / "npo" / "npo_config.json"
+    if not config.is_file():
+        return False
+    done = (output / "checkpoints" / f"step-{recipe.steps:06d}").is_dir()
+    return done and read_json(config)["recipe"]["learning_rate"] == recipe.learning_rate
+
+
+def make_arm(arm: str, seed: int, work: Path, *, beta: float | None = None) -> Arm:
+    """An arm of the table, its weights trained if it needs any. `seed` is the training seed."""
+    if arm == "cfg":
+        return Arm(name="cfg", attach=plain, note={})
+    run = train_arm(arm if arm in TRAINED else "npo", seed, work)
+    npo = load_npo(run)
+    assert npo.config is not None
+    note: dict[str, Any] = {"training_seed": seed, "recipe": npo.config.recipe}
+
+    @contextmanager
+    def negative(pipe: StableDiffusionPipeline) -> Iterator[None]:
+        with attach_npo(pipe, run, **({} if beta is None else {"beta": beta})):
+            yield
+
+    @contextmanager
+    def random(pipe: StableDiffusionPipeline) -> Iterator[None]:
+        offset = random_like(offset_of(pipe, run), torch.Generator().manual_seed(seed))
+        with NegativeDelta.attach(pipe, offset):
+            yield
+
+    @contextmanager
+    def neon(pipe: StableDiffusionPipeline) -> Iterator[None]:
+        pipe.load_lora_weights(run / "npo", adapter_name="neon")
+        pipe.set_adapters(["neon"], [-NEON_STRENGTH])
+        try:
+            yield
+        finally:
+            pipe.unload_lora_weights()
+
+    ways = {"random": random, "neon": neon}
+    if arm == "neon":
+        note["strength"] = NEON_STRENGTH
+    elif beta is not None:
+        note["beta"] = beta
+    return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note)
+
+
+def offset_of(pipe: StableDiffusionPipeline, run: Path) -> dict[str, Tensor]:
+    """A run's LoRA as full-weight differences, s·B·A by parameter name."""
+    pipe.load_lora_weights(run / "npo", adapter_name="offset")
+    try:
+        return {
+            f"{name}.weight": layer.get_delta_weight("offset").detach().clone()
+            for name, layer in pipe.unet.named_modules()
+            if isinstance(layer, LoraLayer)
+        }
+    finally:
+        pipe.unload_lora_weights()
