@@ -1,0 +1,131 @@
+"""A folder of samples: 00000-SEED.png|mp4, … and metadata.jsonl, a line a sample that says how it was made.
+
+What is to be drawn is known beforehand as records. A folder that holds exactly such records already is gone on with;
+one that holds anything else is left alone. A sample is there, whole, before its line in metadata.jsonl is.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfnpo_core.errors import InputError
+
+METADATA = "metadata.jsonl"
+Record = Mapping[str, Any]
+
+
+def sample_name(index: int, seed: int, suffix: str) -> str:
+    """"00007-42.png"."""
+    return f"{index:05d}-{seed}.{suffix}"
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class SampleFolder:
+    """The samples that `records` describe, each with its "file". Use as a context manager: it holds a lock."""
+
+    def __init__(self, path: str | Path, records: Sequence[Record], *, beside: Sequence[str] = ()):
+        """beside: names of other files and folders that may lie in the folder."""
+        from selfnpo_core.training.run_folder import FolderLock
+
+        self.path = Path(path)
+        self.records = [json.loads(json.dumps(record)) for record in records]
+        self._beside = {*beside, METADATA}
+        self._lock = FolderLock(self.path / ".lock")
+        self._done: set[str] = set()
+
+    def __enter__(self) -> "SampleFolder":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"output {self.path} is a file: choose a folder") from None
+        self._lock.acquire()
+        try:
+            self._done = self._check()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the records that are still to be drawn."""
+        return [i for i, record in enumerate(self.records) if record["file"] not in self._done]
+
+    def path_of(self, index: int) -> Path:
+        return self.path / self.records[index]["file"]
+
+    def add(self, index: int, write: Callable[[Path], object]) -> None:
+        """Put one sample there: `write` makes the file it is given, which then gets its name and its line."""
+        record = self.records[index]
+        partial = self.path / f".{record['file']}"
+        try:
+            write(partial)
+            os.replace(partial, self.path / record["file"])
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        with open(self.path / METADATA, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._done.add(record["file"])
+
+    def _check(self) -> set[str]:
+        """Names of the samples that are there. Raises `InputError` if anything else is."""
+        there = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
+        metadata = self.path / METADATA
+        if not metadata.exists():
+            if foreign := [name for name in there if name not in self._beside]:
+                raise InputError(f"output folder {self.path} is not empty ({foreign[0]}): choose a new folder")
+            metadata.touch()
+            return set()
+        wanted = {record["file"]: record for record in self.records}
+        kept = [record for record in _read_lines(metadata) if (self.path / record["file"]).is_file()]
+        for record in kept:
+            self._compare(record, wanted.get(record["file"]))
+        if foreign := [name for name in there if name not in self._beside and name not in wanted]:
+            raise InputError(f"output folder {self.path} holds something else ({foreign[0]}): choose a new folder")
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        if metadata.read_text(encoding="utf-8") != lines:
+            partial = metadata.with_name(f".{METADATA}")
+            partial.write_text(lines, encoding="utf-8")
+            os.replace(partial, metadata)
+        return {record["file"] for record in kept}
+
+    def _compare(self, old: Record, new: Record | None) -> None:
+        if new is None:
+            raise InputError(
+                f"output folder {self.path} holds other samples ({old['file']}): choose a new folder, or repeat the "
+                "command that made them to go on with it"
+            )
+        for key in {**old, **new}:
+            if old.get(key) != new.get(key):
+                raise InputError(
+                    f"output folder {self.path} holds samples made otherwise ({old['file']}: {key} was "
+                    f"{old.get(key)!r}, now {new.get(key)!r}): choose a new folder"
+                )
+
+
+def _read_lines(path: Path) -> list[Record]:
+    """Whole lines only: the last may have been cut."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "file" in record:
+            records.append(record)
+    return records
