@@ -94,7 +94,7 @@ class SelfStopping(ToyBackbone):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_update_saves_and_says_how_to_go_on(tmp_path, number, code):
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="after update 3.*--resume") as error:
+    with pytest.raises(Interrupted, match=r"after update 3.*--resume") as error:
         train(SelfStopping(3, number), toy_recipe(), PROMPTS, tmp_path / "run", progress=False)
     assert error.value.exit_code == code
     assert signal.getsignal(number) is before

@@ -13,7 +13,7 @@ from selfnpo_core import NULL, InputError, RunError
 from selfnpo_core.training import Recipe, weights_hash
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
-from selfnpo_core.training.updates import noised_looks, reference_rows, teacher_rows, update_loss
+from selfnpo_core.training.updates import Noised, noised_looks, reference_rows, teacher_rows, update_loss
 
 
 @contextmanager
@@ -124,6 +124,38 @@ def test_an_objective_falls_and_the_weights_change(train, changes):
         )
 
 
+def fixed_parts(made: Engine) -> list[Noised]:
+    made.generator.manual_seed(5)
+    return list(noised_looks(made.source, made.backbone, made.recipe, made.generator))
+
+
+def test_the_student_sees_x_t_with_more_noise():
+    """x_s = r·x_t + sqrt(σ_s² − r²·σ_t²)·ε with standard normal ε, r = α_s/α_t, and s beyond t."""
+    with engine(batch_size=200, pool_size=200) as made:
+        (noised,) = fixed_parts(made)
+    t, s = (made.backbone.schedule.at(level, like=noised.x_s) for level in (noised.look.t, noised.s))
+    assert (noised.s > noised.look.t).all()
+    ratio = s.alpha / t.alpha
+    noise = (noised.x_s - ratio * noised.look.x_t) / (s.sigma**2 - ratio**2 * t.sigma**2).sqrt()
+    assert float(noise.mean()) == pytest.approx(0, abs=0.04)
+    assert float(noise.std()) == pytest.approx(1, abs=0.03)
+    for look in (noised.look.x_t, noised.look.weak.x0):
+        assert abs(float((noise * look).mean() / look.std())) < 0.04
+
+
+def test_dpo_moves_towards_the_weak_estimate_and_from_the_strong_one():
+    settings = {"objective": "dpo", "dpo_beta": 10.0, "strong_guidance": 6.5, "loss": "l2"}
+    with engine(train="full", steps=40, batch_size=16, ema_decay=1.0, **settings) as made:
+        list(made.updates())
+        (noised,) = fixed_parts(made)
+        margins = []
+        for ask in (made.denoisers.base, made.denoisers.student):
+            x0 = ask(noised.x_s, noised.s, noised.prompt).x0.detach()
+            weak, strong = noised.look.weak.x0, noised.look.strong.x0
+            margins.append(float(((x0 - strong) ** 2 - (x0 - weak) ** 2).mean()))
+    assert margins[1] > margins[0] + 1e-3
+
+
 def test_gradient_reversal_moves_as_tdft_at_the_equivalent_guidance():
     """Its loss need not fall. With l2 its gradient is (1 − λ) times TDFT's at w′ = (w_w − λ·w_s)/(1 − λ)."""
     gradients = []
@@ -215,7 +247,7 @@ def test_lora_drift_is_that_of_the_merged_weights():
         squares = 0.0
         for name in ("conv", "to_q", "to_out"):
             squares += float(network.get_submodule(name).get_delta_weight("npo").detach().square().sum())
-    size = sum(float(p.square().sum()) for p in ToyBackbone().denoiser.parameters())
+    size = sum(float(p.detach().square().sum()) for p in ToyBackbone().denoiser.parameters())
     assert update.drift == pytest.approx((squares / size) ** 0.5, rel=1e-5)
 
 
@@ -226,7 +258,7 @@ def test_full_drift_is_the_distance_from_the_base():
         now = dict(made.student.parameters)
     base = dict(ToyBackbone().denoiser.named_parameters())
     squares = sum(float((now[name] - base[name]).detach().square().sum()) for name in base)
-    size = sum(float(p.square().sum()) for p in base.values())
+    size = sum(float(p.detach().square().sum()) for p in base.values())
     assert update.drift == pytest.approx((squares / size) ** 0.5, rel=1e-5)
     for name, offset in delta.items():
         torch.testing.assert_close(offset.float(), (now[name] - base[name]).detach(), rtol=1e-2, atol=1e-6)

@@ -79,7 +79,7 @@ def seed_for(*parts: int) -> int:
 
 
 def _check_packages(recipe: Recipe) -> None:
-    wanted = {name: name for name in recipe.trackers}
+    wanted: dict[str, str] = {name: name for name in recipe.trackers}
     if recipe.optimizer == "adamw8bit":
         wanted["adamw8bit"] = "bitsandbytes"
     for setting, package in wanted.items():

@@ -171,10 +171,12 @@ class Engine:
 
 def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as tensors, named INDEX.KEY, and what json can hold."""
-    tensors, scalars = {}, {}
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
     for index, values in state["state"].items():
         for key, value in values.items():
-            (tensors if isinstance(value, Tensor) else scalars)[f"{index}.{key}"] = value
+            target: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
+            target[f"{index}.{key}"] = value
     return tensors, {"param_groups": state["param_groups"], "scalars": scalars}
 
 

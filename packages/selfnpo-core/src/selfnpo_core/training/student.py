@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ class LoraStudent(Student):
         self._base_norm = _norm(self.network.parameters())
         self._targets = lora_target_modules(backbone, recipe.targets)
         self._add_adapters(recipe)
-        self._layers = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
+        self._layers: list[Any] = [m for m in self.network.modules() if isinstance(m, LoraLayer)]
         named = dict(self.network.named_parameters())
         names = [name for name in named if f".{NPO}." in name and ".lora_" in name]
         self.parameters = {name.replace(f".{NPO}.", "."): named[name] for name in names}
@@ -108,15 +109,13 @@ class LoraStudent(Student):
         self._activate([NPO])
 
     def _add_adapters(self, recipe: Recipe) -> None:
-        config = {"r": recipe.rank, "lora_alpha": recipe.alpha, "target_modules": self._targets}
-        if recipe.alpha == int(recipe.alpha):
-            config["lora_alpha"] = int(recipe.alpha)
+        alpha: Any = int(recipe.alpha) if recipe.alpha.is_integer() else recipe.alpha
         add = getattr(self.network, "add_adapter", None)  # diffusers' own, which lets its savers find the adapter
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
             torch.manual_seed(recipe.seed)
             for name in (NPO, TEACHER):
-                lora = LoraConfig(**config)
+                lora = LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=self._targets)
                 try:
                     add(lora, adapter_name=name) if add else inject_adapter_in_model(lora, self.network, name)
                 except ValueError as error:
@@ -160,8 +159,6 @@ class LoraStudent(Student):
         return dict(self.parameters)
 
     def close(self) -> None:
-        from diffusers.utils import recurse_remove_peft_layers
-
         self.backbone.denoiser = self.network
         unload = getattr(self.network, "unload_lora", None)
         if unload is not None:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -188,6 +188,7 @@ def _npo_config(
     backbone: Backbone, recipe: Recipe, recommended: Recommended, condition: Literal["null", "prompt"]
 ) -> NpoConfig:
     return NpoConfig(
+        schema=1,
         family=backbone.family,
         base_model=backbone.name,
         base_hash=backbone.base_hash,
@@ -201,7 +202,7 @@ def _npo_config(
     )
 
 
-def package_versions() -> Mapping[str, str]:
+def package_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("selfnpo-core", "torch", "diffusers", "peft")}
 
 
