@@ -33,7 +33,7 @@ def main(work: Path, output: Path, threads: int, steps: int) -> None:
     agreement = judge.agreement(critic, autoencoder)
     print(f"judge: agreement on fresh pairs {agreement}")
     pack.write_parts(output, pipe, eyes, critic, moments)
-    table = measure.sweep(pipe, scales=(1.0, 2.0, 3.0, 4.0, 5.0, 7.0), count=1000, seed=9, steps=20)
+    table = measure.sweep(pipe, scales=(1.0, 2.0, 3.0, 5.0), count=500, seed=9, steps=20)
     best = max(row["accuracy"] for row in table.values())
     pack.refuse_ragged(best, reconstruction)
     pack.write_card(

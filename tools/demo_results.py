@@ -15,6 +15,7 @@ from selfnpo_image.demo import measure
 from selfnpo_image.demo.cells import Table
 from selfnpo_image.demo.command import STEPS
 from selfnpo_image.demo.experiments import ARMS, make_arm
+from selfnpo_image.models import find_source
 from selfnpo_image.sd15 import load_pipeline
 
 
@@ -32,7 +33,7 @@ def main(work: Path, output: Path, samples: int, scales: str, seeds: str, arms: 
     torch.set_flush_denormal(True)
     task = measure.Task.draw(samples, seed=3)
     table = Table(folder=output, scores=work / "scores", task=task, steps=STEPS, batch=100)
-    pipe = load_pipeline("demo")
+    pipe = load_pipeline(find_source("demo"))
     wanted = [(arm, int(seed)) for arm in arms.split(",") for seed in (seeds.split(",") if arm != "cfg" else ["0"])]
     for arm, seed in wanted:
         made = make_arm(arm, seed, work / "runs")

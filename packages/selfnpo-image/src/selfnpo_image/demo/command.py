@@ -24,6 +24,7 @@ def demo(output: Path | None, full: bool, seed: int, samples: int | None) -> Non
     from selfnpo_image.demo import measure, pictures
     from selfnpo_image.demo.cells import Table
     from selfnpo_image.demo.experiments import make_arm
+    from selfnpo_image.models import find_source
     from selfnpo_image.sd15 import load_pipeline
 
     output = output or new_run_folder("runs", "demo")
@@ -32,7 +33,7 @@ def demo(output: Path | None, full: bool, seed: int, samples: int | None) -> Non
     click.echo("2/3  sample with plain guidance and with the negative weights, at the same prompts and seeds")
     task = measure.Task.draw(samples or SAMPLES[full], TASK_SEED)
     table = Table(folder=output / "cells", scores=output / "scores", task=task, steps=STEPS)
-    pipe = load_pipeline("demo")
+    pipe = load_pipeline(find_source("demo"))
     cells = [table.cell(pipe, arm, scale) for scale in SCALES[full] for arm in arms]
     click.echo("3/3  what the judges of the demo world say\n")
     words = pictures.table(cells)

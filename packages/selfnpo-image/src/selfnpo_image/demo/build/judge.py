@@ -90,7 +90,7 @@ def known_pairs(rated: Rated, count: int, generator: torch.Generator) -> tuple[T
 
 
 def train(
-    path: Path, vae: AutoencoderKL, *, steps: int = 2000, batch: int = 256, count: int = 12_800, seed: int = 5
+    path: Path, vae: AutoencoderKL, *, steps: int = 1500, batch: int = 256, count: int = 12_800, seed: int = 5
 ) -> Judge:
     """Train the judge; prints its agreement with the known order on fresh pairs. `batch` is drawn before filtering."""
     torch.manual_seed(seed)
