@@ -3,7 +3,7 @@
     python tools/demo_results.py --work build/results
 
 Hours on two CPU cores. Each cell is one JSON file and is not computed again, so the script can be stopped and started
-at any time; without --work's folder only the cells that are missing need its scores.
+at any time. Then it writes the page.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import torch
 
-from selfnpo_image.demo import measure
+from selfnpo_image.demo import measure, report
 from selfnpo_image.demo.cells import Table
 from selfnpo_image.demo.command import STEPS
 from selfnpo_image.demo.experiments import ARMS, make_arm
@@ -21,7 +21,7 @@ from selfnpo_image.sd15 import load_pipeline
 
 @click.command(help=__doc__)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Runs and judges' scores; not committed.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("docs/results/demo/cells"), show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("docs/results/demo"), show_default=True)
 @click.option("--samples", default=2000, show_default=True)
 @click.option("--scales", default="1.5,2,3,5,8", show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds.")
@@ -32,7 +32,7 @@ def main(work: Path, output: Path, samples: int, scales: str, seeds: str, arms: 
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     task = measure.Task.draw(samples, seed=3)
-    table = Table(folder=output, scores=work / "scores", task=task, steps=STEPS, batch=100)
+    table = Table(folder=output / "cells", scores=work / "scores", task=task, steps=STEPS, batch=100)
     pipe = load_pipeline(find_source("demo"))
     wanted = [(arm, int(seed)) for arm in arms.split(",") for seed in (seeds.split(",") if arm != "cfg" else ["0"])]
     for arm, seed in wanted:
@@ -40,6 +40,7 @@ def main(work: Path, output: Path, samples: int, scales: str, seeds: str, arms: 
         for scale in map(float, scales.split(",")):
             cell = table.cell(pipe, made, scale)
             print(f"{cell['arm']} at {scale:g}: FID {cell['fid'][0]:.2f}, accuracy {cell['accuracy'][0]:.3f}")
+    report.write_page(output)
 
 
 if __name__ == "__main__":

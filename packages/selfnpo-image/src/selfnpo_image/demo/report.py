@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from selfnpo_image.demo import pictures
+
 Cell = Mapping[str, Any]
 
 TITLES = {
@@ -87,3 +89,63 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _bounds(interval: Sequence[float], digits: int, sign: str = "", factor: float = 1) -> str:
     value, low, high = (factor * v for v in interval)
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def write_page(folder: Path) -> str:
+    """folder/README.md and folder/curves.png from folder/cells/*.json; returns the page."""
+    rows = summary(read_cells(folder / "cells"))
+    pictures.curves(
+        [{**row, "arm": TITLES[row["arm"]]} for row in rows], folder / "curves.png", title="demo model (a toy)"
+    )
+    samples = sorted({row["samples"] for row in rows})
+    page = _PAGE.format(
+        samples=" or ".join(f"{n:,}" for n in samples), table=markdown(rows), findings="\n".join(findings(rows))
+    )
+    (folder / "README.md").write_text(page, encoding="utf-8")
+    return page
+
+
+def findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the table says of Self-NPO at each scale, also where it does not help."""
+    base = {row["scale"]: row for row in rows if row["arm"] == "cfg"}
+    lines = []
+    for row in rows:
+        if row["arm"] != "npo" or row["scale"] not in base:
+            continue
+        versus, plain = row["against_cfg"], base[row["scale"]]["fid"][0]
+        verdicts = {
+            "FID": _verdict(versus["fid_change"], 0, lower_is_better=True),
+            "prompt accuracy": _verdict(versus["accuracy_change"], 0),
+            "win rate": _verdict(versus["win_rate"], 0.5),
+        }
+        words = ", ".join(f"{name} {verdict}" for name, verdict in verdicts.items())
+        lines.append(f"- Scale {row['scale']:g}: FID {100 * versus['fid_change'][0] / plain:+.0f} %; {words}.")
+    return lines
+
+
+def _verdict(interval: Sequence[float], neutral: float, *, lower_is_better: bool = False) -> str:
+    _, low, high = interval
+    if low <= neutral <= high:
+        return "not told apart from plain guidance"
+    return "better" if (high < neutral) == lower_is_better else "worse"
+
+
+_PAGE = """# The demo model's table
+
+A toy: the shipped model draws coloured shapes at 64×64. These figures compare ways of sampling it, and say nothing of
+the size of an effect on real models. Made by `python tools/demo_results.py`; every row's cells are in `cells/`, with the
+recipe, the seeds and the machine.
+
+{samples} pictures a cell, the same prompts and seeds in every cell, none of them used to choose the recipe. FID is the
+Fréchet distance of the oracle's 64 features to those of 50,000 real pictures; prompt accuracy means that everything a
+caption names is right; the win rate is that of the shipped preference judge, pair by pair. Figures are means over
+training seeds; brackets are the envelope of the seeds' 95 % intervals.
+
+{table}
+
+![FID and accuracy against guidance scale](curves.png)
+
+Self-NPO against plain guidance, all seeds' intervals taken together:
+
+{findings}
+"""

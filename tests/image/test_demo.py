@@ -1,0 +1,149 @@
+"""The shipped model, and the demo's experiments on it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from selfnpo_core.negative import norm
+from selfnpo_image.demo import assets, experiments, measure, pictures, report
+from selfnpo_image.demo.cells import Arm, Table
+from selfnpo_image.demo.recipe import PRESETS
+from selfnpo_image.models import find_source
+from selfnpo_image.sd15 import load_pipeline
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load_pipeline(find_source("demo"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two updates: too short to help, long enough to act."""
+    work = tmp_path_factory.mktemp("work")
+    small = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "rank": 4}
+    before = dict(PRESETS["lora"])
+    PRESETS["lora"].update(small)
+    try:
+        yield experiments.train_arm("npo", 0, work)
+    finally:
+        PRESETS["lora"].clear()
+        PRESETS["lora"].update(before)
+
+
+def table(folder, count=6):
+    return Table(folder=folder / "cells", scores=folder / "scores", task=measure.Task.draw(count, 5), steps=2, batch=4)
+
+
+def test_what_ships_is_small_safe_and_labelled():
+    files = [path for path in assets.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16 * 2**20
+    assert not [path for path in files if path.suffix in {".bin", ".pt", ".ckpt", ".pkl"}]
+    assert "toy" in (assets.FOLDER / "model" / "README.md").read_text(encoding="utf-8")
+    card = json.loads((assets.FOLDER / "card.json").read_text(encoding="utf-8"))
+    assert card["best joint prompt accuracy"] >= 0.8
+
+
+def test_the_oracle_reads_real_pictures():
+    from selfnpo_image.demo import world
+
+    drawn, labels = world.draw_world(300, torch.Generator().manual_seed(123))
+    scores = measure.judge(drawn, labels)
+    assert scores.accurate.float().mean() > 0.97
+    assert measure.fid(scores.features) < 5
+    wrong = measure.judge(drawn, labels.roll(1, 0))
+    assert (scores.preference > wrong.preference).float().mean() > 0.9
+
+
+def test_a_zeroed_lora_reproduces_plain_guidance_exactly(pipe, run, tmp_path):
+    zeroed = tmp_path / "npo"
+    zeroed.mkdir()
+    file = run / "npo" / "pytorch_lora_weights.safetensors"
+    state = {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in load_file(file).items()}
+    save_file(state, zeroed / file.name)
+    task = measure.Task.draw(4, 5)
+    base = measure.sample(pipe, task, guidance_scale=3.0, steps=3).pictures
+    from selfnpo_core.adapters import NegativeAdapters
+
+    pipe.load_lora_weights(zeroed, adapter_name="zero")
+    with NegativeAdapters.attach(pipe, {"zero": 1.0}):
+        same = measure.sample(pipe, task, guidance_scale=3.0, steps=3).pictures
+    pipe.unload_lora_weights()
+    assert torch.equal(base, same)
+    with experiments.make_arm("npo", 0, run.parent, beta=30.0).attach(pipe):
+        other = measure.sample(pipe, task, guidance_scale=3.0, steps=3).pictures
+    assert not torch.equal(base, other)
+    assert torch.equal(base, measure.sample(pipe, task, guidance_scale=3.0, steps=3).pictures)
+
+
+def test_cells_are_computed_once_and_paired_with_plain_guidance(pipe, run, tmp_path):
+    arms = [experiments.make_arm(name, 0, run.parent) for name in ("cfg", "npo")]
+    cells = [table(tmp_path).cell(pipe, arm, 3.0) for arm in arms]
+    assert cells[0]["against_cfg"] is None
+    assert 0 <= cells[1]["against_cfg"]["win_rate"][0] <= 1
+    assert [cell["rows_per_picture"] for cell in cells] == [4.0, 4.0]
+    kept = (tmp_path / "cells" / "cfg-g3.json").read_bytes()
+
+    def refuse(_):
+        raise AssertionError("a cell on disk was computed again")
+
+    again = table(tmp_path).cell(pipe, Arm(name="cfg", attach=refuse, note={}), 3.0)
+    assert again == cells[0]
+    assert (tmp_path / "cells" / "cfg-g3.json").read_bytes() == kept
+    words = pictures.table(cells)
+    assert len(words.splitlines()) == 4
+    pictures.curves(cells, tmp_path / "curves.png", title="test")
+    pictures.side_by_side(
+        {"CFG": table(tmp_path).pictures("cfg", 3.0)}, ["a prompt"] * 6, tmp_path / "pictures.png", rows=2
+    )
+    rows = report.summary(report.read_cells(tmp_path / "cells"))
+    assert [row["arm"] for row in rows] == ["cfg", "npo"]
+    assert "Self-NPO" in report.markdown(rows)
+
+
+def test_an_arm_is_trained_once(run):
+    stamp = (run / "metrics.jsonl").stat().st_mtime_ns
+    assert experiments.train_arm("npo", 0, run.parent) == run
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_every_arm_samples_and_leaves_the_pipeline_as_it_was(pipe, run):
+    task = measure.Task.draw(2, 6)
+    base = measure.sample(pipe, task, guidance_scale=3.0, steps=2).pictures
+    for name in ("random", "neon"):
+        with experiments.make_arm(name, 0, run.parent).attach(pipe):
+            measure.sample(pipe, task, guidance_scale=3.0, steps=2)
+        assert torch.equal(base, measure.sample(pipe, task, guidance_scale=3.0, steps=2).pictures), name
+
+
+def test_the_offset_is_the_loras_product(pipe, run):
+    offset = experiments.offset_of(pipe, run)
+    state = load_file(run / "npo" / "pytorch_lora_weights.safetensors")
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    a, b = (state[f"unet.{name}.lora_{part}.weight"] for part in "AB")
+    torch.testing.assert_close(offset[f"{name}.weight"], b @ a)  # alpha = rank
+    assert norm(offset) > 0
+    assert set(offset) <= {key.replace(".base_layer", "") for key, _ in pipe.unet.named_parameters()}
+
+
+def test_tasks_of_other_seeds_share_nothing():
+    one, other = measure.Task.draw(50, 2), measure.Task.draw(50, 3)
+    assert not set(one.seeds) & set(other.seeds)
+    assert one.prompts != other.prompts
+
+
+@pytest.mark.slow
+def test_the_demo_changes_fid_beyond_its_interval(tmp_path):
+    """The whole command, with half of its samples."""
+    command = [sys.executable, "-m", "selfnpo_image", "demo", "--samples", "128", "--output", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=880)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = json.loads((tmp_path / "demo" / "demo.json").read_text())["cells"]
+    changes = [cell["against_cfg"]["fid_change"] for cell in cells if cell["against_cfg"]]
+    assert any(high < 0 for _, _, high in changes), changes
+    assert (tmp_path / "demo" / "pictures.png").is_file()
+    assert (tmp_path / "demo" / "curves.png").is_file()

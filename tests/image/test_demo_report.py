@@ -1,0 +1,65 @@
+"""The results page: seeds taken together, and words that follow the figures."""
+
+import json
+
+import pytest
+
+from selfnpo_image.demo import report
+
+
+def cell(arm, scale, fid, *, change=None, accuracy=0.8, wins=0.5):
+    around = [fid, fid - 1, fid + 1]
+    versus = change and {
+        "fid_change": [change, change - 1, change + 1],
+        "accuracy_change": [-0.05, -0.08, -0.02],
+        "win_rate": [wins, wins - 0.02, wins + 0.02],
+    }
+    return {
+        "arm": arm,
+        "scale": scale,
+        "samples": 2000,
+        "fid": around,
+        "accuracy": [accuracy, accuracy - 0.02, accuracy + 0.02],
+        "against_cfg": versus,
+        "rows_per_picture": 40.0,
+    }
+
+
+@pytest.fixture
+def cells():
+    return [
+        cell("cfg", 2.0, 10.0),
+        cell("npo-s0", 2.0, 7.0, change=-3.0, wins=0.6),
+        cell("npo-s1", 2.0, 8.0, change=-2.5, wins=0.6),
+        cell("npo-s0", 5.0, 8.0, change=0.5),
+        cell("cfg", 5.0, 9.0),
+    ]
+
+
+def test_seeds_are_taken_together(cells):
+    rows = report.summary(cells)
+    assert [(row["arm"], row["scale"], row["seeds"]) for row in rows] == [
+        ("cfg", 2.0, 1),
+        ("cfg", 5.0, 1),
+        ("npo", 2.0, 2),
+        ("npo", 5.0, 1),
+    ]
+    assert rows[2]["fid"] == (7.5, 6.0, 9.0)
+    assert rows[2]["against_cfg"]["fid_change"] == (-2.75, -4.0, -1.5)
+
+
+def test_words_follow_the_figures(cells):
+    two, five = report.findings(report.summary(cells))
+    assert two == "- Scale 2: FID -28 %; FID better, prompt accuracy worse, win rate better."
+    assert "FID not told apart" in five
+    assert "win rate not told apart" in five
+
+
+def test_the_page_is_written_from_the_cells(cells, tmp_path):
+    (tmp_path / "cells").mkdir()
+    for one in cells:
+        (tmp_path / "cells" / f"{one['arm']}-g{one['scale']:g}.json").write_text(json.dumps(one))
+    page = report.write_page(tmp_path)
+    assert "2,000 pictures a cell" in page
+    assert page.count("| Self-NPO |") == 2
+    assert (tmp_path / "curves.png").stat().st_size > 1000
