@@ -18,7 +18,7 @@ Record = Mapping[str, Any]
 
 
 def sample_name(index: int, seed: int, suffix: str) -> str:
-    """"00007-42.png"."""
+    """Such as 00007-42.png: the sample's number and its seed."""
     return f"{index:05d}-{seed}.{suffix}"
 
 

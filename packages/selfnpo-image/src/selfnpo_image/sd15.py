@@ -1,209 +1,177 @@
-"""The SD1.5 family: loading, embedding, prediction and pictures for `selfnpo_core.training`.
+"""The SD1.5 family (2112.10752): how its models are loaded, and what the training engine needs of them.
 
-A UNet2DConditionModel on latents of an AutoencoderKL, under the last hidden states of one CLIP text encoder
-(2112.10752). Stable Diffusion 2, of the same classes with v-prediction, works too. Latents: (B, 4, h, w), a picture's
-height and width divided by the autoencoder's factor; embeddings: (B, tokens, width).
+Any `StableDiffusionPipeline` will do: epsilon or v-prediction, any size. Weights are safetensors only, no remote code
+is run, and no safety checker is loaded.
 """
 
-from __future__ import annotations
-
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from huggingface_hub import hf_hub_download
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
 from selfnpo_core.errors import InputError
 from selfnpo_core.schedule import NoiseSchedule
-from selfnpo_core.training.backbone import Negative
+from selfnpo_core.training.files import is_disk_full
 from selfnpo_core.training.hashing import weights_hash
-from selfnpo_image.models import Location, locate
+from selfnpo_image.family import check_folder, check_index, check_scheduler, check_unet
+from selfnpo_image.models import Source, find_source
+from selfnpo_image.single_file import prepared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-log = logging.getLogger(__name__)
+    from selfnpo_core.training.backbone import Negative
 
-FAMILY = "sd15"
+log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-LORA_TARGETS: Mapping[str, Sequence[str]] = {
-    "attention": ATTENTION,
-    "all": [
-        *ATTENTION,
-        *("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-        *("conv1", "conv2", "conv_shortcut", "time_emb_proj"),
-    ],
+EMBED_BATCH = 32
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+_CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"]
+LORA_TARGETS = {
+    "attention": _ATTENTION,
+    "all": [*_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", *_CONVOLUTIONS],
 }
 
 
 def load_pipeline(
-    model: str, *, dtype: torch.dtype = torch.float32, config: str | Path | None = None, **parts: Any
+    model: Source | str, *, dtype: torch.dtype = torch.float32, **components: Any
 ) -> StableDiffusionPipeline:
-    """A StableDiffusionPipeline of the SD1.5 family from a known name, folder, .safetensors file or hub id.
+    """The stock pipeline of a model, on the CPU. Components that are given (`unet=…`) are not read from disk.
 
-    config: for a single file, a local diffusers folder with the family's configuration and tokenizer, where the hub
-    cannot be reached. parts: components to use instead of loading them (`unet=…`).
-    Raises `InputError` for another family, for pickled weights, and for what cannot be found.
+    Raises `InputError` for what cannot be found, is of another family, or has pickled weights only.
     """
-    place = locate(model)
-    common = {"torch_dtype": dtype, "safety_checker": None, "requires_safety_checker": False, **parts}
-    if place.file is not None:
-        return _from_file(place.file, config, common)
-    source = str(place.folder or place.hub_id)
-    _check_family(place, _pipeline_config(source))
-    if place.folder is not None:
-        _check_weights(place.folder)
-    try:
-        pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, feature_extractor=None, **common)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"cannot load {model}: {_short(error)}") from None
-    _check_unet(pipe, model)
+    source = local(find_source(model) if isinstance(model, str) else model)
+    with _quiet(), _one_line_errors(source):
+        if source.kind == "file":
+            with prepared(source) as settings:
+                pipe = StableDiffusionPipeline.from_single_file(
+                    source.location, torch_dtype=dtype, safety_checker=None, **{**settings, **components}
+                )
+        else:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                source.location,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                variant=_variant(Path(source.location)),
+                **components,
+            )
+    _check_whole(pipe, source)
+    check_scheduler(pipe.scheduler.config, source.name)
     return pipe
 
 
-def _pipeline_config(source: str) -> dict[str, Any]:
-    """model_index.json, from disk or hub."""
+def local(source: Source) -> Source:
+    """The same model on this disk, checked to be of the family: a hub id is fetched, into the hub's own cache."""
+    if source.kind == "hub":
+        with _quiet(), _one_line_errors(source):
+            for name, check in (("model_index.json", check_index), ("unet/config.json", check_unet)):
+                check(_read_json(hf_hub_download(source.location, name)), source.name)
+            folder = StableDiffusionPipeline.download(source.location, use_safetensors=True, safety_checker=None)
+        source = replace(source, kind="folder", location=str(folder))
+    if source.kind == "folder":
+        check_folder(Path(source.location), source.name)
+    return source
+
+
+def best_device(name: str = "auto") -> torch.device:
+    """ "auto" is the first accelerator, or the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        return dict(StableDiffusionPipeline.load_config(source))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot find the model {source}: check its name and the network, or give a local folder ({_short(error)})"
-        ) from None
-
-
-def _check_family(place: Location, index: Mapping[str, Any]) -> None:
-    kind = index.get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise InputError(f"{place.name} is a {kind}, not of the SD1.5 family: give a StableDiffusionPipeline")
-
-
-def _check_weights(folder: Path) -> None:
-    """Every part with weights must have them as safetensors; and the UNet must not be another family's."""
-    for part in ("unet", "vae", "text_encoder"):
-        if not any((folder / part).glob("*.safetensors")):
-            if any((folder / part).glob("*.bin")):
-                raise InputError(f"{folder / part} has pickled weights only: save the model as safetensors first")
-            raise InputError(f"{folder / part} has no .safetensors weights: the model's folder is not whole")
-    unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    if unet.get("addition_embed_type"):
-        raise InputError(f"{folder} holds an SDXL UNet, not one of the SD1.5 family")
-
-
-def _check_unet(pipe: StableDiffusionPipeline, model: str) -> None:
-    config = pipe.unet.config
-    if config.in_channels != pipe.vae.config.latent_channels:
-        raise InputError(
-            f"{model} takes {config.in_channels} channels, as inpainting models do: give a text-to-image one"
-        )
-    width = pipe.text_encoder.config.hidden_size if pipe.text_encoder is not None else config.cross_attention_dim
-    if config.cross_attention_dim != width:
-        raise InputError(
-            f"{model}: the UNet reads embeddings of {config.cross_attention_dim}, the text encoder gives {width}"
-        )
-
-
-def _from_file(file: Path, config: str | Path | None, common: dict[str, Any]) -> StableDiffusionPipeline:
-    try:
-        with safe_open(file, framework="pt") as stored:
-            keys = set(stored.keys())
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is no whole .safetensors file: {_short(error)}") from None
-    if "model.diffusion_model.input_blocks.0.0.weight" not in keys or not any(
-        key.startswith("cond_stage_model.") for key in keys
-    ):
-        raise InputError(f"{file} is not an SD1.5-family checkpoint: {_looks_like(keys)}")
-    if config is not None:
-        common["config"] = str(config)
-        common["local_files_only"] = True
-    try:
-        return StableDiffusionPipeline.from_single_file(str(file), feature_extractor=None, **common)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"cannot load {file}: {_short(error)}; without network, pass --model-config with a local SD1.5 folder"
-        ) from None
-
-
-def _looks_like(keys: set[str]) -> str:
-    signs = {
-        "conditioner.embedders": "it looks like SDXL",
-        "joint_blocks": "it looks like SD3",
-        "double_blocks": "it looks like Flux",
-        "lora": "it looks like a LoRA, which --npo takes",
-    }
-    for sign, guess in signs.items():
-        if any(sign in key for key in keys):
-            return guess
-    return "its keys are those of no model known here"
-
-
-def _short(error: Exception) -> str:
-    """The first sentence of an error, on one line."""
-    return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {name} cannot be used ({str(error).splitlines()[0]}): use cpu or cuda") from None
 
 
 class SD15:
-    """A `selfnpo_core.training.Backbone` for SD1.5-family models."""
+    """A model of the SD1.5 family as the training engine sees it (`selfnpo_core.training.backbone.Backbone`).
 
-    family = FAMILY
-    lora_targets = LORA_TARGETS
+    Text encoder, tokenizer and VAE are in memory only from construction to the end of `embed`, and while
+    `draw_samples` runs, which reads them from the disk again.
+    """
 
-    def __init__(self, model: str, *, dtype: torch.dtype = torch.float32, config: str | Path | None = None) -> None:
-        self.name, self._dtype, self._config = model, dtype, config
-        pipe = load_pipeline(model, dtype=dtype, config=config)
-        self.denoiser: nn.Module = pipe.unet
+    family = "sd15"
+    lora_targets: Mapping[str, Sequence[str] | str] = LORA_TARGETS
+
+    def __init__(self, model: Source | str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "auto"):
+        source = find_source(model) if isinstance(model, str) else model
+        self.name, self.dtype = source.name, dtype
+        self.device = best_device(device) if isinstance(device, str) else device
+        self._source = local(source)
+        pipe = load_pipeline(self._source)
         self.base_hash = weights_hash(pipe.unet)
+        self.denoiser: nn.Module = pipe.unet.to(dtype).requires_grad_(False).eval()
+        self.prediction_type = check_scheduler(pipe.scheduler.config, self.name)
         self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
-        self.prediction_type = str(pipe.scheduler.config.prediction_type)
-        size = pipe.unet.config.sample_size
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        self.latent_shape = (pipe.unet.config.in_channels, height, width)
-        self.bytes_per_prompt = pipe.tokenizer.model_max_length * pipe.unet.config.cross_attention_dim * dtype.itemsize
-        self._pipe: StableDiffusionPipeline | None = pipe
-        self._table = torch.empty(0)
+        self.latent_shape: tuple[int, ...] = _latent_shape(pipe)
+        width = pipe.text_encoder.config.hidden_size
+        self.bytes_per_prompt = pipe.tokenizer.model_max_length * width * dtype.itemsize
+        pipe.text_encoder.to(dtype)
+        pipe.vae.to(dtype)
+        pipe.unet = None
+        self._rest: StableDiffusionPipeline | None = pipe
+        self._table: Tensor | None = None
 
-    def embed(self, prompts: Sequence[str], batch: int = 32) -> None:
-        """Fill the table: (len(prompts) + 1, tokens, width), the null prompt last, so that index −1 finds it.
+    @property
+    def text_encoder_on_device(self) -> bool:
+        return self._rest is not None
 
-        Text encoder and VAE are let go of afterwards; `draw_samples` loads them again for its own duration.
-        """
-        pipe = self._whole_pipeline()
-        device = self._device
-        pipe.text_encoder.to(device)
+    @property
+    def vae_on_device(self) -> bool:
+        return self._rest is not None
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> None:
+        """Table of the prompts' embeddings (N + 1, L, D), the null prompt's row last; then drop what made them."""
+        pipe = self._pipeline()
+        pipe.text_encoder.to(self.device)
         texts, rows = [*prompts, ""], []
-        for first in tqdm(
-            range(0, len(texts), batch), desc="embed prompts", unit="batch", disable=len(texts) < 4 * batch
-        ):
-            with torch.no_grad():
-                some, _ = pipe.encode_prompt(texts[first : first + batch], device, 1, False)
-            rows.append(some.to("cpu", self._dtype))
+        with tqdm(total=len(texts), desc="embed prompts", unit="prompt", disable=len(texts) <= EMBED_BATCH) as bar:
+            for start in range(0, len(texts), EMBED_BATCH):
+                batch = texts[start : start + EMBED_BATCH]
+                rows.append(pipe.encode_prompt(batch, self.device, 1, False)[0].to(self.dtype))
+                bar.update(len(batch))
         self._table = torch.cat(rows)
-        self._pipe = None
+        self._release()
 
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
-        """The UNet's output, (B, 4, h, w), for x_t: (B, 4, h, w), t: (B,), prompt: (B,) indices, −1 for null."""
-        dtype = next(self.denoiser.parameters()).dtype
-        context = self._table[prompt.to(self._table.device)].to(x_t.device, dtype)
-        return self.denoiser(x_t.to(dtype), t, encoder_hidden_states=context).sample
+        """The UNet's raw output at x_t: (B, 4, H, W), t: (B,), prompt: (B,) rows of the table."""
+        assert self._table is not None, "embed() comes before predict()"
+        self._table = self._table.to(x_t.device)
+        dtype = next(p.dtype for name, p in self.denoiser.named_parameters() if ".lora_" not in name)
+        context = self._table[prompt.to(x_t.device)].to(dtype)
+        output: Tensor = self.denoiser(x_t.to(dtype), t, encoder_hidden_states=context, return_dict=False)[0]
+        return output
 
     def use_attention(self, name: str) -> None:
-        if name in ("auto", "sdpa"):
+        """ "auto" leaves diffusers' choice; "sdpa", "eager", or "xformers" on CUDA."""
+        if name == "auto":
             return
-        if name != "xformers":
-            raise InputError(f"attention '{name}' is unknown for SD1.5: use auto, sdpa or xformers")
-        try:
-            self.denoiser.enable_xformers_memory_efficient_attention()
-        except (ImportError, ValueError, RuntimeError) as error:
-            raise InputError(f"xformers cannot run here ({_short(error)}): use attention auto") from None
+        processors = {"sdpa": AttnProcessor2_0, "eager": AttnProcessor}
+        if name in processors:
+            self.denoiser.set_attn_processor(processors[name]())
+        elif name == "xformers":
+            self._use_xformers()
+        else:
+            raise InputError(f"attention '{name}' is unknown for {self.family}: use auto, sdpa, eager or xformers")
 
     def draw_samples(
         self,
@@ -212,49 +180,139 @@ class SD15:
         *,
         guidance_scale: float,
         steps: int,
-        negative: Negative,
-    ) -> Sequence[Image]:
-        """Pictures with the base weights, or with `negative` on the negative branch. Seeds: one a picture."""
-        pipe = self._whole_pipeline().to(self._device)
-        pipe.set_progress_bar_config(disable=True)
-        with attach_negative(pipe, negative):
-            pictures = pipe(
-                list(prompts),
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            ).images
-        self._pipe = None
-        return pictures
+        negative: "Negative",
+    ) -> "Sequence[Image]":
+        """One picture a prompt by the stock pipeline, with the negative weights on its negative branch."""
+        from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
+        from selfnpo_image.sampling import Settings, draw
+
+        device = next(self.denoiser.parameters()).device
+        pipe = self._pipeline()
+        pipe.text_encoder.to(device)
+        pipe.vae.to(device)
+        pipe.register_modules(unet=self.denoiser)
+        settings = Settings(guidance_scale=guidance_scale, steps=steps, batch_size=len(prompts))
+        try:
+            if negative is None:
+                attached: Any = nullcontext()
+            elif isinstance(negative, str):
+                attached = NegativeAdapters.attach(pipe, {negative: 1.0})
+            else:
+                attached = NegativeDelta.attach(pipe, negative)
+            with attached:
+                return [picture for _, picture in draw(pipe, prompts, seeds, settings)]
+        finally:
+            pipe.unet = None
+            self._release()
 
     def save_lora(self, directory: Path, adapter: str) -> None:
-        """Raw PEFT keys with the LoRA's metadata: keeps every layer, and α where it differs from the rank."""
-        StableDiffusionPipeline.save_lora_weights(
-            directory,
-            unet_lora_layers={
-                name: tensor.detach().float().cpu().contiguous()
-                for name, tensor in get_peft_model_state_dict(self.denoiser, adapter_name=adapter).items()
-            },
-            unet_lora_adapter_metadata=self.denoiser.peft_config[adapter].to_dict(),
-        )
+        """By the stock saver. Raw PEFT keys: the converter to diffusers' own loses the layers outside attention."""
+        save_lora(self.denoiser, directory, adapter)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+    def _pipeline(self) -> StableDiffusionPipeline:
+        """The pipeline without its UNet: what is held, or read anew."""
+        if self._rest is None:
+            pipe = load_pipeline(self._source, dtype=self.dtype, unet=self.denoiser)
+            pipe.unet = None
+            self._rest = pipe
+        return self._rest
 
-    def _whole_pipeline(self) -> StableDiffusionPipeline:
-        """The stock pipeline around the denoiser as it is now; its other parts are loaded if they were let go of."""
-        unet = getattr(self.denoiser, "module", self.denoiser)
-        if self._pipe is None:
-            return load_pipeline(self.name, dtype=self._dtype, config=self._config, unet=unet)
-        self._pipe.unet = unet
-        return self._pipe
+    def _release(self) -> None:
+        self._rest = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _use_xformers(self) -> None:
+        """Probed with a real call: an installed xformers may lack kernels for this GPU."""
+        problem = "there is no CUDA GPU" if self.device.type != "cuda" else ""
+        if not problem:
+            try:
+                import xformers.ops
+
+                q = torch.zeros((1, 16, 1, 64), device=self.device, dtype=torch.float16)
+                xformers.ops.memory_efficient_attention(q, q, q)
+            except Exception as error:
+                problem = " ".join(str(error).split())[:120]
+        if problem:
+            raise InputError(f"attention xformers cannot run here ({problem}): use attention=sdpa")
+        self.denoiser.enable_xformers_memory_efficient_attention()
 
 
-def attach_negative(pipe: StableDiffusionPipeline, negative: Negative) -> AbstractContextManager[Any]:
-    """A context in which the negative branch uses an adapter, by name, or a full-weight offset, or nothing."""
-    if negative is None:
-        return nullcontext()
-    if isinstance(negative, str):
-        return NegativeAdapters.attach(pipe, {negative: 1.0})
-    return NegativeDelta.attach(pipe, negative)
+def save_lora(unet: nn.Module, directory: Path, adapter: str) -> None:
+    """directory/pytorch_lora_weights.safetensors in float32, with the metadata that keeps alpha ≠ rank on reload."""
+    layers = get_peft_model_state_dict(unet, adapter_name=adapter)
+    StableDiffusionPipeline.save_lora_weights(
+        directory,
+        unet_lora_layers={name: tensor.float().contiguous().cpu() for name, tensor in layers.items()},
+        unet_lora_adapter_metadata=unet.peft_config[adapter].to_dict(),
+        safe_serialization=True,
+    )
+
+
+def _latent_shape(pipe: StableDiffusionPipeline) -> tuple[int, ...]:
+    """(channels, height, width)."""
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return pipe.unet.config.in_channels, height, width
+
+
+def _variant(folder: Path) -> str | None:
+    """ "fp16" where a folder has only such files."""
+    plain = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    half = folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    return "fp16" if half.is_file() and not plain.is_file() else None
+
+
+def _check_whole(pipe: StableDiffusionPipeline, source: Source) -> None:
+    for part in ("unet", "vae", "text_encoder"):
+        module = getattr(pipe, part)
+        if module is None or any(tensor.is_meta for tensor in module.parameters()):
+            raise InputError(f"model {source.name} lacks weights of its {part}: get the whole checkpoint")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' progress bars over components; downloads keep theirs."""
+    bars = diffusers.utils.logging, transformers.utils.logging
+    shown = [bar.is_progress_bar_enabled() for bar in bars]
+    for bar in bars:
+        bar.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for bar, was in zip(bars, shown, strict=True):
+            if was:
+                bar.enable_progress_bar()
+
+
+@contextmanager
+def _one_line_errors(source: Source) -> Iterator[None]:
+    """What the libraries raise over a model they cannot load, as an `InputError` that says what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except InputError:
+        raise
+    except errors.GatedRepoError:
+        raise InputError(
+            f"model {source.name} is gated: accept its licence on the hub and log in with `hf auth login`"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise InputError(f"the hub has no model {source.location}: check the name, or give a folder") from None
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        detail = " ".join(str(error).split())[:160]
+        if source.kind == "hub":
+            raise InputError(
+                f"cannot get model {source.location} from the hub ({type(error).__name__}): with a network, "
+                f"`hf download {source.location} --local-dir DIR`, then --model DIR"
+            ) from error
+        raise InputError(f"model {source.name} cannot be loaded ({detail}): get it again") from error
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    import json
+
+    return json.loads(Path(path).read_text(encoding="utf-8"))

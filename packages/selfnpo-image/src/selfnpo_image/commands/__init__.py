@@ -1,0 +1,1 @@
+"""The commands of `selfnpo-image`, one a file: options in, a call, and what is printed."""

@@ -1,0 +1,102 @@
+"""The same prompts and seeds with and without negative weights, side by side.
+
+OUTPUT/without/  OUTPUT/with/   sample folders          OUTPUT/00000-SEED.png   pairs under a caption
+OUTPUT/sheet.png                the first pairs         OUTPUT/metrics.json     where an oracle knows the model
+"""
+
+import json
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.sample_folder import SampleFolder
+from selfnpo_image.metrics import oracle_for
+from selfnpo_image.sampling import Job, draw_into, records
+
+WITHOUT, WITH, SHEET, METRICS = "without", "with", "sheet.png", "metrics.json"
+SHEET_PAIRS = 32
+_GAP, _LINE = 4, 14
+
+
+def compare(job: Job, output: str | Path) -> Mapping[str, Any] | None:
+    """Draw both arms and put them side by side. Returns the metrics, where there is an oracle for the model."""
+    if job.negative is None:
+        raise InputError("nothing to compare with: give the negative weights as --npo RUN|FILE")
+    output, plain = Path(output), replace(job, negative=None)
+    pipe = job.load()
+    with SampleFolder(output, records(job, pipe), beside=(WITHOUT, WITH, SHEET, METRICS)) as pairs:
+        draw_into(pipe, plain, output / WITHOUT)
+        draw_into(pipe, job, output / WITH)
+        titles = _titles(job)
+        names = [record["file"] for record in pairs.records]
+        for index in pairs.missing:
+            picture = pair(*_both(output, names[index]), titles, job.prompts[index])
+            pairs.add(index, picture.save)
+        _replace(output / SHEET, lambda path: sheet(output, names[:SHEET_PAIRS], job.prompts, titles).save(path))
+        oracle = oracle_for(job.source.name)
+        if oracle is None:
+            return None
+        metrics = oracle(job.prompts, *([_open(output / arm / name) for name in names] for arm in (WITHOUT, WITH)))
+        text = json.dumps({"schema": 1, **metrics}, indent=1) + "\n"
+        _replace(output / METRICS, lambda path: path.write_text(text, encoding="utf-8"))
+        return metrics
+
+
+def pair(left: Image.Image, right: Image.Image, titles: Sequence[str], caption: str) -> Image.Image:
+    """Two pictures beside each other, a title over each and the caption below."""
+    width = left.width + _GAP + right.width
+    words = textwrap.wrap(caption, max(12, width // 6)) or [""]
+    top = _LINE * max(len(_wrapped(title, left.width)) for title in titles)
+    canvas = Image.new("RGB", (width, top + left.height + _LINE * len(words) + _GAP), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    for x, picture, title in zip((0, left.width + _GAP), (left, right), titles, strict=True):
+        pen.multiline_text((x, 0), "\n".join(_wrapped(title, left.width)), fill="black", font=font, spacing=2)
+        canvas.paste(picture, (x, top))
+    pen.multiline_text((0, top + left.height + 2), "\n".join(words), fill="black", font=font, spacing=2)
+    return canvas
+
+
+def sheet(folder: Path, names: Sequence[str], prompts: Sequence[str], titles: Sequence[str]) -> Image.Image:
+    """The pairs of `names` in a grid about as wide as high."""
+    cells = [
+        pair(*_both(folder, name), titles, textwrap.shorten(prompt, 60, placeholder=" …"))
+        for name, prompt in zip(names, prompts, strict=False)
+    ]
+    width, height = max(cell.width for cell in cells) + _GAP, max(cell.height for cell in cells) + _GAP
+    columns = max(1, round((len(cells) * height / width) ** 0.5))
+    rows = -(-len(cells) // columns)
+    canvas = Image.new("RGB", (columns * width, rows * height), "white")
+    for index, cell in enumerate(cells):
+        canvas.paste(cell, (index % columns * width, index // columns * height))
+    return canvas
+
+
+def _titles(job: Job) -> tuple[str, str]:
+    assert job.negative is not None
+    scale = f"scale {job.settings.guidance_scale:g}"
+    return scale, f"{scale}, negative weights {job.negative.beta:g}"
+
+
+def _both(folder: Path, name: str) -> tuple[Image.Image, Image.Image]:
+    return _open(folder / WITHOUT / name), _open(folder / WITH / name)
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(8, width // 6))
+
+
+def _replace(path: Path, write: Any) -> None:
+    partial = path.with_name(f".{path.name}")
+    write(partial)
+    os.replace(partial, path)

@@ -1,0 +1,164 @@
+"""What a file of negative weights is: its base, layers, rank, norms, and how much it changes predictions.
+
+Strength is ‖Δε‖/‖ε‖, the root mean square over predictions at points of unconditional trajectories of the base (DDIM,
+2010.02502), spread over all noise levels. It needs the base model; without it there are only the weights' norms.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from selfnpo_core.guidance import NULL
+from selfnpo_core.prediction import Estimate, to_estimate
+from selfnpo_core.rollout import Step, trajectory
+from selfnpo_core.training.npo_folder import Npo, check_base, load_npo
+
+if TYPE_CHECKING:
+    from selfnpo_image.models import Source
+    from selfnpo_image.sd15 import SD15
+
+_FIRST = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
+_SECOND = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strength:
+    """‖Δε‖/‖ε‖ over all points, and at the noisiest and the cleanest of them."""
+
+    overall: float
+    noisiest: float
+    cleanest: float
+
+
+def describe(npo: Npo) -> dict[str, Any]:
+    """All that the file itself tells."""
+    config = npo.config
+    facts: dict[str, Any] = {
+        "path": str(npo.path),
+        "kind": "LoRA" if npo.kind == "lora" else "full-weight offset",
+        "family": config.family if config else None,
+        "base_model": config.base_model if config else None,
+        "base_hash": config.base_hash if config else None,
+        "recommended": config.recommended.model_dump(mode="json") if config else None,
+        "negative_condition": config.negative_condition if config else None,
+        "parameters": sum(tensor.numel() for tensor in npo.tensors.values()),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in npo.tensors.values()}),
+        "has_effect": npo.has_effect,
+        "finite": all(bool(tensor.isfinite().all()) for tensor in npo.tensors.values()),
+    }
+    return facts | (_lora_facts(npo.tensors) if npo.kind == "lora" else _delta_facts(npo.tensors))
+
+
+def inspect_npo(path: str | Path) -> Npo:
+    """The weights, even if they do nothing."""
+    return load_npo(path, require_effect=False)
+
+
+@torch.no_grad()
+def measure_strength(npo: Npo, source: "Source", *, rows: int = 4, steps: int = 10, seed: int = 0) -> Strength:
+    """Ask the base with and without the weights at `steps` × `rows` points. Raises `InputError` for another base."""
+    from selfnpo_image.sd15 import SD15
+
+    backbone = SD15(source)
+    check_base(npo, backbone.denoiser, source.name, family=backbone.family)
+    backbone.embed([])
+    changes, sizes = [], []
+    backbone.denoiser.to(backbone.device)
+    with _switch(backbone, npo) as negative:
+        for step in _unconditional(backbone, rows, steps, seed):
+            with negative():
+                changed = _estimate(backbone, step.x_t, step.t, torch.full_like(step.index, NULL))
+            changes.append(float((changed.eps - step.estimate.eps).norm()))
+            sizes.append(float(step.estimate.eps.norm()))
+    ratios = [change / size for change, size in zip(changes, sizes, strict=True)]
+    return Strength(overall=math.hypot(*changes) / math.hypot(*sizes), noisiest=ratios[0], cleanest=ratios[-1])
+
+
+def _unconditional(backbone: "SD15", rows: int, steps: int, seed: int) -> Iterator[Step]:
+    """The places of an unconditional trajectory of `rows` samples."""
+    noise = torch.randn((rows, *backbone.latent_shape), generator=torch.Generator().manual_seed(seed))
+    null = torch.full((rows,), NULL, device=backbone.device)
+    denoise, grid = partial(_estimate, backbone), backbone.schedule.grid(steps)
+    return trajectory(denoise, backbone.schedule, grid, noise.to(backbone.device), null)
+
+
+def _estimate(backbone: "SD15", x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
+    level = backbone.schedule.at(t, like=x_t)
+    return to_estimate(backbone.predict(x_t, t, prompt).float(), x_t, level, backbone.prediction_type)
+
+
+@contextmanager
+def _switch(backbone: "SD15", npo: Npo) -> Iterator[Any]:
+    """A context manager that turns the negative weights on; they are off outside of it."""
+    unet: Any = backbone.denoiser
+    if npo.kind == "lora":
+        from diffusers import StableDiffusionPipeline
+
+        state, alphas = StableDiffusionPipeline.lora_state_dict(npo.path.parent, weight_name=npo.path.name)
+        StableDiffusionPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet, adapter_name="npo")
+        unet.disable_lora()
+
+        @contextmanager
+        def lora() -> Iterator[None]:
+            unet.enable_lora()
+            yield
+            unet.disable_lora()
+
+        yield lora
+        return
+    parameters = dict(unet.named_parameters())
+
+    @contextmanager
+    def delta() -> Iterator[None]:
+        before = {name: parameters[name].detach().clone() for name in npo.tensors}
+        for name, tensor in npo.tensors.items():
+            parameters[name].add_(tensor.to(parameters[name]))
+        yield
+        for name, tensor in before.items():
+            parameters[name].copy_(tensor)
+
+    yield delta
+
+
+def _lora_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Layers, ranks and ‖B·A‖ (without the scale alpha/rank, which the metadata holds)."""
+    pairs = dict(_pairs(tensors))
+    ranks = sorted({a.shape[0] for a, _ in pairs.values()})
+    norms = [_product_norm(a, b) for a, b in pairs.values()]
+    return {
+        "layers": len(pairs),
+        "layers_without_effect": sum(not bool(b.any()) for _, b in pairs.values()),
+        "ranks": ranks,
+        "norm": math.hypot(*norms) if norms else 0.0,
+    }
+
+
+def _delta_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    norms = [float(tensor.float().norm()) for tensor in tensors.values()]
+    return {
+        "layers": len(tensors),
+        "layers_without_effect": sum(norm == 0 for norm in norms),
+        "ranks": [],
+        "norm": math.hypot(*norms) if norms else 0.0,
+    }
+
+
+def _pairs(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Layer → its factors A: (r, in, …), B: (out, r, …), in PEFT's, diffusers' and kohya's names."""
+    for name, first in tensors.items():
+        for a, b in zip(_FIRST, _SECOND, strict=True):
+            if name.endswith(a) and (layer := name.removesuffix(a)) + b in tensors:
+                yield layer, (first, tensors[layer + b])
+
+
+def _product_norm(a: Tensor, b: Tensor) -> float:
+    """‖B·A‖ = sqrt Σ (BᵀB)∘(AAᵀ), from r × r matrices only."""
+    a, b = a.double().flatten(1), b.double().flatten(1)
+    return float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
