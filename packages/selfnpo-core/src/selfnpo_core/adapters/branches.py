@@ -1,16 +1,18 @@
 """Which rows of a denoiser's batch belong to the negative branch of classifier-free guidance.
 
-diffusers has no common word for it, so each pipeline class stands in a table: most stack [negative, positive] into
-one batch, some [positive, negative], some call the denoiser once a branch under `cache_context`. What is not in the
-table is refused, never guessed. How many prompts there are, and whether guidance is on, is learned from the pipeline's
-own call of `encode_prompt`.
+diffusers has no common word for it, so each pipeline class stands in a table: most stack [negative, positive] into one
+batch, some [positive, negative], some call the denoiser once a branch under `cache_context`. What is not in the table
+is refused, never guessed. How many rows a branch has, and whether guidance is on, is learned from the pipeline's own
+call of `encode_prompt`; every forward is checked against it.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,21 +28,25 @@ Condition = Literal["null", "prompt"]
 class Layout:
     """How a pipeline class runs its two branches.
 
-    embeds: position in `encode_prompt`'s result of each negative tensor and of its positive counterpart.
+    order: of the branches in the batch, or "separate": a forward for each, named by `cache_context`.
+    denoisers: the pipeline's components that are called; one that a pipeline does not have is passed over.
+    embeds: place in `encode_prompt`'s result of each negative tensor → place of its positive counterpart; empty where
+        the negative prompt is encoded in a call of its own.
     """
 
     order: Order = "negative first"
-    denoiser: str = "transformer"
+    denoisers: tuple[str, ...] = ("transformer",)
     embeds: Mapping[int, int] = field(default_factory=dict)
 
 
-_SD = Layout(denoiser="unet", embeds={1: 0})
-_SDXL = Layout(denoiser="unet", embeds={1: 0, 3: 2})
+_SD = Layout(denoisers=("unet",), embeds={1: 0})
+_SDXL = Layout(denoisers=("unet",), embeds={1: 0, 3: 2})
 _COGVIDEOX = Layout(embeds={1: 0})
 _SD3 = Layout(embeds={1: 0, 3: 2})
 _LTX = Layout(embeds={2: 0, 3: 1})
-_WAN = Layout(order="separate", embeds={1: 0})
-_FLUX = Layout(order="separate")
+_LUMINA = Layout(order="positive first", embeds={2: 0, 3: 1})
+_WAN = Layout(order="separate", denoisers=("transformer", "transformer_2"), embeds={1: 0})
+_TWO_CALLS = Layout(order="separate")
 
 LAYOUTS: Mapping[str, Layout] = {
     "StableDiffusionPipeline": _SD,
@@ -54,105 +60,181 @@ LAYOUTS: Mapping[str, Layout] = {
     "StableDiffusionXLImg2ImgPipeline": _SDXL,
     "StableDiffusionXLInpaintPipeline": _SDXL,
     "StableDiffusionXLControlNetPipeline": _SDXL,
+    "StableDiffusionXLControlNetImg2ImgPipeline": _SDXL,
+    "StableDiffusionXLControlNetInpaintPipeline": _SDXL,
     "StableDiffusionXLAdapterPipeline": _SDXL,
     "CogVideoXPipeline": _COGVIDEOX,
     "CogVideoXImageToVideoPipeline": _COGVIDEOX,
     "CogVideoXVideoToVideoPipeline": _COGVIDEOX,
+    "CogVideoXFunControlPipeline": _COGVIDEOX,
     "StableDiffusion3Pipeline": _SD3,
     "StableDiffusion3Img2ImgPipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": _SD3,
+    "StableDiffusion3ControlNetPipeline": _SD3,
     "LTXPipeline": _LTX,
-    "LuminaPipeline": Layout(order="positive first", embeds={2: 0, 3: 1}),
+    "LTXImageToVideoPipeline": _LTX,
+    "LTXConditionPipeline": _LTX,
+    "LuminaPipeline": _LUMINA,
+    "StableCascadePriorPipeline": Layout(order="positive first", denoisers=("prior",), embeds={2: 0, 3: 1}),
+    "StableCascadeDecoderPipeline": Layout(order="positive first", denoisers=("decoder",), embeds={2: 0, 3: 1}),
     "WanPipeline": _WAN,
-    "FluxPipeline": _FLUX,
+    "WanImageToVideoPipeline": _WAN,
+    "FluxPipeline": _TWO_CALLS,
+    "QwenImagePipeline": _TWO_CALLS,
+    "HunyuanVideoPipeline": _TWO_CALLS,
 }
 
 
 class Branches:
-    """Watches one pipeline and tells which rows of the current forward are negative.
+    """Watches one pipeline and tells which rows of the forward that is running are negative.
 
-    check: called once at the beginning of every pipeline call, before any forward.
+    check: called at the beginning of every pipeline call, before any forward.
     """
 
     def __init__(self, pipe: Any, condition: Condition, check: Callable[[], None]) -> None:
-        name = type(pipe).__name__
-        if name not in LAYOUTS:
-            raise InputError(f"{name} is not supported, its negative branch is not known: use {', '.join(LAYOUTS)}")
-        self.layout = LAYOUTS[name]
-        if condition not in ("null", "prompt"):
-            raise InputError(f"negative condition '{condition}' is unknown: use 'null' or 'prompt'")
-        if condition == "prompt" and not self.layout.embeds:
-            raise InputError(f"{name} encodes its two prompts apart: use negative condition 'null'")
-        if getattr(pipe, "_negative_weights", None) is not None:
-            raise InputError("this pipeline has negative weights attached already: detach them first")
-        self._pipe, self._condition, self._check = pipe, condition, check
-        self.denoiser = bare(getattr(pipe, self.layout.denoiser))
-        self._prompts: int | None = None  # rows of one branch
+        self.layout = _layout(pipe, condition)
+        self.pipe, self._condition, self._check = pipe, condition, check
+        found = {name: getattr(pipe, name, None) for name in self.layout.denoisers}
+        self.denoisers: dict[str, nn.Module] = {name: bare(module) for name, module in found.items() if module is not None}
+        for denoiser in self.denoisers.values():
+            if "_selfnpo" in vars(denoiser):
+                raise InputError("this model has negative weights attached already: detach() them first")
+        self.batch = 0  # rows of the running forward
+        self._prompts: int | None = None  # rows of one branch; None outside of a pipeline call
         self._guided = False
         self._context: str | None = None
 
-    def start(self) -> None:
-        """Begin to watch."""
-        self._encode_prompt = self._pipe.encode_prompt
+    def watch(self, undo: ExitStack) -> None:
+        """Begin to watch; `undo` leaves pipeline and denoisers as they were found."""
+        self._encode_prompt = self.pipe.encode_prompt
         self._signature = inspect.signature(self._encode_prompt)
-        self._pipe.encode_prompt = self._watched_encode_prompt
-        self._pipe._negative_weights = self
-        if self.layout.order == "separate":
-            self._cache_context = self.denoiser.cache_context
-            self.denoiser.cache_context = self._watched_cache_context
+        self._free = self.pipe.maybe_free_model_hooks
+        replace(undo, self.pipe, "encode_prompt", self._watched_encode_prompt)
+        replace(undo, self.pipe, "maybe_free_model_hooks", self._end_of_call)
+        for denoiser in self.denoisers.values():
+            replace(undo, denoiser, "_selfnpo", self)
+            if self.layout.order == "separate":
+                replace(undo, denoiser, "cache_context", self._watched(denoiser.cache_context))
 
-    def stop(self) -> None:
-        """Leave pipeline and denoiser as they were found."""
-        del self._pipe.encode_prompt
-        self._pipe._negative_weights = None
-        if self.layout.order == "separate":
-            del self.denoiser.cache_context
+    def enter(self, batch: int) -> slice | None:
+        """A forward of `batch` rows begins: its negative rows."""
+        self.batch = batch
+        return self.rows(batch)
 
-    def rows(self, batch: int) -> slice | None:
-        """The negative rows among `batch`, a multiple of the denoiser's batch; `None` where there are none."""
+    def rows(self, size: int) -> slice | None:
+        """The negative part of a first dimension in which each row of the batch has an equal share; None: no part.
+
+        A layer may see more than the batch (frames, patches), but always whole rows, in the batch's order.
+        """
+        if not self._has_negative(self.batch):
+            return None
         if self.layout.order == "separate":
-            return self._whole(batch)
+            return slice(0, size)
+        if size % self.batch:
+            raise InputError(f"a layer got {size} rows for a batch of {self.batch}: this LoRA cannot be split by branch")
+        half = size // 2
+        return slice(0, half) if self.layout.order == "negative first" else slice(half, size)
+
+    def _has_negative(self, batch: int) -> bool:
+        if self.layout.order == "separate":
+            if self._context not in ("cond", "uncond"):
+                raise InputError(f"{_OUTSIDE} (branch: {self._context})")
+            return self._context == "uncond"
         if self._prompts is None:
-            raise InputError("negative weights act in pipeline calls only: call the pipeline, or detach them")
-        if not self._guided:
-            return None
-        if batch % (2 * self._prompts):
-            raise InputError(
-                f"cannot tell the negative rows of a batch of {batch} for {self._prompts} prompts: perturbed-attention "
-                "and other guidance with more branches cannot be combined with negative weights"
-            )
-        half = batch // 2
-        return slice(0, half) if self.layout.order == "negative first" else slice(half, batch)
-
-    def _whole(self, batch: int) -> slice | None:
-        if self._context == "uncond":
-            return slice(0, batch)
-        if self._context == "cond":
-            return None
-        raise InputError(f"the pipeline runs an unknown branch '{self._context}': detach the negative weights")
+            raise InputError(_OUTSIDE)
+        if batch == self._prompts:  # guidance off, past its end, or an extra forward of the positive branch
+            return False
+        if self._guided and batch == 2 * self._prompts:
+            return True
+        raise InputError(
+            f"cannot tell the negative rows of a batch of {batch} for {self._prompts} prompts with guidance "
+            f"{'on' if self._guided else 'off'}: perturbed-attention guidance and others with more branches do not "
+            "combine with negative weights, leave them out"
+        )
 
     def _watched_encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        for name, denoiser in self.denoisers.items():
+            if bare(getattr(self.pipe, name)) is not denoiser:
+                raise InputError(f"the pipeline's {name} was replaced: detach() the negative weights, attach them anew")
         self._check()
         given = self._signature.bind(*args, **kwargs)
         given.apply_defaults()
         result = self._encode_prompt(*args, **kwargs)
         self._guided = bool(given.arguments.get("do_classifier_free_guidance", False))
-        embeds = result[0] if isinstance(result, tuple) else result
-        self._prompts = len(embeds) if isinstance(embeds, Tensor) else None
+        self._prompts = len(result[0]) if isinstance(result[0], Tensor) else None
         if self._condition == "prompt" and self._guided:
-            swapped = list(result)
-            for negative, positive in self.layout.embeds.items():
-                swapped[negative] = result[positive]
-            result = tuple(swapped)
+            if _has_text(given.arguments.get("negative_prompt")):
+                raise InputError("a negative prompt has no effect under condition 'prompt': leave out one of the two")
+            result = tuple(result[self.layout.embeds.get(place, place)] for place in range(len(result)))
         return result
 
-    @contextmanager
-    def _watched_cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
-        with self._cache_context(name, **kwargs):
-            self._context = name
-            try:
-                yield
-            finally:
-                self._context = None
+    def _end_of_call(self) -> None:
+        """Every stock pipeline's last act. Forwards after it are of another pipeline with the same denoiser."""
+        self._prompts, self._guided = None, False
+        self._free()
+
+    def _watched(self, cache_context: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def watched(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            with cache_context(name, *args, **kwargs):
+                self._context = name
+                try:
+                    yield
+                finally:
+                    self._context = None
+
+        return watched
+
+
+_OUTSIDE = "the denoiser runs outside of a call of the pipeline it has negative weights for: detach() them first"
+
+
+def _layout(pipe: Any, condition: Condition) -> Layout:
+    name = type(pipe).__name__
+    if name not in LAYOUTS:
+        raise InputError(
+            f"negative weights do not know {name}, nor which of its rows are negative: use one of {', '.join(LAYOUTS)}"
+        )
+    if condition not in ("null", "prompt"):
+        raise InputError(f"negative condition '{condition}' is unknown: use 'null' or 'prompt'")
+    if condition == "prompt" and not LAYOUTS[name].embeds:
+        raise InputError(f"{name} encodes its two prompts apart: use condition 'null', and give it a negative prompt")
+    return LAYOUTS[name]
+
+
+def _has_text(prompt: str | list[str] | None) -> bool:
+    return any(prompt) if isinstance(prompt, list | tuple) else bool(prompt)
+
+
+def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Rows of a denoiser's forward, from its arguments: the noisy sample comes first, or by one of two names."""
+    sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+    assert isinstance(sample, Tensor), "every denoiser in the table takes its sample as a tensor"
+    return sample.shape[0]
+
+
+def strength(value: float, name: str) -> float:
+    """A finite number, or an error that names what it is of."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{name} is {value!r}: give a finite number")
+    return float(value)
+
+
+def replace(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an instance attribute, perhaps over a method of its class, until `undo` closes."""
+    own = vars(owner)
+    if name in own:
+        undo.callback(own.__setitem__, name, own[name])
+    else:
+        undo.callback(own.pop, name)
+    own[name] = value
+
+
+def check_not_fused(denoiser: nn.Module) -> None:
+    """Fused projections hold a copy of the weights, which neither a LoRA nor an offset would reach."""
+    for name, module in denoiser.named_modules():
+        if getattr(module, "fused_projections", False):
+            raise InputError(f"{name} has fused projections, which pass by the LoRA: unfuse_qkv_projections() first")
 
 
 def bare(denoiser: nn.Module) -> nn.Module:
@@ -160,9 +242,11 @@ def bare(denoiser: nn.Module) -> nn.Module:
     return getattr(denoiser, "_orig_mod", denoiser)
 
 
-def is_compiled(pipe: Any, name: str) -> bool:
-    """Whether the pipeline's denoiser, or a part of it, goes through `torch.compile`."""
-    denoiser = getattr(pipe, name)
-    if hasattr(denoiser, "_orig_mod"):
-        return True
-    return any(getattr(module, "_compiled_call_impl", None) is not None for module in denoiser.modules())
+def forget_compiled_graphs() -> None:
+    """Compiled graphs do not see hooks that come or go after they were made: have them made anew.
+
+    It is asked of every graph of the process, since a compiled denoiser cannot be told from one within a compiled
+    function. Where nothing was compiled it costs nothing.
+    """
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()

@@ -1,42 +1,40 @@
 """Full-weight negative offsets: θ_neg = θ + β·δ on the negative rows, in a forward of their own.
 
-While the negative rows run, the parameters' storage is exchanged with that of θ_neg, and exchanged back after, so θ
-comes back bit for bit. Costs a second copy of the weights that δ names, and two smaller forwards in place of one.
+While the negative rows run, the parameters point at θ_neg's storage instead of θ's, which is never written to: θ comes
+back bit for bit. Costs a second copy of the weights that δ names, and two smaller forwards in place of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selfnpo_core.adapters.branches import Branches, Condition, is_compiled
+from selfnpo_core.adapters.branches import (
+    Branches,
+    Condition,
+    bare,
+    batch_of,
+    check_not_fused,
+    replace,
+    strength,
+)
 from selfnpo_core.errors import InputError
+from selfnpo_core.negative import compose
 
 _NOT_BY_ROW = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})
-"""Arguments of diffusers' denoisers that are not one row a sample."""
+"""Arguments of diffusers' denoisers whose first dimension is not the batch, though it may be as long."""
 
 
 class NegativeDelta:
     """A full-weight offset put on a pipeline's negative branch. Made by `attach`; a context manager."""
-
-    def __init__(self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition) -> None:
-        self._branches = Branches(pipe, condition, self._check)
-        self._denoiser = self._branches.denoiser
-        if is_compiled(pipe, self._branches.layout.denoiser):
-            raise InputError("full-weight negatives cannot act on a compiled denoiser: use it without torch.compile")
-        self._delta, self._beta = dict(delta), beta
-        self._check_names()
-        self._negative: dict[str, Tensor] = {}
-        self._forward = self._denoiser.forward
-        self._denoiser.forward = self._split_forward
-        self._branches.start()
 
     @classmethod
     def attach(
@@ -44,22 +42,39 @@ class NegativeDelta:
     ) -> NegativeDelta:
         """Put the offset δ (parameter name → difference, or a .safetensors file of them) on the negative branch.
 
+        condition: as for `NegativeAdapters`. LoRAs that are active in the pipeline act on both branches.
+
         Raises `InputError` for names or shapes that the denoiser has not, and for what `NegativeAdapters` refuses.
         """
-        if not isinstance(delta, Mapping):
-            delta = load_file(delta)
-        return cls(pipe, delta, beta, condition)
+        return cls(pipe, delta if isinstance(delta, Mapping) else _load(Path(delta)), beta, condition)
+
+    def __init__(self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition) -> None:
+        self._delta, self._beta = dict(delta), strength(beta, "beta")
+        self._branches = Branches(pipe, condition, self._check)
+        if len(self._branches.denoisers) > 1:
+            raise InputError(f"a full-weight offset is for one denoiser, not {' and '.join(self._branches.denoisers)}")
+        ((self._name, self._denoiser),) = self._branches.denoisers.items()
+        self._called = getattr(pipe, self._name)
+        self._check()
+        with ExitStack() as undo:
+            self._branches.watch(undo)
+            owner, call = _what_is_called(self._called)
+            self._run = getattr(owner, call)
+            replace(undo, owner, call, torch.compiler.disable(self._split))
+            self._undo = undo.pop_all()
+
+    @property
+    def beta(self) -> float:
+        return self._beta
 
     def set_strength(self, beta: float) -> None:
         """Change β."""
-        self._beta, self._negative = beta, {}
+        self._beta, self._negative = strength(beta, "beta"), None
 
     def detach(self) -> None:
         """Leave pipeline and weights as they were found."""
-        if self._denoiser.__dict__.get("forward") == self._split_forward:
-            del self._denoiser.forward
-            self._branches.stop()
-            self._negative = {}
+        self._undo.close()
+        self._negative = None
 
     def __enter__(self) -> NegativeDelta:
         return self
@@ -70,73 +85,80 @@ class NegativeDelta:
         self.detach()
 
     def _check(self) -> None:
-        pass
-
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        """By the names of a denoiser without LoRA: PEFT puts `base_layer` into those of the layers it wraps."""
-        return {name.replace(".base_layer.", "."): p for name, p in self._denoiser.named_parameters()}
-
-    def _check_names(self) -> None:
-        own = self._parameters()
-        for name, tensor in self._delta.items():
-            if name not in own or own[name].shape != tensor.shape:
-                raise InputError(
-                    f"the offset's '{name}' {tuple(tensor.shape)} does not fit: load the model it was made for"
-                )
-
-    @torch.no_grad()
-    def _prepare(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """θ + β·δ in the parameters' own device and dtype, made once, and again after the model was moved or cast."""
-        for name, delta in self._delta.items():
-            base, negative = parameters[name], self._negative.get(name)
-            if negative is None or negative.device != base.device or negative.dtype != base.dtype:
-                moved = delta.to(base.device, torch.float32)
-                self._negative[name] = (base.float() + self._beta * moved).to(base.dtype)
+        """At the beginning of every pipeline call. θ may have been moved, cast or fused since the last one."""
+        if getattr(self._branches.pipe, self._name) is not self._called:
+            raise InputError("the denoiser was compiled or replaced: detach() the negative weights and attach them anew")
+        check_not_fused(self._denoiser)
+        # Without LoRA's own name for the layers it wraps.
+        own = {name.replace(".base_layer.", "."): p for name, p in self._denoiser.named_parameters()}
+        self._parameters = {name: parameter for name, parameter in own.items() if name in self._delta}
+        if any(parameter.is_meta for parameter in self._parameters.values()):
+            raise InputError("weights offloaded layer by layer cannot be exchanged: use enable_model_cpu_offload()")
+        meta = {name: torch.empty_like(p, device="meta") for name, p in self._parameters.items()}
+        compose(meta, delta={name: torch.empty_like(d, device="meta") for name, d in self._delta.items()})
+        self._negative: dict[str, Tensor] | None = None
 
     @contextmanager
     def _negative_weights(self) -> Iterator[None]:
-        parameters = self._parameters()
-        self._prepare(parameters)
-        kept = {name: parameters[name].data for name in self._negative}
+        """θ_neg in place of θ."""
+        base = {name: parameter.data for name, parameter in self._parameters.items()}
+        if self._negative is None:
+            self._negative = compose(base, delta=self._delta, beta=self._beta)
         try:
             for name, tensor in self._negative.items():
-                parameters[name].data = tensor
+                self._parameters[name].data = tensor
             yield
         finally:
-            for name, tensor in kept.items():
-                parameters[name].data = tensor
+            for name, tensor in base.items():
+                self._parameters[name].data = tensor
 
-    def _split_forward(self, *args: Any, **kwargs: Any) -> Any:
-        sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-        batch = len(sample)
-        rows = self._branches.rows(batch)
-        if rows is None:
-            return self._forward(*args, **kwargs)
-        if rows == slice(0, batch):
+    def _split(self, *args: Any, **kwargs: Any) -> Any:
+        """The denoiser's forward: negative rows through θ_neg, the others through θ."""
+        batch = batch_of(args, kwargs)
+        negative = self._branches.enter(batch)
+        if negative is None:
+            return self._run(*args, **kwargs)
+        if negative == slice(0, batch):
             with self._negative_weights():
-                return self._forward(*args, **kwargs)
-        other = slice(rows.stop, batch) if rows.start == 0 else slice(0, rows.start)
-        outputs = {}
+                return self._run(*args, **kwargs)
+        positive = slice(negative.stop, batch) if negative.start == 0 else slice(0, negative.start)
         with self._negative_weights():
-            outputs[rows.start] = self._forward(*_take(args, batch, rows), **_take(kwargs, batch, rows))
-        outputs[other.start] = self._forward(*_take(args, batch, other), **_take(kwargs, batch, other))
-        return _join([outputs[start] for start in sorted(outputs)])
+            first = self._run(*_take(args, batch, negative), **_take(kwargs, batch, negative))
+        second = self._run(*_take(args, batch, positive), **_take(kwargs, batch, positive))
+        return _join(first, second) if negative.start == 0 else _join(second, first)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (FileNotFoundError, IsADirectoryError, SafetensorError) as error:
+        raise InputError(f"'{path}' is no readable .safetensors file of weight differences ({error})") from error
+
+
+def _what_is_called(denoiser: nn.Module) -> tuple[nn.Module, str]:
+    """(owner, attribute) of the function that a call of the denoiser comes down to: outside of a compiled graph."""
+    if bare(denoiser) is denoiser and getattr(denoiser, "_compiled_call_impl", None) is not None:
+        return denoiser, "_compiled_call_impl"
+    return denoiser, "forward"
 
 
 def _take(value: Any, batch: int, rows: slice) -> Any:
     """The rows of every tensor, in whatever it is nested, whose first dimension is the batch."""
     if isinstance(value, Tensor):
-        return value[rows] if value.ndim and len(value) == batch else value
+        return value[rows] if value.ndim and value.shape[0] == batch else value
     if isinstance(value, Mapping):
-        return {k: v if k in _NOT_BY_ROW else _take(v, batch, rows) for k, v in value.items()}
+        return {name: item if name in _NOT_BY_ROW else _take(item, batch, rows) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_take(item, batch, rows) for item in value)
     return value
 
 
-def _join(outputs: list[Any]) -> Any:
-    """What one forward of all rows would have returned."""
-    first = outputs[0]
-    if isinstance(first, tuple):
-        return (torch.cat([output[0] for output in outputs]), *first[1:])
-    return type(first)(sample=torch.cat([output.sample for output in outputs]))
+def _join(upper: Any, lower: Any) -> Any:
+    """What one forward of all rows would have returned: a tuple, or an output class of diffusers."""
+    if isinstance(upper, tuple):
+        return tuple(_cat(*parts) for parts in zip(upper, lower, strict=True))
+    return type(upper)(**{name: _cat(upper[name], lower[name]) for name in upper})
+
+
+def _cat(upper: Any, lower: Any) -> Any:
+    return torch.cat([upper, lower]) if isinstance(upper, Tensor) else upper

@@ -9,75 +9,96 @@ weight·s·B·A·x to the rows that belong to the negative branch, with the scal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from selfnpo_core.adapters.branches import Branches, Condition, is_compiled
+from selfnpo_core.adapters.branches import (
+    Branches,
+    Condition,
+    batch_of,
+    check_not_fused,
+    forget_compiled_graphs,
+    replace,
+    strength,
+)
 from selfnpo_core.errors import InputError
 
 
 class NegativeAdapters:
     """Loaded LoRAs put on a pipeline's negative branch. Made by `attach`; a context manager."""
 
-    def __init__(self, pipe: Any, weights: Mapping[str, float], condition: Condition, shared: Sequence[str]) -> None:
-        self._pipe, self._weights, self._shared = pipe, dict(weights), tuple(shared)
-        self._branches = Branches(pipe, condition, self._check)
-        self._layers = {
-            name: module
-            for name, module in self._branches.denoiser.named_modules()
-            if isinstance(module, LoraLayer) and any(_has(module, adapter) for adapter in weights)
-        }
-        self._check_adapters()
-        self._handles = [layer.register_forward_hook(self._add) for layer in self._layers.values()]
-        for layer in self._layers.values():
-            layer._active_adapter = [a for a in layer.active_adapters if a not in self._negative_only]
-        self._branches.start()
-        self._forget_compiled_graphs()
-
     @classmethod
     def attach(
         cls,
         pipe: Any,
-        adapters: Mapping[str, float],
+        weights: Mapping[str, float],
         *,
         condition: Condition = "null",
-        shared: Sequence[str] = (),
+        shared: Sequence[str] | None = None,
     ) -> NegativeAdapters:
         """Put adapters, already loaded into `pipe`, on its negative branch.
 
-        adapters: name → what the negative rows get in addition to what all rows get, so β for Self-NPO's weights.
-            For a preference-tuned base θ + η with η a LoRA that stays active, θ + α·η + β·δ on the negative side is
-            {"npo": β, "eta": α − 1} with shared=("eta",).
-        condition: the negative rows' prompt, "null" (or the call's `negative_prompt`), or "prompt" for the positive
-            prompt itself (autoguidance, 2406.02507).
-        shared: adapters among these that stay active for all rows. The others are deactivated, and must stay so.
+        weights: adapter → what the negative rows get of it in addition to what all rows get; may be negative. It
+            multiplies the scale of training, whatever weight `set_adapters` gave. {"npo": β} is Self-NPO's.
+        shared: those of the adapters that are active for all rows, and are kept so; the others are made inactive in
+            PEFT, and must stay so. To be given (perhaps empty) where there are several adapters. For a positive side
+            θ + η and a negative side θ + α·η + β·δ: {"npo": β, "eta": α − 1} with shared=("eta",).
+        condition: the negative rows' prompt: "null" is the call's `negative_prompt` or the empty one, "prompt" is the
+            positive prompt itself, seen by the negative weights (autoguidance, 2406.02507).
 
-        Raises `InputError` for a pipeline whose branches are not known, an adapter that is not loaded or is a DoRA, a
-        pipeline that has negative weights already, and fused attention projections.
+        Raises `InputError` for a pipeline whose branches are not known, an adapter that is not there or is no plain
+        LoRA, fused projections, and a model that has negative weights already; at the next pipeline call, or forward,
+        if one of these came about since.
         """
-        return cls(pipe, adapters, condition, shared)
+        return cls(pipe, weights, condition, shared)
 
-    def set_strength(self, adapters: Mapping[str, float]) -> None:
-        """Change the weights of attached adapters."""
-        unknown = set(adapters) - set(self._weights)
-        if unknown:
-            raise InputError(f"adapter '{min(unknown)}' is not attached: attached are {', '.join(self._weights)}")
-        self._weights.update(adapters)
-        self._forget_compiled_graphs()
+    def __init__(
+        self, pipe: Any, weights: Mapping[str, float], condition: Condition, shared: Sequence[str] | None
+    ) -> None:
+        if not weights:
+            raise InputError("no adapter is named: attach(pipe, {'npo': 1.0})")
+        self._weights = {name: strength(weight, f"the weight of '{name}'") for name, weight in weights.items()}
+        self._shared = _shared(self._weights, shared)
+        self._branches = Branches(pipe, condition, self._check)
+        self._layers = self._find_layers()
+        self._check_elsewhere()
+        self._check_plain()
+        with ExitStack() as undo:
+            undo.callback(forget_compiled_graphs)
+            self._branches.watch(undo)
+            self._set_active(undo)
+            for denoiser in self._branches.denoisers.values():
+                undo.callback(denoiser.register_forward_pre_hook(_enter, with_kwargs=True).remove)
+            for _, _, layer in self._layers:
+                replace(undo, layer, "_selfnpo", self)
+                undo.callback(layer.register_forward_hook(_add_to_negative_rows).remove)
+            self._check()
+            self._undo = undo.pop_all()
+        forget_compiled_graphs()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return dict(self._weights)
+
+    def set_strength(self, weights: Mapping[str, float]) -> None:
+        """Change the weights of attached adapters; those not named keep theirs."""
+        for name in weights:
+            if name not in self._weights:
+                raise InputError(f"adapter '{name}' is not attached: attached are {', '.join(self._weights)}")
+        self._weights.update({name: strength(weight, f"the weight of '{name}'") for name, weight in weights.items()})
 
     def detach(self) -> None:
-        """Take the hooks away. The adapters stay loaded, and inactive, so that guidance is plain again."""
-        if not self._handles:
-            return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._branches.stop()
-        self._forget_compiled_graphs()
+        """Leave the pipeline as it was found; adapters that were activated or deactivated since are left as they are.
+
+        An adapter just loaded is active for all rows, and is so again.
+        """
+        self._undo.close()
 
     def __enter__(self) -> NegativeAdapters:
         return self
@@ -87,82 +108,155 @@ class NegativeAdapters:
     ) -> None:
         self.detach()
 
-    @property
-    def _negative_only(self) -> set[str]:
-        return set(self._weights) - set(self._shared)
+    def delta(self, layer: LoraLayer, x: Tensor) -> Tensor | None:
+        """Σ weight·s·B·A·x of one layer, for negative rows x; None where all weights are 0."""
+        total: Tensor | None = None
+        for name, weight in self._weights.items():
+            if weight and name in layer.lora_A:
+                down, up = layer.lora_A[name], layer.lora_B[name]
+                part = up(down(x.to(down.weight.dtype))) * (weight * trained_scale(layer, name))
+                total = part if total is None else total + part
+        return total
 
-    def _check_adapters(self) -> None:
-        for adapter in self._weights:
-            layers = [layer for layer in self._layers.values() if _has(layer, adapter)]
-            if not layers:
-                loaded = sorted(_loaded(self._branches.denoiser))
+    def check_layer(self, layer: LoraLayer) -> None:
+        """Every adapter is still active for all rows, or for none, as it was at `attach`."""
+        for name in self._weights:
+            if name not in layer.lora_A or (active := _for_all_rows(layer, name)) == (name in self._shared):
+                continue
+            if active:
                 raise InputError(
-                    f"adapter '{adapter}' is not loaded: load_lora_weights(…, adapter_name='{adapter}') first; loaded: "
-                    f"{', '.join(loaded) or 'none'}"
+                    f"adapter '{name}' is active, or fused, for all rows: pipe.set_adapters() to the others, or "
+                    "unfuse_lora(); or detach() and attach it anew"
                 )
-            if any(adapter in layer.lora_variant for layer in layers):
-                raise InputError(
-                    f"adapter '{adapter}' is a DoRA or another variant of LoRA: use a plain LoRA, or full weights"
-                )
-            if any(adapter in layer.merged_adapters for layer in layers):
-                raise InputError(f"adapter '{adapter}' is fused into the weights of all rows: unfuse_lora() first")
-        self._check_fused()
+            raise InputError(
+                f"shared adapter '{name}' is no longer active for all rows, as after loading another LoRA: "
+                f"pipe.set_adapters() with '{name}' among them"
+            )
 
     def _check(self) -> None:
         """At the beginning of every pipeline call."""
-        self._check_fused()
-        for layer in self._layers.values():
-            self._check_inactive(layer)
+        for denoiser in self._branches.denoisers.values():
+            check_not_fused(denoiser)
+        for denoiser, path, layer in self._layers:
+            if _submodule(denoiser, path) is not layer or not any(name in layer.lora_A for name in self._weights):
+                raise InputError("an attached adapter was deleted or unloaded: detach() the negative weights")
+            self.check_layer(layer)
 
-    def _check_fused(self) -> None:
-        for name, module in self._branches.denoiser.named_modules():
-            if getattr(module, "fused_projections", False):
-                raise InputError(f"{name} has fused projections, which bypass the LoRA: unfuse_qkv_projections() first")
-
-    def _check_inactive(self, layer: LoraLayer) -> None:
-        for adapter in layer.active_adapters:
-            if adapter in self._negative_only and _has(layer, adapter):
+    def _find_layers(self) -> list[tuple[nn.Module, str, LoraLayer]]:
+        """(denoiser, path in it, layer) of every layer that has one of the adapters."""
+        every = [
+            (denoiser, path, module)
+            for denoiser in self._branches.denoisers.values()
+            for path, module in denoiser.named_modules()
+            if isinstance(module, LoraLayer)
+        ]
+        loaded = {name for _, _, layer in every for name in layer.lora_A}
+        for name in self._weights:
+            if name not in loaded:
                 raise InputError(
-                    f"adapter '{adapter}' became active for all rows (loading another LoRA does that): attach anew, or "
-                    f"set_adapters() without '{adapter}'"
+                    f"the denoiser has no LoRA named '{name}', but {', '.join(sorted(loaded)) or 'none at all'}: "
+                    f"pipe.load_lora_weights(…, adapter_name='{name}') first"
                 )
+        return [found for found in every if any(name in found[2].lora_A for name in self._weights)]
 
-    def _add(self, layer: LoraLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """Forward hook: output + Σ weight·s·B·A·x on the negative rows. x: (rows, …) with the batch first."""
-        self._check_inactive(layer)
-        x = args[0]
-        rows = self._branches.rows(len(x))
-        if rows is None:
-            return None
-        change = None
-        for adapter, weight in self._weights.items():
-            if weight and _has(layer, adapter):
-                down, up = layer.lora_A[adapter], layer.lora_B[adapter]
-                part = up(down(x[rows].to(down.weight.dtype))) * (weight * trained_scale(layer, adapter))
-                change = part if change is None else change + part
-        if change is None:
-            return None
-        change = change.to(output.dtype)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return torch.cat([output[: rows.start], output[rows] + change, output[rows.stop :]])
-        output[rows] += change
-        return output
+    def _check_plain(self) -> None:
+        """A plain LoRA's effect is a sum, so that it can be added to some rows."""
+        for _, path, layer in self._layers:
+            for name in self._weights:
+                if name in layer.lora_variant:
+                    raise InputError(
+                        f"adapter '{name}' is a DoRA or other variant, whose effect is no sum: merge it into weights "
+                        "and attach their difference with NegativeDelta"
+                    )
+            if not isinstance(layer.get_base_layer(), nn.Linear | _ConvNd):
+                raise InputError(f"the LoRA on '{path}' is on neither a linear nor a convolution: use NegativeDelta")
 
-    def _forget_compiled_graphs(self) -> None:
-        """Compiled graphs do not notice hooks that come or go after they were made: have them made anew."""
-        if is_compiled(self._pipe, self._branches.layout.denoiser):
-            torch._dynamo.reset()
+    def _check_elsewhere(self) -> None:
+        """Outside of the denoiser there are no negative rows."""
+        only = set(self._weights) - self._shared
+        for part, component in self._branches.pipe.components.items():
+            if not isinstance(component, nn.Module) or part in self._branches.denoisers:
+                continue
+            for module in component.modules():
+                if isinstance(module, LoraLayer) and (found := only & set(module.lora_A)):
+                    raise InputError(
+                        f"adapter '{min(found)}' also changes the {part}, for both branches: load it without that part"
+                    )
+
+    def _set_active(self, undo: ExitStack) -> None:
+        """Active for all rows: the shared adapters and those that are none of ours.
+
+        PEFT's own `set_adapter` would also set `requires_grad` throughout, so the layers' list is set directly.
+        """
+        for denoiser in self._branches.denoisers.values():
+            for layer in denoiser.modules():
+                if not isinstance(layer, LoraLayer):
+                    continue
+                before, active = layer._active_adapter, layer.active_adapters
+                now = [name for name in active if name not in self._weights or name in self._shared]
+                now += [name for name in self._shared if name in layer.lora_A and name not in now]
+                layer._active_adapter = now
+                undo.callback(_restore_active, layer, now, before)
 
 
-def trained_scale(layer: LoraLayer, adapter: str) -> float:
+def _enter(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before each forward of a denoiser."""
+    denoiser._selfnpo.enter(batch_of(args, kwargs))
+
+
+def _add_to_negative_rows(layer: LoraLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    """After each forward of a LoRA layer. args[0], output: (rows, …), a row of the batch being one or more of them.
+
+    All state is read from the layer's own attribute, which `torch.compile` guards on; what a hook closes over it
+    does not.
+    """
+    own: NegativeAdapters = layer._selfnpo
+    own.check_layer(layer)
+    x = args[0]
+    rows = own._branches.rows(x.shape[0])
+    delta = None if rows is None else own.delta(layer, x[rows])
+    if delta is None:
+        return None
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        output = output.clone()
+    output[rows] += delta.to(output.dtype)
+    return output
+
+
+def trained_scale(layer: LoraLayer, name: str) -> float:
     """α/r, or α/√r for rsLoRA (2312.03732): the scale of training, whatever weight the adapter was given since."""
-    rank = layer.r[adapter]
-    return layer.lora_alpha[adapter] / (rank**0.5 if layer.use_rslora.get(adapter, False) else rank)
+    rank = layer.r[name]
+    return float(layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name, False) else rank))
 
 
-def _has(layer: LoraLayer, adapter: str) -> bool:
-    return adapter in layer.lora_A
+def _shared(weights: Mapping[str, float], shared: Sequence[str] | None) -> frozenset[str]:
+    if shared is None:
+        if len(weights) > 1:
+            raise InputError(
+                f"which of {', '.join(weights)} stay active on both branches? Say shared=('{list(weights)[-1]}',), or "
+                "shared=() for none"
+            )
+        return frozenset()
+    names = frozenset([shared] if isinstance(shared, str) else shared)
+    for name in names:
+        if name not in weights:
+            raise InputError(f"shared adapter '{name}' has no weight: name it among the weights, or leave it out")
+    return names
 
 
-def _loaded(denoiser: nn.Module) -> set[str]:
-    return {adapter for module in denoiser.modules() if isinstance(module, LoraLayer) for adapter in module.lora_A}
+def _for_all_rows(layer: LoraLayer, name: str) -> bool:
+    if layer.merged_adapters:
+        return name in layer.merged_adapters
+    return name in layer.active_adapters and not layer.disable_adapters
+
+
+def _restore_active(layer: LoraLayer, ours: list[str], before: str | list[str]) -> None:
+    if layer._active_adapter == ours:
+        layer._active_adapter = before
+
+
+def _submodule(root: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        return None

@@ -1,0 +1,129 @@
+"""What negative guidance is compared with: two whole copies of the denoiser, one for each branch."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from tests.tiny import PIPELINES
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+CONVOLUTIONS = ("conv1", "conv2", "conv_in", "proj_in", "time_emb_proj", "ff.net.2")
+RANK, LORA_ALPHA = 4, 6
+
+
+def denoiser(pipe: Any) -> Any:
+    unet = pipe.components.get("unet")
+    return pipe.transformer if unet is None else unet
+
+
+def add_lora(model: nn.Module, name: str, seed: int, targets: tuple[str, ...] = ATTENTION, **config: Any) -> None:
+    """As `load_lora_weights` does: afterwards it is active for all rows. B is not zero."""
+    lora = LoraConfig(r=RANK, lora_alpha=LORA_ALPHA, target_modules=list(targets), **config)
+    model.add_adapter(lora, adapter_name=name)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in lora_layers(model):
+        if name in layer.lora_A:
+            for weight in (layer.lora_A[name].weight, layer.lora_B[name].weight):
+                weight.data = torch.randn(weight.shape, generator=generator).to(weight) * 0.15
+
+
+def lora_layers(model: nn.Module) -> list[LoraLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def delta_of(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """The LoRA as differences of whole weights: α/r·B·A, with √r for rsLoRA."""
+    result = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and name in layer.lora_A:
+            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+            scale = LORA_ALPHA / (math.sqrt(RANK) if layer.use_rslora[name] else RANK)
+            result[f"{path}.weight"] = scale * (up.flatten(1) @ down.flatten(1)).reshape(layer.base_layer.weight.shape)
+    return {name: tensor.detach() for name, tensor in result.items()}
+
+
+def model_with(family: str, model: nn.Module, weights: Mapping[str, float]) -> nn.Module:
+    """A separate plain model without LoRA: the family's weights + Σ weight·delta."""
+    plain = denoiser(PIPELINES[family]())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            for parameter, delta in delta_of(model, name).items():
+                plain.get_parameter(parameter).add_(weight * delta)
+    return plain.requires_grad_(False)
+
+
+@torch.no_grad()
+def two_model_loop(
+    pipe: Any,
+    positive: nn.Module,
+    negative: nn.Module,
+    prompt: str | list[str] = "a red fox",
+    scale: float = 5.0,
+    negative_prompt: str | list[str] | None = None,
+    num_images_per_prompt: int = 1,
+    guidance_rescale: float = 0.0,
+    condition: str = "null",
+) -> Tensor:
+    """`tests.tiny.sample` of the SD1.5 pipeline by hand; only text encoder and scheduler are the pipeline's."""
+    embeds, null = pipe.encode_prompt(prompt, "cpu", num_images_per_prompt, True, negative_prompt)
+    x = torch.randn((len(embeds), 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(3)
+    for t in scheduler.timesteps:
+        wanted = positive(x, t, embeds).sample
+        unwanted = negative(x, t, embeds if condition == "prompt" else null).sample
+        guided = unwanted + scale * (wanted - unwanted)
+        if guidance_rescale:
+            axes = (1, 2, 3)
+            rescaled = guided * (wanted.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
+            guided = guidance_rescale * rescaled + (1 - guidance_rescale) * guided
+        x = scheduler.step(guided, t, x).prev_sample
+    return x
+
+
+class TwoModels(nn.Module):
+    """A denoiser for stock pipelines that runs each branch through a model of its own."""
+
+    def __init__(self, positive: nn.Module, negative: nn.Module, order: str = "negative first") -> None:
+        super().__init__()
+        self.positive, self.negative, self.order = positive, negative, order
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("positive"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        if self.order == "separate":  # the positive branch runs first
+            self.calls += 1
+            return (self.positive if self.calls % 2 else self.negative)(*args, **kwargs)
+        half = len(args[0] if args else kwargs["hidden_states"]) // 2
+        models = (self.negative, self.positive) if self.order == "negative first" else (self.positive, self.negative)
+        parts = [slice(0, half), slice(half, None)]
+        outputs = [
+            model(*_rows(args, 2 * half, part), **_rows(kwargs, 2 * half, part))[0]
+            for model, part in zip(models, parts, strict=True)
+        ]
+        return (torch.cat(outputs),)
+
+
+def _rows(value: Any, batch: int, part: slice) -> Any:
+    if isinstance(value, Tensor):
+        return value[part] if value.ndim and len(value) == batch else value
+    if isinstance(value, dict):
+        return {name: _rows(item, batch, part) for name, item in value.items()}
+    return tuple(_rows(item, batch, part) for item in value) if isinstance(value, tuple) else value
+
+
+def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Largest difference, in units of the expected values' own size."""
+    error = (actual - expected).abs().max() / expected.abs().max()
+    assert error <= tolerance, f"relative error {error:.1e}"

@@ -1,0 +1,242 @@
+"""Tiny stock diffusers pipelines with random weights, made here without any file. `PIPELINES[family]()` builds one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+
+diffusers.logging.set_verbosity_error()
+transformers.logging.set_verbosity_error()
+
+SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+WIDTH = 32  # of every text embedding
+
+
+def sd15() -> diffusers.StableDiffusionPipeline:
+    torch.manual_seed(0)
+    return diffusers.StableDiffusionPipeline(
+        unet=_unet(attention_head_dim=4),
+        vae=_vae(),
+        text_encoder=_clip(),
+        tokenizer=_clip_tokenizer(),
+        scheduler=diffusers.DDIMScheduler(**SCALED_LINEAR, clip_sample=False, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl() -> diffusers.StableDiffusionXLPipeline:
+    torch.manual_seed(0)
+    unet = _unet(
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+        cross_attention_dim=2 * WIDTH,
+    )
+    return diffusers.StableDiffusionXLPipeline(
+        unet=unet,
+        vae=_vae(),
+        text_encoder=_clip(),
+        text_encoder_2=_clip(projection=True),
+        tokenizer=_clip_tokenizer(),
+        tokenizer_2=_clip_tokenizer(),
+        scheduler=diffusers.EulerDiscreteScheduler(**SCALED_LINEAR, timestep_spacing="leading"),
+        add_watermarker=False,
+    )
+
+
+def sd3() -> diffusers.StableDiffusion3Pipeline:
+    torch.manual_seed(0)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=2 * WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        vae=_vae(shift_factor=0.06),
+        text_encoder=_clip(projection=True),
+        text_encoder_2=_clip(projection=True),
+        text_encoder_3=_t5(2 * WIDTH),
+        tokenizer=_clip_tokenizer(),
+        tokenizer_2=_clip_tokenizer(),
+        tokenizer_3=_t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def flux() -> diffusers.FluxPipeline:
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+    )
+    return diffusers.FluxPipeline(
+        transformer=transformer.eval(),
+        vae=_vae(shift_factor=0.06),
+        text_encoder=_clip(),
+        text_encoder_2=_t5(),
+        tokenizer=_clip_tokenizer(),
+        tokenizer_2=_t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def wan() -> diffusers.WanPipeline:
+    torch.manual_seed(0)
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=WIDTH,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    vae = diffusers.AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    config = transformers.UMT5Config(vocab_size=256, d_model=WIDTH, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    return diffusers.WanPipeline(
+        transformer=transformer.eval(),
+        vae=vae.eval(),
+        text_encoder=transformers.UMT5EncoderModel(config).eval(),
+        tokenizer=_t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )
+
+
+def cogvideox() -> diffusers.CogVideoXPipeline:
+    torch.manual_seed(0)
+    transformer = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=WIDTH,
+        num_layers=2,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=9,
+        patch_size=2,
+        max_text_seq_length=16,
+    )
+    vae = diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    )
+    return diffusers.CogVideoXPipeline(
+        transformer=transformer.eval(),
+        vae=vae.eval(),
+        text_encoder=_t5(),
+        tokenizer=_t5_tokenizer(),
+        scheduler=diffusers.CogVideoXDDIMScheduler(),
+    )
+
+
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "sd15": sd15,
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "wan": wan,
+    "cogvideox": cogvideox,
+}
+
+_CALLS: dict[str, dict[str, Any]] = {
+    "sd15": {"height": 16, "width": 16},
+    "sdxl": {"height": 16, "width": 16},
+    "sd3": {"height": 32, "width": 32, "max_sequence_length": 16},
+    "flux": {"height": 32, "width": 32, "max_sequence_length": 16},
+    "wan": {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 16},
+    "cogvideox": {"height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 16},
+}
+
+
+def sample(family: str, pipe: Any, prompt: str | list[str] = "a red fox", scale: float = 5.0, **call: Any) -> Any:
+    """Latents after three steps from a fixed seed."""
+    pipe.set_progress_bar_config(disable=True)
+    call = {**_CALLS[family], ("true_cfg_scale" if family == "flux" else "guidance_scale"): scale, **call}
+    seed = torch.Generator().manual_seed(1)
+    return pipe(prompt=prompt, generator=seed, num_inference_steps=3, output_type="latent", return_dict=False, **call)[0]
+
+
+def _unet(**config: Any) -> diffusers.UNet2DConditionModel:
+    defaults = {
+        "sample_size": 16,
+        "layers_per_block": 1,
+        "block_out_channels": (32, 64),
+        "norm_num_groups": 16,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": WIDTH,
+    }
+    return diffusers.UNet2DConditionModel(**{**defaults, **config}).eval()
+
+
+def _vae(**config: Any) -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        norm_num_groups=8,
+        sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        **config,
+    ).eval()
+
+
+def _clip(projection: bool = False) -> transformers.PreTrainedModel:
+    config = transformers.CLIPTextConfig(
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        projection_dim=WIDTH,
+        vocab_size=514,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+    return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config).eval()
+
+
+def _clip_tokenizer() -> transformers.CLIPTokenizer:
+    """One token a byte."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return transformers.CLIPTokenizer(
+        vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=77
+    )
+
+
+def _t5(width: int = WIDTH) -> transformers.T5EncoderModel:
+    config = transformers.T5Config(vocab_size=256, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    return transformers.T5EncoderModel(config).eval()
+
+
+def _t5_tokenizer() -> transformers.T5Tokenizer:
+    """One token a letter."""
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    vocab += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,"]
+    return transformers.T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=64)
