@@ -139,7 +139,16 @@ def test_tasks_of_other_seeds_share_nothing():
 @pytest.mark.slow
 def test_the_demo_changes_fid_beyond_its_interval(tmp_path):
     """The whole command, with half of its samples."""
-    command = [sys.executable, "-m", "selfnpo_image", "demo", "--samples", "128", "--output", str(tmp_path / "demo")]
+    command = [
+        sys.executable,
+        "-m",
+        "selfnpo_image.cli",
+        "demo",
+        "--samples",
+        "128",
+        "--output",
+        str(tmp_path / "demo"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stderr[-2000:]
     cells = json.loads((tmp_path / "demo" / "demo.json").read_text())["cells"]

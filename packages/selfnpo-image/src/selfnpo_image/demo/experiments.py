@@ -27,7 +27,7 @@ from selfnpo_core.training.files import read_json
 from selfnpo_image.demo import world
 from selfnpo_image.demo.cells import Arm, plain
 from selfnpo_image.recipes import presets_for
-from selfnpo_image.sd15 import Sd15Backbone
+from selfnpo_image.sd15 import SD15
 
 TRAINED: Mapping[str, Mapping[str, Any]] = {
     "npo": {},
@@ -46,7 +46,7 @@ def train_arm(arm: str, seed: int, work: Path, *, model: str = "demo") -> Path:
     recipe = resolve_recipe(presets_for(model), None, {"model": model, "seed": seed, **TRAINED[arm]})
     if _finished(output, recipe):
         return output
-    train(Sd15Backbone(model), recipe, world.training_captions(), output, resume=(output / "run.json").is_file())
+    train(SD15(model), recipe, world.training_captions(), output, resume=(output / "run.json").is_file())
     return output
 
 

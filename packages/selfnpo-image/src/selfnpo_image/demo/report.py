@@ -133,8 +133,8 @@ def _verdict(interval: Sequence[float], neutral: float, *, lower_is_better: bool
 _PAGE = """# The demo model's table
 
 A toy: the shipped model draws coloured shapes at 64×64. These figures compare ways of sampling it, and say nothing of
-the size of an effect on real models. Made by `python tools/demo_results.py`; every row's cells are in `cells/`, with the
-recipe, the seeds and the machine.
+the size of an effect on real models. Made by `python tools/demo_results.py`; every row's cells are in `cells/`, with
+the recipe, the seeds and the machine.
 
 {samples} pictures a cell, the same prompts and seeds in every cell, none of them used to choose the recipe. FID is the
 Fréchet distance of the oracle's 64 features to those of 50,000 real pictures; prompt accuracy means that everything a
