@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
-from selfnpo_core import NULL, InputError, RunError
+from selfnpo_core import NULL, InputError, RunError, trajectory
 from selfnpo_core.training import Recipe, weights_hash
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
@@ -143,6 +143,37 @@ def test_the_student_sees_x_t_with_more_noise():
         assert abs(float((noise * look).mean() / look.std())) < 0.04
 
 
+def test_the_pool_moves_one_ddim_step_an_update():
+    with engine(batch_size=10, pool_size=10) as made:
+        before = made.source.state_dict()
+        (noised,) = fixed_parts(made)
+        after, grid = made.source.state_dict(), made.backbone.schedule.grid(5)
+        going = (before["index"] < 4).nonzero()[:, 0]
+        t = grid[before["index"][going]]
+        estimate = made.denoisers.teacher(before["x"][going], t, torch.full_like(going, NULL))
+        level = made.backbone.schedule.at(grid[before["index"][going] + 1], like=before["x"])
+    assert len(going) == 8
+    assert sorted(noised.look.t.tolist()) == sorted(grid[before["index"]].tolist())
+    assert torch.equal(after["index"][going], before["index"][going] + 1)
+    assert (after["index"][before["index"] == 4] == 0).all()
+    expected = level.alpha * estimate.x0 + level.sigma * estimate.eps
+    torch.testing.assert_close(after["x"][going], expected, rtol=0, atol=1e-5)
+
+
+def test_truncated_rollouts_stop_where_a_plain_trajectory_is():
+    with engine(batch_size=32, pool_size=32, rollout="truncated", truncation_steps=2, teacher_guidance=-2.0) as made:
+        made.generator.manual_seed(3)
+        drawn = made.source.draw(32)
+        (look,) = made.source.looks(drawn, 32)
+        schedule, grid = made.backbone.schedule, made.backbone.schedule.grid(5)
+        walk = list(trajectory(made.denoisers.teacher, schedule, grid, drawn.x, drawn.prompt, -2.0))
+    assert set(drawn.stop.tolist()) == {2, 3, 4}
+    for row, stop in enumerate(drawn.stop.tolist()):
+        torch.testing.assert_close(look.x_t[row], walk[stop].x_t[row], rtol=0, atol=1e-4)
+        torch.testing.assert_close(look.weak.x0[row], walk[stop].estimate.x0[row], rtol=0, atol=1e-3)
+        assert look.t[row] == grid[stop]
+
+
 def test_dpo_moves_towards_the_weak_estimate_and_from_the_strong_one():
     settings = {"objective": "dpo", "dpo_beta": 10.0, "strong_guidance": 6.5, "loss": "l2"}
     with engine(train="full", steps=40, batch_size=16, ema_decay=1.0, **settings) as made:
@@ -222,12 +253,14 @@ def test_each_role_uses_its_own_weights(train):
         assert (predictions["teacher"] - predictions["student"]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("train", ["lora", "full"])
-def test_the_base_is_untouched_and_given_back(train):
+def test_the_base_is_untouched_and_given_back(train, precision):
     backbone = ToyBackbone()
     network = backbone.denoiser
+    attributes = set(vars(network))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with engine(backbone, train=train, targets="all") as made:
+    with engine(backbone, train=train, targets="all", mixed_precision=precision) as made:
         list(made.updates())
         if train == "lora":
             assert weights_hash(network) == backbone.base_hash
@@ -235,6 +268,7 @@ def test_the_base_is_untouched_and_given_back(train):
                 f"{layer}.lora_{ab}.npo.weight" for layer in ("conv", "to_q", "to_out") for ab in "AB"
             }
     assert backbone.denoiser is network
+    assert "forward" not in set(vars(network)) - attributes
     after = network.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -165,6 +165,7 @@ class Engine:
 
     def close(self) -> None:
         self.accelerator.unwrap_model(self._prepared, keep_fp32_wrapper=False)
+        vars(self.student.network).pop("forward", None)  # left behind by Accelerate; a copy would call the original
         self.student.close()
         self.accelerator.free_memory()
 

@@ -138,6 +138,8 @@ class Recipe(BaseModel):
 
 FREE_ON_RESUME = frozenset(
     {
+        "model",
+        "prompts",
         "output",
         "steps",
         "max_drift",
@@ -152,7 +154,10 @@ FREE_ON_RESUME = frozenset(
         "sample_seed",
     }
 )
-"""Keys that may change when a run is resumed: they change no update that was already made."""
+"""Keys that may change when a run is resumed: they change no update that was already made.
+
+Model and prompts are only names here: what they stand for is compared by its hash.
+"""
 
 
 def resolve_recipe(

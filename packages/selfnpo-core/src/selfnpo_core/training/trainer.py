@@ -50,7 +50,7 @@ def train(
     if recipe.train == "lora":
         lora_target_modules(backbone, recipe.targets)
     backbone.use_attention(recipe.attention)
-    facts = {"family": backbone.family, "base_model": backbone.name, "base_hash": backbone.base_hash}
+    facts = {"family": backbone.family, "base_hash": backbone.base_hash}
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(RunFolder.open(output, recipe, prompts, facts, resume=resume))
