@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EMBED_BATCH = 32
+SMALLEST_VOCABULARY = 512
+"""CLIP's tokenizer knows every byte, at a word's end and before it. One that was loaded without files is empty."""
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"]
 LORA_TARGETS = {
@@ -268,6 +270,8 @@ def _check_whole(pipe: StableDiffusionPipeline, source: Source) -> None:
         module = getattr(pipe, part)
         if module is None or any(tensor.is_meta for tensor in module.parameters()):
             raise InputError(f"model {source.name} lacks weights of its {part}: get the whole checkpoint")
+    if len(pipe.tokenizer) < SMALLEST_VOCABULARY:
+        raise InputError(f"model {source.name} lacks its tokenizer's files: get the whole model")
 
 
 @contextmanager

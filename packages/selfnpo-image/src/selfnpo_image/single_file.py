@@ -134,13 +134,17 @@ def _configs_for(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, A
 def _clip_tokenizer(source: Source) -> Any:
     from transformers import CLIPTokenizer
 
+    problem: Exception | None = None
     try:
-        return CLIPTokenizer.from_pretrained(TOKENIZER)
+        tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+        if len(tokenizer) == _SD15["text_encoder/config.json"]["vocab_size"]:  # without files it comes empty
+            return tokenizer
     except Exception as error:
-        raise InputError(
-            f"model {source.name} is a single file, which has no tokenizer, and {TOKENIZER} cannot be had from the "
-            "hub: give any diffusers folder of the same size as --model-config (its weights are not read)"
-        ) from error
+        problem = error
+    raise InputError(
+        f"model {source.name} is a single file, which has no tokenizer, and {TOKENIZER} cannot be had from the hub: "
+        "give any diffusers folder of the same size as --model-config (its weights are not read)"
+    ) from problem
 
 
 def _read(path: Path) -> dict[str, Any]:

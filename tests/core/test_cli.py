@@ -1,0 +1,116 @@
+"""Exit codes and messages; help without heavy imports; prompts files."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from selfnpo_core.cli import LazyGroup, describe_error, folder_name, run, set_key
+from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.prompts import read_prompts
+from selfnpo_core.training.recipe import resolve_recipe
+from selfnpo_core.training.stopping import Interrupted
+
+
+class OutOfMemoryError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("wrong:\n  do this"), 2, "tool: error: wrong: do this"),
+        (RunError("it failed"), 1, "tool: error: it failed"),
+        (Interrupted("saved", 143), 143, "tool: error: saved"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "/root/x: Permission denied"),
+        (OutOfMemoryError("CUDA out of memory"), 1, "lower the batch size"),
+        (click.BadParameter("not a number"), 2, "not a number"),
+    ],
+)
+def test_errors_end_with_a_code_and_a_line(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def fails() -> None:
+        raise error
+
+    assert run(fails, [], name="tool") == code
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_a_disk_that_is_full_behind_another_error() -> None:
+    error = RuntimeError("could not write")
+    error.__cause__ = OSError(errno.ENOSPC, "full")
+    assert describe_error(error, "tool")[0] == 1
+
+
+def test_our_own_mistakes_are_not_hidden() -> None:
+    @click.command()
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(broken, [], name="tool")
+
+
+def test_a_commands_number_is_the_exit_code() -> None:
+    assert run(click.command("c")(lambda: 1), [], name="tool") == 1
+    assert run(click.command("c")(lambda: None), [], name="tool") == 0
+
+
+def test_a_lazy_group_imports_a_command_only_when_called(capsys: pytest.CaptureFixture[str]) -> None:
+    group = LazyGroup(name="g", lazy={"gone": ("no.such.module:command", "What it would do.")})
+    assert run(group, ["--help"], name="tool") == 0
+    assert "What it would do." in capsys.readouterr().out
+    assert run(group, ["other"], name="tool") == 2
+    assert "No such command 'other'" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        run(group, ["gone"], name="tool")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, selfnpo_core.cli, selfnpo_core.errors\n"
+        "print(*[m for m in ('torch', 'diffusers', 'numpy', 'PIL', 'pydantic') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("value", ["a: b", "2024", "no", "x#y", "C:\\models\\m", "ü"])
+def test_options_survive_as_overrides(value: str) -> None:
+    assert resolve_recipe({}, None, [set_key("model", value)]).model == value
+
+
+def test_folder_names() -> None:
+    assert folder_name("sd15") == "sd15"
+    assert folder_name("someone/a model.safetensors") == "a-model"
+    assert folder_name("/models/x/") == "x"
+    assert folder_name("...") == "model"
+
+
+def test_prompts_are_the_files_lines(tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_bytes("\ufeffa fox\r\n\n  # ein Würfel \n\u2028b\n".encode())
+    assert read_prompts(file) == ["a fox", "# ein Würfel", "b"]
+
+
+def test_a_prompts_file_that_cannot_be_used(tmp_path: Path) -> None:
+    for content, message in ((b"", "no prompts"), (b" \n\n", "no prompts"), (b"a\nb\0", "zero byte in line 2")):
+        (tmp_path / "p.txt").write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_prompts(tmp_path / "p.txt")
+    (tmp_path / "p.txt").write_bytes("gut\nschön\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"not UTF-8 \(line 2\)"):
+        read_prompts(tmp_path / "p.txt")
+    with pytest.raises(InputError, match="does not exist"):
+        read_prompts(tmp_path / "gone.txt")
+    with pytest.raises(InputError, match="is a folder"):
+        read_prompts(tmp_path)

@@ -1,0 +1,122 @@
+"""Sampling: the stock pipeline's own pictures, whatever the batch; metadata; going on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfnpo_image import sampling
+from selfnpo_image.prompts import builtin_prompts, load_prompts
+from selfnpo_image.sd15 import load_pipeline
+
+PROMPTS = ["a red fox", "a small boat", "two birds"]
+
+
+def options(folder: Path, **changes: Any) -> dict[str, Any]:
+    given = {
+        "model": str(folder),
+        "model_config": None,
+        "npo": None,
+        "prompt": PROMPTS,
+        "prompts": None,
+        "guidance_scale": 4.0,
+        "beta": None,
+        "alpha": None,
+        "negative_prompt": None,
+        "negative_condition": None,
+        "seed": 7,
+        "count": 1,
+        "steps": 3,
+        "batch_size": 3,
+        "dtype": "fp32",
+        "device": "cpu",
+    }
+    return {**given, **changes}
+
+
+def pixels(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))]
+
+
+@pytest.mark.parametrize("refused", [None, "blurry"])
+def test_without_negative_weights_it_is_the_stock_pipeline(folder: Path, tmp_path: Path, refused: str | None) -> None:
+    sampling.sample(sampling.plan(options(folder, negative_prompt=refused)), tmp_path)
+    pipe = load_pipeline(str(folder))
+    pipe.set_progress_bar_config(disable=True)
+    wanted = pipe(
+        PROMPTS,
+        negative_prompt=refused and [refused] * 3,
+        guidance_scale=4.0,
+        num_inference_steps=3,
+        generator=[torch.Generator().manual_seed(7 + i) for i in range(3)],
+    ).images
+    for ours, stock in zip(pixels(tmp_path), wanted, strict=True):
+        assert (ours == np.asarray(stock)).all()
+
+
+def test_batches_do_not_matter(folder: Path, tmp_path: Path) -> None:
+    for size in (1, 2, 3):
+        job = sampling.plan(options(folder, batch_size=size))
+        assert sampling.sample(job, tmp_path / str(size)) == 3
+    for one, two, three in zip(*(pixels(tmp_path / str(size)) for size in (1, 2, 3)), strict=True):
+        assert abs(one - three).max() <= 1
+        assert abs(two - three).max() <= 1
+
+
+def test_metadata_says_how_to_draw_it_again(folder: Path, tmp_path: Path) -> None:
+    sampling.sample(sampling.plan(options(folder, prompt=["a"], count=2)), tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [(r["file"], r["seed"], r["prompt"]) for r in records] == [
+        ("00000-7.png", 7, "a"),
+        ("00001-8.png", 8, "a"),
+    ]
+    record = records[0]
+    assert (record["model"], record["guidance_scale"], record["steps"]) == (str(folder), 4.0, 3)
+    assert (record["scheduler"], record["npo_sha256"], record["dtype"]) == ("DDIMScheduler", None, "fp32")
+
+
+def test_it_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
+    job = sampling.plan(options(folder))
+    sampling.sample(job, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    (tmp_path / "00001-8.png").unlink()
+    assert sampling.sample(job, tmp_path) == 1
+    assert sampling.sample(job, tmp_path) == 0
+    assert before.keys() == {path.name for path in tmp_path.glob("*.png")}
+
+
+def test_negative_weights_change_the_pictures_by_beta(folder: Path, finished_run: Path, tmp_path: Path) -> None:
+    for beta in (None, 0.0, 0.5):
+        job = sampling.plan(options(folder, npo=str(finished_run), beta=beta))
+        assert job.negative is not None
+        sampling.sample(job, tmp_path / str(beta))
+    sampling.sample(sampling.plan(options(folder)), tmp_path / "plain")
+    plain, full, zero, half = (pixels(tmp_path / name) for name in ("plain", "None", "0.0", "0.5"))
+    assert all((a == b).all() for a, b in zip(plain, zero, strict=True))
+    assert all((a != b).any() for a, b in zip(plain, full, strict=True))
+    assert all((a != b).any() for a, b in zip(half, full, strict=True))
+    record = json.loads((tmp_path / "None" / "metadata.jsonl").read_text().splitlines()[0])
+    assert len(record["npo_sha256"]) == 64
+    assert (record["beta"], record["alpha"], record["negative_condition"]) == (1.0, 1.0, "null")
+
+
+def test_the_recommended_scale_is_the_default(folder: Path, finished_run: Path) -> None:
+    config = json.loads((finished_run / "npo" / "npo_config.json").read_text())
+    low, high = config["recommended"]["guidance_scale"]
+    job = sampling.plan(options(folder, npo=str(finished_run), guidance_scale=None))
+    assert job.settings.guidance_scale == (low + high) / 2
+    assert sampling.plan(options(folder, guidance_scale=None)).settings.guidance_scale == 7.5
+
+
+def test_builtin_prompts(tmp_path: Path) -> None:
+    prompts = builtin_prompts()
+    assert len(prompts) == len(set(prompts)) >= 200
+    assert all(prompt == prompt.strip() and len(prompt) > 10 for prompt in prompts)
+    assert load_prompts("builtin", "sd15") == prompts
+    assert set(load_prompts("builtin", "demo")).isdisjoint(prompts)
+    (tmp_path / "p.txt").write_text("mine\n")
+    assert load_prompts(str(tmp_path / "p.txt"), "sd15") == ["mine"]

@@ -1,0 +1,153 @@
+"""The SD1.5 backbone against the stock pipeline."""
+
+import gc
+import json
+import shutil
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from peft import LoraConfig
+from PIL import ImageChops
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.guidance import NULL
+from selfnpo_core.training.backbone import Backbone
+from selfnpo_core.training.hashing import weights_hash
+from selfnpo_image.sd15 import SD15, best_device, load_pipeline
+
+PROMPTS = ["a red fox", "a very small boat on a very large lake"]
+
+
+@pytest.fixture
+def backbone(folder: Path) -> SD15:
+    made = SD15(str(folder), device="cpu")
+    made.embed(PROMPTS)
+    return made
+
+
+def test_it_is_a_backbone(backbone: SD15, folder: Path) -> None:
+    assert isinstance(backbone, Backbone)
+    assert (backbone.name, backbone.family, backbone.latent_shape) == (str(folder), "sd15", (4, 16, 16))
+    assert backbone.base_hash == weights_hash(load_pipeline(str(folder)).unet)
+
+
+def test_embed_is_encode_prompt(backbone: SD15, folder: Path) -> None:
+    wanted, null = load_pipeline(str(folder)).encode_prompt(PROMPTS, "cpu", 1, True)
+    table = backbone._table
+    assert table is not None
+    assert torch.equal(table[:2], wanted)
+    assert torch.allclose(table[NULL], null[0], atol=1e-6)
+    assert backbone.bytes_per_prompt == table[0].numel() * table.element_size()
+
+
+def test_embed_in_several_batches(folder: Path, backbone: SD15) -> None:
+    many = SD15(str(folder), device="cpu")
+    many.embed([*["a cat"] * 40, *PROMPTS])
+    assert many._table is not None
+    assert backbone._table is not None
+    assert torch.allclose(many._table[40:], backbone._table, atol=1e-6)
+
+
+def test_predict_is_the_unets_answer(backbone: SD15, folder: Path) -> None:
+    pipe = load_pipeline(str(folder))
+    x_t, t = torch.randn(3, 4, 16, 16), torch.tensor([5, 500, 980])
+    texts = pipe.encode_prompt([PROMPTS[1], "", PROMPTS[0]], "cpu", 1, False)[0]
+    with torch.no_grad():
+        wanted = pipe.unet(x_t, t, encoder_hidden_states=texts).sample
+        given = backbone.predict(x_t, t, torch.tensor([1, NULL, 0]))
+    assert torch.allclose(given, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits(folder: Path, backbone: SD15, dtype: torch.dtype) -> None:
+    """Another dtype, the same base: hashed before the cast."""
+    half = SD15(str(folder), dtype=dtype, device="cpu")
+    half.embed(PROMPTS)
+    x_t, t, prompt = torch.randn(2, 4, 16, 16), torch.tensor([100, 700]), torch.tensor([0, NULL])
+    with torch.no_grad():
+        output, wanted = half.predict(x_t, t, prompt), backbone.predict(x_t, t, prompt)
+    assert output.dtype == dtype
+    assert half.base_hash == backbone.base_hash
+    assert (output.float() - wanted).norm() < 0.05 * wanted.norm()
+    assert half._table is not None
+    assert half._table.dtype == dtype
+
+
+def test_prediction_type_and_schedule_are_the_schedulers(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "v")
+    file = copy / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
+    v = SD15(str(copy), device="cpu")
+    assert v.prediction_type == "v_prediction"
+    assert torch.equal(v.schedule.grid(4), SD15(str(folder), device="cpu").schedule.grid(4))
+
+
+def test_text_encoder_and_vae_are_gone_after_embedding(folder: Path) -> None:
+    backbone = SD15(str(folder), device="cpu")
+    assert backbone._rest is not None
+    parts = [weakref.ref(backbone._rest.text_encoder), weakref.ref(backbone._rest.vae)]
+    assert backbone.vae_on_device
+    backbone.embed(PROMPTS)
+    gc.collect()
+    assert [part() for part in parts] == [None, None]
+    assert not backbone.vae_on_device
+    assert not backbone.text_encoder_on_device
+
+
+def test_drawn_samples_are_the_stock_pipelines(backbone: SD15, folder: Path) -> None:
+    pipe = load_pipeline(str(folder))
+    pipe.set_progress_bar_config(disable=True)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    wanted = pipe(PROMPTS, guidance_scale=4.0, num_inference_steps=3, generator=seeds).images
+    drawn = backbone.draw_samples(PROMPTS, [3, 4], guidance_scale=4.0, steps=3, negative=None)
+    for a, b in zip(drawn, wanted, strict=True):
+        assert ImageChops.difference(a, b).getbbox() is None
+    assert not backbone.vae_on_device
+
+
+def test_drawing_with_a_full_weight_offset_leaves_the_base_as_it_was(backbone: SD15) -> None:
+    name, weight = next(iter(backbone.denoiser.named_parameters()))
+    call = {"guidance_scale": 4.0, "steps": 2}
+    plain = backbone.draw_samples(PROMPTS, [3, 4], negative=None, **call)  # type: ignore[arg-type]
+    other = backbone.draw_samples(PROMPTS, [3, 4], negative={name: torch.ones_like(weight)}, **call)  # type: ignore[arg-type]
+    assert ImageChops.difference(plain[0], other[0]).getbbox() is not None
+    assert weights_hash(backbone.denoiser) == backbone.base_hash
+
+
+def test_drawing_with_an_adapter(backbone: SD15) -> None:
+    unet = backbone.denoiser
+    unet.add_adapter(LoraConfig(r=2, target_modules=backbone.lora_targets["attention"]), adapter_name="npo")
+    for name, parameter in unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    unet.disable_adapters()
+    plain = backbone.draw_samples(PROMPTS, [3, 4], guidance_scale=4.0, steps=2, negative=None)
+    unet.enable_adapters()
+    other = backbone.draw_samples(PROMPTS, [3, 4], guidance_scale=4.0, steps=2, negative="npo")
+    assert ImageChops.difference(plain[0], other[0]).getbbox() is not None
+
+
+def test_attention_names(backbone: SD15) -> None:
+    x_t, t, prompt = torch.randn(1, 4, 16, 16), torch.tensor([100]), torch.tensor([0])
+    with torch.no_grad():
+        wanted = backbone.predict(x_t, t, prompt)
+        backbone.use_attention("auto")
+        backbone.use_attention("eager")
+        processors = backbone.denoiser.attn_processors.values()
+        assert all(isinstance(processor, AttnProcessor) for processor in processors)
+        assert torch.allclose(backbone.predict(x_t, t, prompt), wanted, atol=1e-5)
+        backbone.use_attention("sdpa")
+        assert torch.allclose(backbone.predict(x_t, t, prompt), wanted, atol=1e-5)
+    with pytest.raises(InputError, match="unknown"):
+        backbone.use_attention("flash9")
+    with pytest.raises(InputError, match="xformers cannot run here"):
+        backbone.use_attention("xformers")
+
+
+def test_devices_that_are_not_there() -> None:
+    assert best_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="cannot be used"):
+        best_device("nonsense")

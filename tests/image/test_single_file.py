@@ -1,0 +1,86 @@
+"""Single-file checkpoints give the same model as the folder they were made from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from tests.image.ldm import single_file
+from tests.tiny import sample, sd15
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from selfnpo_core.errors import InputError
+from selfnpo_image import single_file as single
+from selfnpo_image.models import find_source
+from selfnpo_image.sd15 import SD15, load_pipeline
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
+    save_file(single_file(sd15()), path)
+    return path
+
+
+def test_the_same_pictures_as_the_folder(file: Path, folder: Path, offline: None) -> None:
+    one = load_pipeline(find_source(str(file), folder))
+    other = load_pipeline(str(folder))
+    for part in ("unet", "vae", "text_encoder"):
+        a, b = getattr(one, part).state_dict(), getattr(other, part).state_dict()
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert torch.equal(sample("sd15", one), sample("sd15", other))
+
+
+def test_the_same_base_as_the_folder(file: Path, folder: Path) -> None:
+    one, other = SD15(find_source(str(file), folder), device="cpu"), SD15(str(folder), device="cpu")
+    assert one.base_hash == other.base_hash
+    assert one.latent_shape == other.latent_shape
+
+
+def test_another_size_needs_its_configurations(file: Path) -> None:
+    with pytest.raises(InputError, match=r"text width 32.*--model-config"):
+        load_pipeline(str(file))
+
+
+def test_a_tokenizer_is_asked_for_where_there_is_none(
+    file: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "cross_attention_dim", lambda shapes: 768)
+    with pytest.raises(InputError, match=r"has no tokenizer.*--model-config"):
+        load_pipeline(str(file))
+
+
+def test_a_cut_file_is_named(file: Path, folder: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        load_pipeline(find_source(str(cut), folder))
+
+
+def test_a_file_without_its_autoencoder_is_named(folder: Path, tmp_path: Path) -> None:
+    weights = {name: t for name, t in single_file(sd15()).items() if not name.startswith("first_stage_model")}
+    save_file(weights, tmp_path / "pruned.safetensors")
+    with pytest.raises(InputError, match="pruned"):
+        load_pipeline(find_source(str(tmp_path / "pruned.safetensors"), folder))
+
+
+def test_the_known_configurations_are_those_of_sd15() -> None:
+    """Parameters as published: UNet 859.5 M, autoencoder 83.7 M, text encoder 123.1 M."""
+    configs = single.sd15_configs()
+    with init_empty_weights():
+        unet = UNet2DConditionModel.from_config(configs["unet/config.json"])
+        vae = AutoencoderKL.from_config(configs["vae/config.json"])
+        text = CLIPTextModel(CLIPTextConfig(**configs["text_encoder/config.json"]))
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (unet, vae, text)]
+    assert sizes == [859_520_964, 83_653_863, 123_060_480]
+
+
+def test_marks_of_v_prediction() -> None:
+    configs = single._configs_for({"v_pred": (0,), "ztsnr": (0,)})
+    scheduler = configs["scheduler/scheduler_config.json"]
+    assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    assert configs["model_index.json"]["scheduler"] == ["diffusers", scheduler["_class_name"]]
+    assert single._configs_for({})["scheduler/scheduler_config.json"]["prediction_type"] == "epsilon"
