@@ -178,8 +178,8 @@ def sample(family: str, pipe: Any, prompt: str | list[str] = "a red fox", scale:
     """Latents after three steps from a fixed seed."""
     pipe.set_progress_bar_config(disable=True)
     call = {**_CALLS[family], ("true_cfg_scale" if family == "flux" else "guidance_scale"): scale, **call}
-    seed = torch.Generator().manual_seed(1)
-    return pipe(prompt=prompt, generator=seed, num_inference_steps=3, output_type="latent", return_dict=False, **call)[0]
+    call = {"num_inference_steps": 3, "output_type": "latent", "return_dict": False, **call}
+    return pipe(prompt=prompt, generator=torch.Generator().manual_seed(1), **call)[0]
 
 
 def _unet(**config: Any) -> diffusers.UNet2DConditionModel:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
-
 from tests.tiny import PIPELINES
+from torch import Tensor, nn
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "conv_in", "proj_in", "time_emb_proj", "ff.net.2")

@@ -92,10 +92,11 @@ class Branches:
     """
 
     def __init__(self, pipe: Any, condition: Condition, check: Callable[[], None]) -> None:
-        self.layout = _layout(pipe, condition)
+        self.layout = layout_of(pipe, condition)
         self.pipe, self._condition, self._check = pipe, condition, check
-        found = {name: getattr(pipe, name, None) for name in self.layout.denoisers}
-        self.denoisers: dict[str, nn.Module] = {name: bare(module) for name, module in found.items() if module is not None}
+        self.denoisers: dict[str, nn.Module] = {
+            name: bare(getattr(pipe, name)) for name in self.layout.denoisers if getattr(pipe, name, None) is not None
+        }
         for denoiser in self.denoisers.values():
             if "_selfnpo" in vars(denoiser):
                 raise InputError("this model has negative weights attached already: detach() them first")
@@ -131,7 +132,7 @@ class Branches:
         if self.layout.order == "separate":
             return slice(0, size)
         if size % self.batch:
-            raise InputError(f"a layer got {size} rows for a batch of {self.batch}: this LoRA cannot be split by branch")
+            raise InputError(f"a layer got {size} rows in a batch of {self.batch}: this LoRA cannot be split by branch")
         half = size // 2
         return slice(0, half) if self.layout.order == "negative first" else slice(half, size)
 
@@ -189,7 +190,8 @@ class Branches:
 _OUTSIDE = "the denoiser runs outside of a call of the pipeline it has negative weights for: detach() them first"
 
 
-def _layout(pipe: Any, condition: Condition) -> Layout:
+def layout_of(pipe: Any, condition: Condition) -> Layout:
+    """The pipeline's entry in the table, or an error that says what is in it."""
     name = type(pipe).__name__
     if name not in LAYOUTS:
         raise InputError(

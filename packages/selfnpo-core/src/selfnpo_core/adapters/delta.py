@@ -87,7 +87,7 @@ class NegativeDelta:
     def _check(self) -> None:
         """At the beginning of every pipeline call. θ may have been moved, cast or fused since the last one."""
         if getattr(self._branches.pipe, self._name) is not self._called:
-            raise InputError("the denoiser was compiled or replaced: detach() the negative weights and attach them anew")
+            raise InputError("the denoiser was compiled or replaced: detach() the negative weights, attach them anew")
         check_not_fused(self._denoiser)
         # Without LoRA's own name for the layers it wraps.
         own = {name.replace(".base_layer.", "."): p for name, p in self._denoiser.named_parameters()}

@@ -79,7 +79,7 @@ class NegativeAdapters:
                 replace(undo, layer, "_selfnpo", self)
                 undo.callback(layer.register_forward_hook(_add_to_negative_rows).remove)
             self._check()
-            self._undo = undo.pop_all()
+            self.undo = undo.pop_all()  # closed by `detach`
         forget_compiled_graphs()
 
     @property
@@ -98,7 +98,7 @@ class NegativeAdapters:
 
         An adapter just loaded is active for all rows, and is so again.
         """
-        self._undo.close()
+        self.undo.close()
 
     def __enter__(self) -> NegativeAdapters:
         return self
