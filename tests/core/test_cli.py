@@ -40,9 +40,9 @@ def test_errors_end_with_a_code_and_a_line(
         raise error
 
     assert run(fails, [], name="tool") == code
-    stderr = capsys.readouterr().err
+    stderr = capsys.readouterr().err.strip()  # click breaks the line that ^C stands in
     assert message in stderr
-    assert stderr.count("\n") == 1
+    assert "\n" not in stderr
 
 
 def test_a_disk_that_is_full_behind_another_error() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from selfnpo_core.errors import InputError
 from selfnpo_image import sampling
 from selfnpo_image.prompts import builtin_prompts, load_prompts
 from selfnpo_image.sd15 import load_pipeline
@@ -26,6 +27,8 @@ def options(folder: Path, **changes: Any) -> dict[str, Any]:
         "guidance_scale": 4.0,
         "beta": None,
         "alpha": None,
+        "eta": None,
+        "other_base": False,
         "negative_prompt": None,
         "negative_condition": None,
         "seed": 7,
@@ -120,3 +123,30 @@ def test_builtin_prompts(tmp_path: Path) -> None:
     assert set(load_prompts("builtin", "demo")).isdisjoint(prompts)
     (tmp_path / "p.txt").write_text("mine\n")
     assert load_prompts(str(tmp_path / "p.txt"), "sd15") == ["mine"]
+
+
+def test_a_share_of_a_preference_tuned_lora_on_the_negative_branch(
+    folder: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """alpha = 1 is the plain composition; with alpha = 0 and beta = 1 of the same LoRA the negative side has it once."""
+    eta = str(finished_run)
+    drawn = {}
+    for name, alpha, beta in (("one", 1.0, 1.0), ("less", 0.0, 1.0), ("same", 1.0, 0.0)):
+        job = sampling.plan(options(folder, npo=eta, eta=eta, alpha=alpha, beta=beta))
+        sampling.sample(job, tmp_path / name)
+        drawn[name] = pixels(tmp_path / name)
+    assert all((a != b).any() for a, b in zip(drawn["one"], drawn["less"], strict=True))
+    for less, same in zip(drawn["less"], drawn["same"], strict=True):
+        assert abs(less - same).max() <= 1
+
+
+def test_weights_for_a_relative_of_their_base(folder: Path, finished_run: Path, tmp_path: Path) -> None:
+    relative = load_pipeline(str(folder))
+    with torch.no_grad():
+        for parameter in relative.unet.parameters():
+            parameter.mul_(1.1)
+    relative.save_pretrained(tmp_path / "relative")
+    given = options(tmp_path / "relative", npo=str(finished_run))
+    with pytest.raises(InputError, match="was made for"):
+        sampling.sample(sampling.plan(given), tmp_path / "out")
+    assert sampling.sample(sampling.plan({**given, "other_base": True}), tmp_path / "out") == 3

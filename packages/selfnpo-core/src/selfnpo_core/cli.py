@@ -133,7 +133,9 @@ sampling_options = stack(
     click.option("--output", metavar="DIR", required=True, help="Folder for the samples and metadata.jsonl."),
     click.option("--guidance-scale", type=float, help="1 is none. Default: what the negative weights recommend."),
     click.option("--beta", type=float, help="Strength of the negative weights. Default: as recommended."),
-    click.option("--alpha", type=float, help="Share of a preference-tuned offset on the negative branch."),
+    click.option("--eta", metavar="FILE", help="A preference-tuned LoRA to sample with, active on both branches."),
+    click.option("--alpha", type=float, help="Share of --eta on the negative branch. Default: as recommended, 1."),
+    click.option("--other-base", is_flag=True, help="Let --npo act on a relative of the base it was made for."),
     click.option("--negative-prompt", metavar="TEXT", help="For the negative branch, in place of the empty prompt."),
     click.option(
         "--negative-condition",

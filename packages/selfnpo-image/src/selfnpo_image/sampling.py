@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -14,12 +14,10 @@ from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sample_folder import SampleFolder, file_sha256, sample_name
+from selfnpo_core.training.npo_folder import NpoConfig, Recommended, find_npo_file, load_npo
 from selfnpo_image.models import Source, defaults, find_source
 from selfnpo_image.prompts import load_prompts
 from selfnpo_image.sd15 import DTYPES, best_device, load_pipeline
-
-if TYPE_CHECKING:
-    from selfnpo_core.training.npo_folder import NpoConfig
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +40,20 @@ class Negative:
     beta: float
     alpha: float
     condition: Literal["null", "prompt"]
+    other_base: bool = False
 
     def attach(self, pipe: StableDiffusionPipeline) -> AbstractContextManager[Any]:
         """On the pipeline's negative branch for the duration of a `with` block."""
         from selfnpo_core.adapters import attach_npo
 
-        return attach_npo(pipe, self.path, alpha=self.alpha, beta=self.beta, condition=self.condition)
+        return attach_npo(
+            pipe,
+            self.path,
+            alpha=self.alpha,
+            beta=self.beta,
+            condition=self.condition,
+            other_base=self.other_base,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +66,15 @@ class Job:
     settings: Settings
     negative: Negative | None
     dtype: str
+    eta: Path | None = None
+    """A preference-tuned LoRA, active on both branches."""
     device: torch.device = field(default_factory=best_device)
 
     def load(self) -> StableDiffusionPipeline:
-        return load_pipeline(self.source, dtype=DTYPES[self.dtype]).to(self.device)
+        pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype]).to(self.device)
+        if self.eta is not None:
+            load_eta(pipe, self.eta)
+        return pipe
 
 
 def plan(options: Mapping[str, Any]) -> Job:
@@ -89,6 +100,7 @@ def plan(options: Mapping[str, Any]) -> Job:
         ),
         negative=negative,
         dtype=_dtype(options["dtype"], device),
+        eta=None if options["eta"] is None else find_npo_file(options["eta"]),
         device=device,
     )
 
@@ -111,6 +123,15 @@ def draw_into(pipe: StableDiffusionPipeline, job: Job, output: str | Path) -> in
         for index, picture in bar:
             folder.add(todo[index], picture.save)
     return len(todo)
+
+
+def load_eta(pipe: StableDiffusionPipeline, file: Path) -> None:
+    """Load a LoRA as adapter "eta", active."""
+    try:
+        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="eta")
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        detail = " ".join(str(error).split())[:160]
+        raise InputError(f"{file} cannot be loaded as a LoRA for this model ({detail}): give one made for it") from None
 
 
 @torch.no_grad()
@@ -146,6 +167,7 @@ def records(job: Job, pipe: StableDiffusionPipeline) -> list[dict[str, Any]]:
         "scheduler": type(pipe.scheduler).__name__,
         "model": job.source.name,
         "dtype": job.dtype,
+        "eta": None if job.eta is None else str(job.eta),
         "npo": None if negative is None else str(negative.path),
         "npo_sha256": None if negative is None else file_sha256(negative.path),
         "beta": None if negative is None else negative.beta,
@@ -167,15 +189,13 @@ def _prompts(options: Mapping[str, Any]) -> list[str]:
     return list(options["prompt"]) or load_prompts(options["prompts"], options["model"])
 
 
-def _negative(options: Mapping[str, Any]) -> "tuple[Negative | None, NpoConfig | None]":
+def _negative(options: Mapping[str, Any]) -> tuple[Negative | None, NpoConfig | None]:
     """What --npo, --beta, --alpha and --negative-condition mean; what is not given is as the weights recommend."""
     if options["npo"] is None:
-        for key in ("beta", "alpha", "negative_condition"):
-            if options[key] is not None:
+        for key in ("beta", "alpha", "negative_condition", "other_base"):
+            if options[key] not in (None, False):
                 raise InputError(f"--{key.replace('_', '-')} needs --npo: give the negative weights, or leave it out")
         return None, None
-    from selfnpo_core.training.npo_folder import Recommended, load_npo
-
     npo = load_npo(options["npo"])
     recommended = npo.config.recommended if npo.config else Recommended()
     condition = options["negative_condition"] or (npo.config.negative_condition if npo.config else "null")
@@ -184,6 +204,7 @@ def _negative(options: Mapping[str, Any]) -> "tuple[Negative | None, NpoConfig |
         beta=recommended.beta if options["beta"] is None else options["beta"],
         alpha=recommended.alpha if options["alpha"] is None else options["alpha"],
         condition=condition,
+        other_base=options["other_base"],
     )
     return negative, npo.config
 

@@ -74,6 +74,7 @@ def load_pipeline(
             )
     _check_whole(pipe, source)
     check_scheduler(pipe.scheduler.config, source.name)
+    pipe.register_to_config(_name_or_path=source.name)
     return pipe
 
 
