@@ -128,7 +128,7 @@ def test_builtin_prompts(tmp_path: Path) -> None:
 def test_a_share_of_a_preference_tuned_lora_on_the_negative_branch(
     folder: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    """alpha = 1 is the plain composition; with alpha = 0 and beta = 1 of the same LoRA the negative side has it once."""
+    """The same LoRA as eta and delta: alpha = 0, beta = 1 and alpha = 1, beta = 0 both have it once on that branch."""
     eta = str(finished_run)
     drawn = {}
     for name, alpha, beta in (("one", 1.0, 1.0), ("less", 0.0, 1.0), ("same", 1.0, 0.0)):
