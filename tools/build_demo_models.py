@@ -2,7 +2,8 @@
 
     python tools/build_demo_models.py --work build/demo
 
-Hours on two CPU cores. Every stage is kept in the work folder and skipped when it is there.
+Hours on two CPU cores. Every stage is kept in the work folder and skipped when it is there; the denoiser's, the
+longest, goes on where it was interrupted.
 """
 
 from pathlib import Path
@@ -10,8 +11,13 @@ from pathlib import Path
 import click
 import torch
 
+from selfnpo_core.errors import RunError
 from selfnpo_image.demo import assets, measure
 from selfnpo_image.demo.build import denoiser, judge, oracle, pack, vae
+from selfnpo_image.models import find_source
+from selfnpo_image.sd15 import load_pipeline
+
+SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 
 
 @click.command(help=__doc__)
@@ -19,29 +25,42 @@ from selfnpo_image.demo.build import denoiser, judge, oracle, pack, vae
 @click.option("--output", type=click.Path(path_type=Path), default=assets.FOLDER, show_default=True)
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
 @click.option("--steps", default=4500, show_default=True, help="Updates of the denoiser.")
-def main(work: Path, output: Path, threads: int, steps: int) -> None:
+@click.option("--samples", default=500, show_default=True, help="Pictures at each guidance scale for the check.")
+@click.option("--go-on", is_flag=True, help="Begin the denoiser with the shipped weights rather than random ones.")
+@click.option("--interim", is_flag=True, help="Write a model that is not good enough too, and say so in its card.")
+def main(work: Path, output: Path, threads: int, steps: int, samples: int, go_on: bool, interim: bool) -> None:
     if threads:
         torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # late in training they would slow it down several times
     work.mkdir(parents=True, exist_ok=True)
     eyes = oracle.train(work / "oracle.safetensors")
     autoencoder = vae.train(work / "vae.safetensors")
     moments = pack.reference(eyes)
     reconstruction = pack.reconstruction_fid(autoencoder, eyes, moments)
     print(f"autoencoder: reconstruction FID {reconstruction:.2f}")
-    pipe = denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps)
-    critic = judge.train(work / "judge.safetensors", autoencoder)
+    initial = load_pipeline(find_source("demo")) if go_on else None
+    pipe = denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps, initial=initial)
+    critic = judge.train(work / "judge.safetensors", autoencoder, eyes)
     agreement = judge.agreement(critic, autoencoder)
     print(f"judge: agreement on fresh pairs {agreement}")
-    pack.write_parts(output, pipe, eyes, critic, moments)
-    table = measure.sweep(pipe, scales=(1.0, 2.0, 3.0, 5.0), count=500, seed=9, steps=20)
+
+    with measure.judged_by(eyes, critic, moments):
+        table = measure.sweep(pipe, scales=SCALES, count=samples, seed=9, steps=20)
     best = max(row["accuracy"] for row in table.values())
-    pack.refuse_ragged(best, reconstruction)
+    try:
+        pack.refuse_ragged(best, reconstruction)
+        note = ""
+    except RunError as error:
+        if not interim:
+            raise
+        note = str(error)
+    pack.write_parts(output, pipe, eyes, critic, moments)
+    parameters = [sum(p.numel() for p in part.parameters()) for part in (pipe.unet, pipe.text_encoder, pipe.vae)]
     pack.write_card(
         output,
         {
-            "parameters (UNet, text encoder, autoencoder)": [
-                sum(p.numel() for p in part.parameters()) for part in (pipe.unet, pipe.text_encoder, pipe.vae)
-            ],
+            "interim": note,
+            "parameters (UNet, text encoder, autoencoder)": parameters,
             "denoiser updates": steps,
             "best joint prompt accuracy": best,
             "autoencoder's reconstruction FID": round(reconstruction, 3),

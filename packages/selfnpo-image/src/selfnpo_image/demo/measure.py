@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from selfnpo_core.evaluation import Interval, Moments, bootstrap, frechet_distance, wilson, win_rate
 from selfnpo_image.demo import assets, world
-from selfnpo_image.demo.judges import correct
+from selfnpo_image.demo.judges import Judge, Oracle, correct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,18 @@ def sample(
             )
             pictures.append(world.to_uint8(output.images.float().cpu()))
     return Samples(pictures=torch.cat(pictures), seconds=time.perf_counter() - start, forward_rows=rows[0])
+
+
+@contextmanager
+def judged_by(oracle: Oracle, preference: Judge, reference: Moments) -> Iterator[None]:
+    """Use these judges rather than the shipped ones, which are about to be replaced."""
+    before = assets.load_oracle, assets.load_judge, assets.reference_moments
+    assets.load_oracle, assets.load_judge = lambda: oracle, lambda: preference
+    assets.reference_moments = lambda: reference
+    try:
+        yield
+    finally:
+        assets.load_oracle, assets.load_judge, assets.reference_moments = before
 
 
 @contextmanager

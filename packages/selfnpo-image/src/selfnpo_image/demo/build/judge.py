@@ -8,17 +8,19 @@ that is as asked when the damage is alike, or the less damaged when both are as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfnpo_image.demo import world
 from selfnpo_image.demo.build import common
-from selfnpo_image.demo.judges import Judge
+from selfnpo_image.demo.judges import Judge, Oracle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +92,23 @@ def known_pairs(rated: Rated, count: int, generator: torch.Generator) -> tuple[T
 
 
 def train(
-    path: Path, vae: AutoencoderKL, *, steps: int = 1500, batch: int = 256, count: int = 12_800, seed: int = 5
+    path: Path,
+    vae: AutoencoderKL,
+    oracle: Oracle,
+    *,
+    steps: int = 4000,
+    batch: int = 256,
+    count: int = 12_800,
+    seed: int = 5,
 ) -> Judge:
-    """Train the judge; prints its agreement with the known order on fresh pairs. `batch` is drawn before filtering."""
+    """Train the judge, its convolutions beginning as the oracle's. `batch` is drawn before filtering."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     judge = Judge()
     if path.exists():
         return common.load(judge, path)
-    rated = rated_pictures(vae, count, generator)
+    judge.trunk[:-2].load_state_dict(oracle.trunk[:-2].state_dict())
+    rated = _kept(path.with_name("rated.safetensors"), lambda: rated_pictures(vae, count, generator))
     optimizer = torch.optim.AdamW(judge.parameters(), 1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: common.cosine(s, steps))
     for _ in common.progress(steps, "judge"):
@@ -114,6 +124,14 @@ def train(
         schedule.step()
     common.save(judge, path)
     return judge.eval()
+
+
+def _kept(path: Path, make: Callable[[], Rated]) -> Rated:
+    """Rated pictures from disk, or made now and put there."""
+    if not path.exists():
+        save_file({k: v.to(torch.uint8) if v.dtype == torch.bool else v for k, v in vars(make()).items()}, path)
+    stored = load_file(path)
+    return Rated(**{**stored, "wrong": stored["wrong"].bool()})
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def reconstruction_fid(vae: AutoencoderKL, oracle: Oracle, moments: Moments, cou
 
 
 def refuse_ragged(joint_accuracy: float, reconstruction: float) -> None:
-    """A demo model that draws badly would let nothing be concluded: raise rather than ship it."""
+    """On a model that draws badly nothing can be concluded: raise rather than ship it."""
     if joint_accuracy < MIN_JOINT_ACCURACY:
         raise RunError(
             f"joint prompt accuracy {joint_accuracy:.3f} at the best scale is under {MIN_JOINT_ACCURACY}: "
