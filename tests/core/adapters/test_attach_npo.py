@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.core.adapters.reference import add_lora, assert_same, delta_of, lora_layers, model_with, two_model_loop
-from tests.tiny import sample, sd15
+from tests.tiny import sample, sd15, sdxl
 
-from selfnpo_core import InputError, attach_npo
+from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, attach_npo
 from selfnpo_core.training.files import write_json
 from selfnpo_core.training.hashing import weights_hash
-from selfnpo_core.training.npo_folder import NpoConfig
+from selfnpo_core.training.npo_folder import NpoConfig, Recommended
 
 
 @pytest.fixture
@@ -23,44 +24,62 @@ def trained() -> Any:
     return pipe.unet
 
 
-def write(folder: Path, kind: str, trained: Any) -> Path:
-    config = NpoConfig(
-        family="sd15", base_model="tiny", base_hash=weights_hash(sd15().unet), train=kind, rank=4, recipe={}
-    )
-    folder.mkdir()
-    write_json(folder / "npo_config.json", config.model_dump(mode="json", by_alias=True))
+def write(folder: Path, kind: str, trained: Any, **config: Any) -> Path:
+    """An npo folder, by diffusers' and PEFT's own means."""
     if kind == "full":
+        folder.mkdir()
         save_file(delta_of(trained, "npo"), folder / "delta.safetensors")
     else:
         layers = get_peft_model_state_dict(trained, adapter_name="npo")
-        metadata = {"unet": trained.peft_config["npo"].to_dict()}
-        type(sd15()).save_lora_weights(
-            folder.parent / "lora", unet_lora_layers=layers, unet_lora_adapter_metadata=metadata["unet"]
+        metadata = trained.peft_config["npo"].to_dict()
+        diffusers.StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata
         )
-        (folder.parent / "lora" / "pytorch_lora_weights.safetensors").rename(
-            folder / "pytorch_lora_weights.safetensors"
-        )
+    of_base = {"family": "sd15", "base_model": "tiny", "base_hash": weights_hash(sd15().unet)}
+    written = NpoConfig(**of_base, train=kind, rank=4, recipe={}, **config)
+    write_json(folder / "npo_config.json", written.model_dump(mode="json", by_alias=True))
     return folder
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_equals_two_models_and_leaves_nothing(kind: str, trained: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "attached"), [("lora", NegativeAdapters), ("full", NegativeDelta)])
+def test_equals_two_models_and_leaves_nothing(kind: str, attached: type, trained: Any, tmp_path: Path) -> None:
     pipe, plain = sd15(), sample("sd15", sd15())
     write(tmp_path / "npo", kind, trained)
     expected = two_model_loop(pipe, model_with("sd15", trained, {}), model_with("sd15", trained, {"npo": 0.5}))
-    with attach_npo(pipe, tmp_path, beta=0.5):
+    with attach_npo(pipe, tmp_path, beta=0.5) as negative:
+        assert isinstance(negative, attached)
         assert_same(sample("sd15", pipe), expected)
-    assert lora_layers(pipe.unet) == []
+    assert_untouched(pipe)
     assert torch.equal(sample("sd15", pipe), plain)
 
 
-def test_other_adapters_stay_as_they_are(trained: Any, tmp_path: Path) -> None:
+def test_what_is_not_given_is_as_recommended(trained: Any, tmp_path: Path) -> None:
+    pipe = sd15()
+    write(tmp_path / "npo", "lora", trained, recommended=Recommended(beta=0.5), negative_condition="prompt")
+    base, half = model_with("sd15", trained, {}), model_with("sd15", trained, {"npo": 0.5})
+    with attach_npo(pipe, tmp_path):
+        assert_same(sample("sd15", pipe), two_model_loop(pipe, base, half, condition="prompt"))
+    with attach_npo(pipe, tmp_path, beta=0.0, condition="null"):
+        assert torch.equal(sample("sd15", pipe), sample("sd15", sd15()))
+
+
+def test_a_bare_lora_file(trained: Any, tmp_path: Path) -> None:
+    folder, pipe = write(tmp_path / "lora", "lora", trained), sd15()
+    (folder / "npo_config.json").unlink()
+    expected = two_model_loop(pipe, model_with("sd15", trained, {}), model_with("sd15", trained, {"npo": 1}))
+    with attach_npo(pipe, folder / "pytorch_lora_weights.safetensors"):
+        assert_same(sample("sd15", pipe), expected)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.7])
+def test_other_adapters_stay_as_they_are(weight: float, trained: Any, tmp_path: Path) -> None:
     """θ + η on the positive side, θ + α·η + β·δ on the negative one; "style" is loaded but not active."""
     pipe = sd15()
     add_lora(pipe.unet, "eta", seed=2, targets=("to_q", "conv1"))
     add_lora(pipe.unet, "style", seed=3)
-    pipe.unet.set_adapters(["eta"])
-    base, other = model_with("sd15", pipe.unet, {"eta": 1}), model_with("sd15", pipe.unet, {"eta": 0.4})
+    pipe.unet.set_adapters(["eta"], [weight])
+    base = model_with("sd15", pipe.unet, {"eta": weight})
+    other = model_with("sd15", pipe.unet, {"eta": 0.4 * weight})
     with torch.no_grad():
         for name, delta in delta_of(trained, "npo").items():
             other.get_parameter(name).add_(delta)
@@ -72,19 +91,85 @@ def test_other_adapters_stay_as_they_are(trained: Any, tmp_path: Path) -> None:
     assert torch.equal(sample("sd15", pipe), before)
 
 
-def test_refusals(trained: Any, tmp_path: Path) -> None:
-    folder = write(tmp_path / "npo", "lora", trained)
-    other = sd15()
-    other.unet.conv_in.weight.data += 0.1
-    with pytest.raises(InputError, match="was made for sd15 base tiny"):
-        attach_npo(other, folder)
-    assert lora_layers(other.unet) == []
-    attach_npo(other, folder, other_base=True).detach()
+def test_detach_after_the_user_loaded_another(trained: Any, tmp_path: Path) -> None:
     pipe = sd15()
-    with pytest.raises(InputError, match=r"alpha is 0\.5"):
-        attach_npo(pipe, folder, alpha=0.5)
+    negative = attach_npo(pipe, write(tmp_path / "npo", "lora", trained))
+    add_lora(pipe.unet, "style", seed=3, targets=("to_q", "conv1"))
+    negative.detach()
+    assert pipe.get_list_adapters() == {"unet": ["style"]}
+    base = model_with("sd15", pipe.unet, {"style": 1})
+    assert_same(sample("sd15", pipe), two_model_loop(pipe, base, base))
+
+
+def test_refuses_another_base(trained: Any, tmp_path: Path) -> None:
+    for kind in ("lora", "full"):
+        folder, other = write(tmp_path / kind, kind, trained), sd15()
+        other.unet.conv_in.weight.data += 0.1
+        with pytest.raises(InputError, match="was made for sd15 base tiny"):
+            attach_npo(other, folder)
+        assert_untouched(other)
+        attach_npo(other, folder, other_base=True).detach()
+        with pytest.raises(InputError, match=r"no LoRA for this model|which the base has not|but .* in the base"):
+            attach_npo(xl := sdxl(), folder, other_base=True)
+        assert_untouched(xl)
+
+
+def test_refuses_what_cannot_act(trained: Any, tmp_path: Path) -> None:
+    folder, pipe = write(tmp_path / "npo", "lora", trained), sd15()
+    file = folder / "pytorch_lora_weights.safetensors"
+    with pytest.raises(InputError, match="is a pickle"):
+        attach_npo(pipe, tmp_path / "lora.bin")
     with pytest.raises(InputError, match="is unknown: use 'null' or 'prompt'"):
         attach_npo(pipe, folder, condition="no")
-    with attach_npo(pipe, folder), pytest.raises(InputError, match="adapter 'npo' is loaded already"):
+    with pytest.raises(InputError, match="beta is nan"):
+        attach_npo(pipe, folder, beta=float("nan"))
+    with pytest.raises(InputError, match="do not know StableDiffusionPAGPipeline"):
+        attach_npo(diffusers.StableDiffusionPAGPipeline(**pipe.components, requires_safety_checker=False), folder)
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(InputError, match="has no effect"):
         attach_npo(pipe, folder)
+    assert_untouched(pipe)
+
+
+def test_refuses_alpha_without_eta(trained: Any, tmp_path: Path) -> None:
+    lora, full, pipe = write(tmp_path / "lora", "lora", trained), write(tmp_path / "full", "full", trained), sd15()
+    with pytest.raises(InputError, match="a LoRA named 'eta', and none is active"):
+        attach_npo(pipe, lora, alpha=0.5)
+    with pytest.raises(InputError, match="these are full weights"):
+        attach_npo(pipe, full, alpha=0.5)
+    add_lora(pipe.unet, "eta", seed=2)
+    pipe.unet.set_adapters([])
+    with pytest.raises(InputError, match="none is active"):
+        attach_npo(pipe, lora, alpha=0.5)
+
+
+def test_refuses_to_take_the_place_of_another(trained: Any, tmp_path: Path) -> None:
+    folder, pipe = write(tmp_path / "npo", "lora", trained), sd15()
+    with attach_npo(pipe, folder), pytest.raises(InputError, match="attached already"):
+        attach_npo(pipe, folder)
+    add_lora(pipe.unet, "npo", seed=3)
+    with pytest.raises(InputError, match="adapter 'npo' already"):
+        attach_npo(pipe, folder)
+    assert pipe.get_active_adapters() == ["npo"]
+
+
+def test_unloads_what_turns_out_to_be_refused(tmp_path: Path) -> None:
+    """A LoRA of the text encoder too is known as such only when it is loaded."""
+    trained = sd15()
+    add_lora(trained.unet, "npo", seed=1)
+    add_lora(trained.text_encoder, "npo", seed=2, targets=("q_proj",))
+    layers = get_peft_model_state_dict(trained.text_encoder, adapter_name="npo")
+    file = write(tmp_path / "npo", "lora", trained.unet) / "pytorch_lora_weights.safetensors"
+    save_file(load_file(file) | {f"text_encoder.{name}": tensor for name, tensor in layers.items()}, file)
+    pipe = sd15()
+    with pytest.raises(InputError, match="also changes the text_encoder"):
+        attach_npo(pipe, file)
+    assert_untouched(pipe)
+    assert torch.equal(sample("sd15", pipe), sample("sd15", sd15()))
+
+
+def assert_untouched(pipe: Any) -> None:
     assert lora_layers(pipe.unet) == []
+    assert "peft_config" not in vars(pipe.unet) or not pipe.unet.peft_config
+    assert not {"encode_prompt", "maybe_free_model_hooks"} & set(vars(pipe))
+    assert not {"_selfnpo", "forward"} & set(vars(pipe.unet))

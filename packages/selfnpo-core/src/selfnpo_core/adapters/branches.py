@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError
@@ -92,14 +93,9 @@ class Branches:
     """
 
     def __init__(self, pipe: Any, condition: Condition, check: Callable[[], None]) -> None:
-        self.layout = layout_of(pipe, condition)
+        self.denoisers = find_denoisers(pipe, condition)
+        self.layout = LAYOUTS[type(pipe).__name__]
         self.pipe, self._condition, self._check = pipe, condition, check
-        self.denoisers: dict[str, nn.Module] = {
-            name: bare(getattr(pipe, name)) for name in self.layout.denoisers if getattr(pipe, name, None) is not None
-        }
-        for denoiser in self.denoisers.values():
-            if "_selfnpo" in vars(denoiser):
-                raise InputError("this model has negative weights attached already: detach() them first")
         self.batch = 0  # rows of the running forward
         self._prompts: int | None = None  # rows of one branch; None outside of a pipeline call
         self._guided = False
@@ -190,18 +186,23 @@ class Branches:
 _OUTSIDE = "the denoiser runs outside of a call of the pipeline it has negative weights for: detach() them first"
 
 
-def layout_of(pipe: Any, condition: Condition) -> Layout:
-    """The pipeline's entry in the table, or an error that says what is in it."""
-    name = type(pipe).__name__
-    if name not in LAYOUTS:
+def find_denoisers(pipe: Any, condition: Condition) -> dict[str, nn.Module]:
+    """Component name → denoiser that can be given negative weights, or an error that says why there is none."""
+    kind = type(pipe).__name__
+    if kind not in LAYOUTS:
         raise InputError(
-            f"negative weights do not know {name}, nor which of its rows are negative: use one of {', '.join(LAYOUTS)}"
+            f"negative weights do not know {kind}, nor which of its rows are negative: use one of {', '.join(LAYOUTS)}"
         )
+    layout = LAYOUTS[kind]
     if condition not in ("null", "prompt"):
         raise InputError(f"negative condition '{condition}' is unknown: use 'null' or 'prompt'")
-    if condition == "prompt" and not LAYOUTS[name].embeds:
-        raise InputError(f"{name} encodes its two prompts apart: use condition 'null', and give it a negative prompt")
-    return LAYOUTS[name]
+    if condition == "prompt" and not layout.embeds:
+        raise InputError(f"{kind} encodes its two prompts apart: use condition 'null', and give it a negative prompt")
+    found = {name: getattr(pipe, name, None) for name in layout.denoisers}
+    denoisers = {name: bare(module) for name, module in found.items() if module is not None}
+    if any("_selfnpo" in vars(denoiser) for denoiser in denoisers.values()):
+        raise InputError("this model has negative weights attached already: detach() them first")
+    return denoisers
 
 
 def _has_text(prompt: str | list[str] | None) -> bool:
@@ -235,7 +236,10 @@ def replace(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
 def check_not_fused(denoiser: nn.Module) -> None:
     """Fused projections hold a copy of the weights, which neither a LoRA nor an offset would reach."""
     for name, module in denoiser.named_modules():
-        if getattr(module, "fused_projections", False):
+        # `Attention` keeps the flag when it is unfused: there the processor tells.
+        if getattr(module, "fused_projections", False) and (
+            not isinstance(module, Attention) or type(module.processor).__name__.startswith("Fused")
+        ):
             raise InputError(f"{name} has fused projections, which pass by the LoRA: unfuse_qkv_projections() first")
 
 

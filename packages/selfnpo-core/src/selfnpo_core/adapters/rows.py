@@ -8,7 +8,7 @@ weight·s·B·A·x to the rows that belong to the negative branch, with the scal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -45,7 +45,8 @@ class NegativeAdapters:
         """Put adapters, already loaded into `pipe`, on its negative branch.
 
         weights: adapter → what the negative rows get of it in addition to what all rows get; may be negative. It
-            multiplies the scale of training, whatever weight `set_adapters` gave. {"npo": β} is Self-NPO's.
+            multiplies the scale of training, whatever weight `set_adapters` gave; of a shared adapter, the scale that
+            it has for all rows. {"npo": β} is Self-NPO's.
         shared: those of the adapters that are active for all rows, and are kept so; the others are made inactive in
             PEFT, and must stay so. To be given (perhaps empty) where there are several adapters. For a positive side
             θ + η and a negative side θ + α·η + β·δ: {"npo": β, "eta": α − 1} with shared=("eta",).
@@ -79,7 +80,7 @@ class NegativeAdapters:
                 replace(undo, layer, "_selfnpo", self)
                 undo.callback(layer.register_forward_hook(_add_to_negative_rows).remove)
             self._check()
-            self.undo = undo.pop_all()  # closed by `detach`
+            self._undo = undo.pop_all()
         forget_compiled_graphs()
 
     @property
@@ -98,7 +99,14 @@ class NegativeAdapters:
 
         An adapter just loaded is active for all rows, and is so again.
         """
-        self.undo.close()
+        self._undo.close()
+
+    def at_detach(self, last: Callable[[], None]) -> None:
+        """Have `last` called by `detach`, after all else."""
+        undo = ExitStack()
+        undo.callback(last)
+        undo.push(self._undo)
+        self._undo = undo
 
     def __enter__(self) -> NegativeAdapters:
         return self
@@ -114,7 +122,8 @@ class NegativeAdapters:
         for name, weight in self._weights.items():
             if weight and name in layer.lora_A:
                 down, up = layer.lora_A[name], layer.lora_B[name]
-                part = up(down(x.to(down.weight.dtype))) * (weight * trained_scale(layer, name))
+                scale = layer.scaling[name] if name in self._shared else trained_scale(layer, name)
+                part = up(down(x.to(down.weight.dtype))) * (weight * scale)
                 total = part if total is None else total + part
         return total
 
