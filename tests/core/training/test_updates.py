@@ -298,6 +298,17 @@ def test_full_drift_is_the_distance_from_the_base():
         torch.testing.assert_close(offset.float(), (now[name] - base[name]).detach(), rtol=1e-2, atol=1e-6)
 
 
+def test_an_update_draws_from_its_seed_rank_and_number_alone():
+    losses = []
+    for disturbed in (False, True):
+        with engine() as made:
+            for update in made.updates():
+                losses.append(update.loss)
+                if disturbed:
+                    torch.rand(7, generator=made.generator)
+    assert losses[:4] == losses[4:]
+
+
 def test_prompt_dropout_gives_the_null_prompt_to_the_student_only():
     for share, low, high in ((0.0, 0, 0), (0.5, 40, 120), (1.0, 160, 160)):
         spy = Spy()
