@@ -229,6 +229,28 @@ def test_detached_is_as_never_attached(pipe: Any, plain: torch.Tensor) -> None:
     NegativeAdapters.attach(pipe, {"npo": 1.0}).detach()
 
 
+def test_a_lora_of_zeros_is_plain_guidance(pipe: Any, plain: torch.Tensor) -> None:
+    for layer in lora_layers(pipe.unet):
+        layer.lora_B["npo"].weight.data.zero_()
+    with NegativeAdapters.attach(pipe, {"npo": 1.0}):
+        assert torch.equal(sample("sd15", pipe), plain)
+
+
+def test_a_call_that_fails_leaves_the_next_one_right(pipe: Any, plain: torch.Tensor) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    with NegativeAdapters.attach(pipe, {"npo": 1.0}):
+        expected = sample("sd15", pipe)
+        handle = pipe.unet.mid_block.register_forward_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            sample("sd15", pipe, PROMPTS)
+        handle.remove()
+        assert torch.equal(sample("sd15", pipe), expected)
+    pipe.unet.disable_adapters()
+    assert torch.equal(sample("sd15", pipe), plain)
+
+
 # What is refused -----------------------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,37 @@ def test_other_families(family: str) -> None:
         assert_same(actual, sample(family, reference, PROMPTS, negative_prompt=["blurry", "ugly"]))
 
 
+def test_arguments_are_split_by_branch() -> None:
+    """A ControlNet's residuals are as long as the batch, in lists and alone; attention's arguments are in a dict."""
+    pipe, generator = sd15(), torch.Generator().manual_seed(1)
+    delta = offset(pipe.unet)
+    positive, negative = shifted("sd15", delta, 0.0), shifted("sd15", delta, 1.0)
+
+    def given(batch: int) -> dict[str, Any]:
+        sizes = [(32, 8), (32, 8), (32, 4), (64, 4)]
+        down = tuple(torch.randn(batch, width, size, size, generator=generator) for width, size in sizes)
+        return {
+            "sample": torch.randn(batch, 4, 8, 8, generator=generator),
+            "timestep": torch.arange(batch) * 100,
+            "encoder_hidden_states": torch.randn(batch, batch, 32, generator=generator),
+            "down_block_additional_residuals": down,
+            "mid_block_additional_residual": torch.randn(batch, 64, 4, 4, generator=generator),
+            "cross_attention_kwargs": {"scale": 1.0},
+        }
+
+    def rows(call: dict[str, Any], part: slice) -> dict[str, Any]:
+        halves = {name: value[part] for name, value in call.items() if isinstance(value, Tensor)}
+        down = tuple(residual[part] for residual in call["down_block_additional_residuals"])
+        return {**call, **halves, "down_block_additional_residuals": down}
+
+    call = given(4)
+    with torch.no_grad(), NegativeDelta.attach(pipe, delta):
+        pipe.encode_prompt(PROMPTS, "cpu", 1, True)
+        actual = pipe.unet(**call).sample
+        expected = negative(**rows(call, slice(0, 2))).sample, positive(**rows(call, slice(2, 4))).sample
+    assert_same(actual, torch.cat(expected))
+
+
 def test_weights_come_back_after_an_exception() -> None:
     pipe = sd15()
     before = snapshot(pipe.unet)
