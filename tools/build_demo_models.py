@@ -17,7 +17,7 @@ from selfnpo_image.demo.build import denoiser, judge, oracle, pack, vae
 from selfnpo_image.models import find_source
 from selfnpo_image.sd15 import load_pipeline
 
-SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
+SCALES = (1.0, 2.0, 3.0, 5.0)
 
 
 @click.command(help=__doc__)

@@ -1,8 +1,8 @@
 """Distances between two sets of features, each (n, d).
 
-Fréchet distance of the Gaussians fitted to them (FID when the features are Inception's; Heusel et al. 2017, 1706.08500):
+Fréchet distance of the Gaussians fitted to them (FID when the features are Inception's; 1706.08500):
     ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁^½ Σ₂ Σ₁^½)^½)
-Kernel distance (KID; Bińkowski et al. 2018, 1801.01401): unbiased squared MMD with k(x, y) = (x·y/d + 1)³.
+Kernel distance (KID; 1801.01401): unbiased squared MMD with k(x, y) = (x·y/d + 1)³.
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ def bootstrap(
 ) -> Interval:
     """Normal interval with the bootstrap's standard error, around the statistic of all rows.
 
-    statistic: takes row indices (count,) int64 and computes the figure from those rows; called with every row once for the
-    value, then with `repeats` resamples. Pairs stay together because both arms are indexed by the same rows. The interval
-    is centred on the value and not on the resamples, whose Fréchet distances are biased upwards (Efron 1979).
+    statistic: takes row indices (count,) int64 and computes the figure from those rows; called with every row once for
+    the value, then with `repeats` resamples. Pairs stay together because both arms are indexed by the same rows. The
+    interval is centred on the value and not on the resamples, whose Fréchet distances are biased upwards (Efron 1979).
     """
     value = statistic(torch.arange(count))
     draws = torch.tensor(

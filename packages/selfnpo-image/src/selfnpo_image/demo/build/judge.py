@@ -96,9 +96,9 @@ def train(
     vae: AutoencoderKL,
     oracle: Oracle,
     *,
-    steps: int = 4000,
+    steps: int = 2500,
     batch: int = 256,
-    count: int = 12_800,
+    count: int = 6_400,
     seed: int = 5,
 ) -> Judge:
     """Train the judge, its convolutions beginning as the oracle's. `batch` is drawn before filtering."""
