@@ -2,6 +2,10 @@
 
 import builtins
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +173,28 @@ def test_sample_grids_bring_the_vae_in_and_put_it_away(folder: Path, tmp_path: P
     with PIL.Image.open(tmp_path / "run" / "samples" / "step-000001.png") as grid:
         assert grid.width == 2 * 32
     assert not backbone.vae_on_device
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(
+    folder: Path, prompts_file: Path, tmp_path: Path, command: Command, number: int, code: int
+) -> None:
+    run = tmp_path / "run"
+    words = ["train", "--model", folder, "--prompts", prompts_file, "--output", run, *SETS, "--set", "steps=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "selfnpo_image.cli", *map(str, words)], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 400
+    while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("selfnpo-image: error: stopped and saved after update")
+    assert "--resume" in last
+    done = len((run / "metrics.jsonl").read_text().splitlines())
+    assert command("train", "--resume", "--output", run, "--set", f"steps={done + 1}") == 0
 
 
 def test_presets_and_dtypes() -> None:

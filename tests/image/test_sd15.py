@@ -51,6 +51,11 @@ def test_embed_in_several_batches(folder: Path, backbone: SD15) -> None:
     assert torch.allclose(many._table[40:], backbone._table, atol=1e-6)
 
 
+def test_prompts_that_are_too_long_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    SD15(str(folder), device="cpu").embed(["a cat", "a very long tale " * 40])
+    assert "1 of 2 prompts are longer than 77 tokens" in caplog.text
+
+
 def test_predict_is_the_unets_answer(backbone: SD15, folder: Path) -> None:
     pipe = load_pipeline(str(folder))
     x_t, t = torch.randn(3, 4, 16, 16), torch.tensor([5, 500, 980])

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -51,8 +52,7 @@ class LazyGroup(click.Group):
 
 def run(command: click.Command, args: Sequence[str] | None = None, *, name: str) -> int:
     """Run a command line to its exit code, which is also what a command's function returned if that is a number."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("selfnpo_core").setLevel(logging.INFO)
+    _prepare_messages()
     try:
         result = command.main(args=None if args is None else list(args), prog_name=name, standalone_mode=False)
     except BaseException as error:
@@ -61,6 +61,16 @@ def run(command: click.Command, args: Sequence[str] | None = None, *, name: str)
             click.echo(message, err=True)
         return code
     return result if isinstance(result, int) else 0
+
+
+def _prepare_messages() -> None:
+    """Our own messages on stderr; of the libraries', errors only, unless their environment variables say otherwise."""
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("selfnpo_core").setLevel(logging.INFO)
 
 
 def describe_error(error: BaseException, name: str) -> tuple[int, str]:

@@ -121,14 +121,15 @@ class SD15:
         self._source = local(source)
         pipe = load_pipeline(self._source)
         self.base_hash = weights_hash(pipe.unet)
-        self.denoiser: nn.Module = pipe.unet.to(dtype).requires_grad_(False).eval()
+        if dtype != torch.float32:
+            for part in (pipe.unet, pipe.text_encoder, pipe.vae):
+                part.to(dtype)
+        self.denoiser: nn.Module = pipe.unet.requires_grad_(False).eval()
         self.prediction_type = check_scheduler(pipe.scheduler.config, self.name)
         self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
         self.latent_shape: tuple[int, ...] = _latent_shape(pipe)
         width = pipe.text_encoder.config.hidden_size
         self.bytes_per_prompt = pipe.tokenizer.model_max_length * width * dtype.itemsize
-        pipe.text_encoder.to(dtype)
-        pipe.vae.to(dtype)
         pipe.unet = None
         self._rest: StableDiffusionPipeline | None = pipe
         self._table: Tensor | None = None
@@ -147,6 +148,7 @@ class SD15:
         pipe = self._pipeline()
         pipe.text_encoder.to(self.device)
         texts, rows = [*prompts, ""], []
+        _say_what_is_cut(pipe, prompts)
         with tqdm(total=len(texts), desc="embed prompts", unit="prompt", disable=len(texts) <= EMBED_BATCH) as bar:
             for start in range(0, len(texts), EMBED_BATCH):
                 batch = texts[start : start + EMBED_BATCH]
@@ -250,6 +252,14 @@ def save_lora(unet: nn.Module, directory: Path, adapter: str) -> None:
         unet_lora_adapter_metadata=unet.peft_config[adapter].to_dict(),
         safe_serialization=True,
     )
+
+
+def _say_what_is_cut(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> None:
+    """CLIP reads a fixed number of tokens and no more."""
+    limit = pipe.tokenizer.model_max_length
+    cut = sum(len(tokens) > limit for tokens in pipe.tokenizer(list(prompts)).input_ids) if prompts else 0
+    if cut:
+        log.warning("%d of %d prompts are longer than %d tokens: the rest of them is cut", cut, len(prompts), limit)
 
 
 def _latent_shape(pipe: StableDiffusionPipeline) -> tuple[int, ...]:
