@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from selfnpo_core.negative import norm
 from selfnpo_image.demo import assets, experiments, measure, pictures, report
+from selfnpo_image.demo.build import pack
 from selfnpo_image.demo.cells import Arm, Table
 from selfnpo_image.demo.recipe import PRESETS
 from selfnpo_image.models import find_source
@@ -45,7 +46,11 @@ def test_what_ships_is_small_safe_and_labelled():
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".ckpt", ".pkl"}]
     assert "toy" in (assets.FOLDER / "model" / "README.md").read_text(encoding="utf-8")
     card = json.loads((assets.FOLDER / "card.json").read_text(encoding="utf-8"))
-    assert card["best joint prompt accuracy"] >= 0.8
+    good = (
+        card["best joint prompt accuracy"] >= pack.MIN_JOINT_ACCURACY
+        and card["autoencoder's reconstruction FID"] <= pack.MAX_RECONSTRUCTION_FID
+    )
+    assert good != bool(card["interim"]), "a model that is not good enough must say so, and no other"
 
 
 def test_the_oracle_reads_real_pictures():
