@@ -59,8 +59,9 @@ def test_compare(
     left, right = (np.asarray(PIL.Image.open(tmp_path / arm / pictures[0])) for arm in ("without", "with"))
     assert (left != right).any()
     pair = np.asarray(PIL.Image.open(tmp_path / pictures[0]))
-    top = next(y for y in range(len(pair)) if (pair[y : y + 32, :32] == left).all())
-    assert (pair[top : top + 32, 36:68] == right).all()
+    side, zoom = 192, 6
+    top = next(y for y in range(len(pair)) if (pair[y : y + side : zoom, :side:zoom] == left).all())
+    assert (pair[top : top + side : zoom, side + 4 :: zoom] == right).all()
     assert command("compare", "--model", folder, "--npo", finished_run, *words) == 0
     refusal = command("compare", "--model", folder, "--npo", finished_run, *words, "--seed", 9)
     assert refusal == 2

@@ -21,6 +21,7 @@ from selfnpo_image.sampling import Job, draw_into, records
 
 WITHOUT, WITH, SHEET, METRICS = "without", "with", "sheet.png", "metrics.json"
 SHEET_PAIRS = 32
+SMALLEST = 192
 _GAP, _LINE = 4, 14
 
 
@@ -49,7 +50,8 @@ def compare(job: Job, output: str | Path) -> Mapping[str, Any] | None:
 
 
 def pair(left: Image.Image, right: Image.Image, titles: Sequence[str], caption: str) -> Image.Image:
-    """Two pictures beside each other, a title over each and the caption below."""
+    """Two pictures beside each other, a title over each and the caption below. Small pictures are enlarged."""
+    left, right = _enlarged(left), _enlarged(right)
     width = left.width + _GAP + right.width
     words = textwrap.wrap(caption, max(12, width // 6)) or [""]
     top = _LINE * max(len(_wrapped(title, left.width)) for title in titles)
@@ -90,6 +92,12 @@ def _both(folder: Path, name: str) -> tuple[Image.Image, Image.Image]:
 def _open(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         return picture.convert("RGB")
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """By a whole number, so that every pixel stays what it was."""
+    zoom = max(1, SMALLEST // picture.width)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
