@@ -374,6 +374,14 @@ def test_refuses_a_shared_adapter_that_became_inactive(pipe: Any) -> None:
             sample("sd15", pipe)
 
 
+def test_refuses_to_go_on_with_one_adapter_of_two(pipe: Any) -> None:
+    add_lora(pipe.unet, "style", seed=3)
+    with NegativeAdapters.attach(pipe, {"npo": 1.0, "style": 1.0}, shared=()):
+        pipe.unet.delete_adapters("style")
+        with pytest.raises(InputError, match="deleted or unloaded"):
+            sample("sd15", pipe)
+
+
 def test_refuses_an_adapter_that_was_unloaded(pipe: Any, plain: torch.Tensor) -> None:
     add_lora(pipe.unet, "style", seed=3)
     for unload in (lambda: pipe.unet.delete_adapters("npo"), pipe.unload_lora_weights):

@@ -68,6 +68,7 @@ class NegativeAdapters:
         self._shared = _shared(self._weights, shared)
         self._branches = Branches(pipe, condition, self._check)
         self._layers = self._find_layers()
+        self._names = {layer: set(layer.lora_A) & set(weights) for _, _, layer in self._layers}
         self._check_elsewhere()
         self._check_plain()
         with ExitStack() as undo:
@@ -147,7 +148,7 @@ class NegativeAdapters:
         for denoiser in self._branches.denoisers.values():
             check_not_fused(denoiser)
         for denoiser, path, layer in self._layers:
-            if _submodule(denoiser, path) is not layer or not any(name in layer.lora_A for name in self._weights):
+            if _submodule(denoiser, path) is not layer or not self._names[layer] <= set(layer.lora_A):
                 raise InputError("an attached adapter was deleted or unloaded: detach() the negative weights")
             self.check_layer(layer)
 
