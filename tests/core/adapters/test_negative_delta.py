@@ -53,6 +53,18 @@ def test_equals_two_models(call: dict[str, Any]) -> None:
     assert torch.equal(sample("sd15", pipe), sample("sd15", sd15()))
 
 
+def test_strength_can_change_within_a_call() -> None:
+    pipe = sd15()
+    with NegativeDelta.attach(pipe, offset(pipe.unet)) as negative:
+
+        def off(*_: Any) -> dict[str, Any]:
+            negative.set_strength(0.0)
+            return {}
+
+        constant = sample("sd15", pipe)
+        assert (sample("sd15", pipe, callback_on_step_end=off) - constant).abs().max() > 1e-3
+
+
 def test_guidance_off_changes_nothing() -> None:
     pipe = sd15()
     expected = sample("sd15", pipe, PROMPTS, scale=1.0)
