@@ -3,7 +3,7 @@
     python tools/demo_results.py --work build/results
 
 Hours on two CPU cores. Each cell is one JSON file and is not computed again, so the script can be stopped and started
-at any time. Then it writes the page.
+at any time. The page is written anew after every arm.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def main(work: Path, output: Path, samples: int, scales: str, seeds: str, arms: 
         for scale in map(float, scales.split(",")):
             cell = table.cell(pipe, made, scale)
             print(f"{cell['arm']} at {scale:g}: FID {cell['fid'][0]:.2f}, accuracy {cell['accuracy'][0]:.3f}")
-    report.write_page(output)
+        report.write_page(output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from tests.tiny import sample, sd15, sdxl
 from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, attach_npo
 from selfnpo_core.training.files import write_json
 from selfnpo_core.training.hashing import weights_hash
-from selfnpo_core.training.npo_folder import NpoConfig, Recommended
+from selfnpo_core.training.npo_folder import NpoConfig
+from selfnpo_core.training.recipe import Recommended
 
 
 @pytest.fixture

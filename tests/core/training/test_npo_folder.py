@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
-from selfnpo_core.training import NpoConfig, Recommended, check_base, load_npo, train, weights_hash
+from selfnpo_core.training import NpoConfig, check_base, load_npo, train, weights_hash
 from selfnpo_core.training.hashing import FINGERPRINT_SIZE, distance, fingerprint
 from selfnpo_core.training.npo_folder import write_npo
 
@@ -20,14 +20,15 @@ def runs(tmp_path_factory):
     """A LoRA run and a full-weight run."""
     root = tmp_path_factory.mktemp("runs")
     for kind in ("lora", "full"):
-        recipe = toy_recipe(train=kind, targets="all", lora_alpha=2.0)
+        recipe = toy_recipe(
+            train=kind, targets="all", lora_alpha=2.0, recommended={"beta": 0.5, "guidance_scale": (2.0, 4.0)}
+        )
         train(
             ToyBackbone(),
             recipe,
             PROMPTS,
             root / kind,
             progress=False,
-            recommended=Recommended(beta=0.5, guidance_scale=(2.0, 4.0)),
             negative_condition="prompt",
         )
     return root

@@ -285,6 +285,11 @@ def test_lora_drift_is_that_of_the_merged_weights():
     assert update.drift == pytest.approx((squares / size) ** 0.5, rel=1e-5)
 
 
+def test_lora_on_layers_of_choice():
+    with engine(targets=["conv", "to_q"]) as made:
+        assert {name.split(".lora_")[0] for name in made.student.parameters} == {"conv", "to_q"}
+
+
 def test_full_drift_is_the_distance_from_the_base():
     with engine(train="full") as made:
         update = list(made.updates())[-1]
@@ -369,7 +374,12 @@ def test_what_cannot_run_here_is_said_before_anything_starts(changes, word, monk
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"targets": "everything"}, "attention, all"), ({"gradient_checkpointing": True}, "gradient_checkpointing")],
+    [
+        ({"targets": "everything"}, "attention, all"),
+        ({"targets": ["to_q", "to_w"]}, r"\['to_w'\]"),
+        ({"targets": []}, "no layers"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing"),
+    ],
 )
 def test_what_the_model_cannot_do(changes, word):
     with pytest.raises(InputError, match=word), engine(**changes):

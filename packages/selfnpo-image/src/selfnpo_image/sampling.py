@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sample_folder import SampleFolder, file_sha256, sample_name
-from selfnpo_core.training.npo_folder import NpoConfig, Recommended, find_npo_file, load_npo
+from selfnpo_core.training.npo_folder import NpoConfig, find_npo_file, load_npo
+from selfnpo_core.training.recipe import Recommended
 from selfnpo_image.models import Source, defaults, find_source
 from selfnpo_image.prompts import load_prompts
 from selfnpo_image.sd15 import DTYPES, best_device, load_pipeline

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from selfnpo_core.training.backbone import Backbone, Negative
     from selfnpo_core.training.estimate import DryRun, dry_run
     from selfnpo_core.training.hashing import weights_hash
-    from selfnpo_core.training.npo_folder import Npo, NpoConfig, Recommended, check_base, load_npo
+    from selfnpo_core.training.npo_folder import Npo, NpoConfig, check_base, load_npo
     from selfnpo_core.training.recipe import Recipe, build_recipe, resolve_recipe
     from selfnpo_core.training.run_folder import holds_run, new_run_folder, stored_recipe
     from selfnpo_core.training.stopping import Interrupted
@@ -27,7 +27,7 @@ _MODULES = {
     "Npo": "npo_folder",
     "NpoConfig": "npo_folder",
     "Recipe": "recipe",
-    "Recommended": "npo_folder",
+    "Recommended": "recipe",
     "build_recipe": "recipe",
     "check_base": "npo_folder",
     "dry_run": "estimate",

@@ -27,19 +27,10 @@ from selfnpo_core.training.files import (
 )
 from selfnpo_core.training.hashing import SAME_BASE, distance, fingerprint, weights_hash
 from selfnpo_core.training.model_card import model_card
+from selfnpo_core.training.recipe import Recommended
 
 log = logging.getLogger(__name__)
 LORA_FILE, DELTA_FILE, CONFIG_FILE = "pytorch_lora_weights.safetensors", "delta.safetensors", "npo_config.json"
-
-
-class Recommended(BaseModel):
-    """How the negative weights are best used: θ + α·η + β·δ, and a range of guidance scales."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    beta: float = 1.0
-    alpha: float = 1.0
-    guidance_scale: tuple[float, float] = (3.0, 8.0)
 
 
 class NpoConfig(BaseModel):

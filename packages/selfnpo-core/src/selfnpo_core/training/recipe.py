@@ -38,6 +38,16 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class Recommended(BaseModel):
+    """How negative weights are best used: θ + α·η + β·δ, and a range of guidance scales."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    beta: Finite = 1.0
+    alpha: Finite = 1.0
+    guidance_scale: tuple[Finite, Finite] = (3.0, 8.0)
+
+
 class Recipe(BaseModel):
     """All settings of a run. `Recipe.model_fields` is the list of keys, with their meaning."""
 
@@ -63,7 +73,9 @@ class Recipe(BaseModel):
     train: Literal["lora", "full"] = Field("lora", description="what is trained")
     rank: Positive = Field(16, description="rank of the LoRA")
     lora_alpha: Above0 | None = Field(None, description="scale of the LoRA times rank; null: the rank")
-    targets: str = Field("attention", description="layers with a LoRA: a name of the family's list")
+    targets: str | tuple[str, ...] = Field(
+        "attention", description="layers with a LoRA: a name of the family's list, or a list of ends of layer names"
+    )
 
     objective: Literal["tdft", "gradient_reversal", "dpo"] = "tdft"
     loss: Literal["huber", "l2"] = "huber"
@@ -85,6 +97,8 @@ class Recipe(BaseModel):
     engine: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = "auto"
     device: Literal["auto", "cpu"] = Field("auto", description="auto: an accelerator where there is one")
     attention: str = Field("auto", description="attention implementation, a name the family knows")
+
+    recommended: Recommended = Field(Recommended(), description="advice that is written beside the weights")
 
     max_drift: Above0 = Field(0.25, description="stop when ‖Δθ‖/‖θ‖ is larger")
     checkpoint_every: Count = Field(250, description="updates; 0: only at the end and when interrupted")
@@ -141,6 +155,7 @@ FREE_ON_RESUME = frozenset(
         "model",
         "prompts",
         "output",
+        "recommended",
         "steps",
         "max_drift",
         "checkpoint_every",

@@ -11,7 +11,7 @@ Drift is ‖Δθ‖/‖θ‖ over the whole network; of a LoRA, Δ = s·B·A, �
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -235,12 +235,20 @@ def make_student(backbone: Backbone, recipe: Recipe) -> Student:
     return student
 
 
-def lora_target_modules(backbone: Backbone, name: str) -> list[str] | str:
-    """PEFT's `target_modules` for a name of the family's list."""
-    if name not in backbone.lora_targets:
+def lora_target_modules(backbone: Backbone, targets: str | Sequence[str]) -> list[str] | str:
+    """PEFT's `target_modules` for a name of the family's list, or for ends of layers' names, each of which must fit."""
+    if not isinstance(targets, str):
+        layers = [f".{name}" for name, _ in backbone.denoiser.named_modules()]
+        strays = [end for end in targets if not any(layer.endswith(f".{end}") for layer in layers)]
+        if strays or not targets:
+            raise InputError(f"targets {list(strays)}: {backbone.family} has no layers whose names end so")
+        return list(targets)
+    if targets not in backbone.lora_targets:
         known = ", ".join(backbone.lora_targets)
-        raise InputError(f"targets '{name}' is unknown for {backbone.family}: use one of {known}")
-    chosen = backbone.lora_targets[name]
+        raise InputError(
+            f"targets '{targets}' is unknown for {backbone.family}: use one of {known}, or a list of layers"
+        )
+    chosen = backbone.lora_targets[targets]
     return chosen if isinstance(chosen, str) else list(chosen)
 
 

@@ -18,7 +18,7 @@ from selfnpo_core.training.checkpoint import load_checkpoint, newest_checkpoint,
 from selfnpo_core.training.engine import Engine, Update
 from selfnpo_core.training.files import is_disk_full
 from selfnpo_core.training.hashing import fingerprint
-from selfnpo_core.training.npo_folder import NpoConfig, Recommended, write_npo
+from selfnpo_core.training.npo_folder import NpoConfig, write_npo
 from selfnpo_core.training.pictures import sample_grid
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import RunFolder
@@ -35,7 +35,6 @@ def train(
     output: str | Path,
     *,
     resume: bool = False,
-    recommended: Recommended | None = None,
     negative_condition: Literal["null", "prompt"] = "null",
     progress: bool = True,
 ) -> Path:
@@ -54,7 +53,7 @@ def train(
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(RunFolder.open(output, recipe, prompts, facts, resume=resume))
-            config = _npo_config(backbone, recipe, recommended or Recommended(), negative_condition)
+            config = _npo_config(backbone, recipe, negative_condition)
             backbone.embed(prompts)
             engine = Engine(backbone, recipe, len(prompts), accelerator)
             stack.callback(engine.close)
@@ -184,9 +183,7 @@ class Trainer:
             )
 
 
-def _npo_config(
-    backbone: Backbone, recipe: Recipe, recommended: Recommended, condition: Literal["null", "prompt"]
-) -> NpoConfig:
+def _npo_config(backbone: Backbone, recipe: Recipe, condition: Literal["null", "prompt"]) -> NpoConfig:
     return NpoConfig(
         schema=1,
         family=backbone.family,
@@ -196,7 +193,7 @@ def _npo_config(
         train=recipe.train,
         rank=recipe.rank if recipe.train == "lora" else None,
         recipe=recipe.model_dump(mode="json"),
-        recommended=recommended,
+        recommended=recipe.recommended,
         negative_condition=condition,
         versions=package_versions(),
     )

@@ -39,12 +39,16 @@ def demo(output: Path | None, full: bool, seed: int, samples: int | None) -> Non
     words = pictures.table(cells)
     click.echo(words)
     click.echo("\n" + verdict(cells))
+    floor = measure.floor(len(task.prompts))
+    click.echo(f"FID is biased upwards at this number: {len(task.prompts)} real pictures have {floor:.1f}.")
     best = min((cell for cell in cells if cell["arm"] == "cfg"), key=lambda cell: cell["fid"][0])["scale"]
     columns = {"CFG": table.pictures("cfg", best), "Self-NPO": table.pictures(arms[1].name, best)}
     pictures.side_by_side(columns, task.prompts, output / "pictures.png")
     pictures.curves(cells, output / "curves.png", title="the demo model: a toy, not a real one")
     (output / "table.md").write_text(words + "\n", encoding="utf-8")
-    (output / "demo.json").write_text(json.dumps({"schema": 1, "cells": cells}, indent=1) + "\n", encoding="utf-8")
+    (output / "demo.json").write_text(
+        json.dumps({"schema": 1, "fid_of_real_pictures": floor, "cells": cells}, indent=1) + "\n", encoding="utf-8"
+    )
     click.echo(f"\npictures, curves, table and the negative weights are in {output}")
 
 

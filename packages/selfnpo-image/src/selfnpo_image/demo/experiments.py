@@ -21,7 +21,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from selfnpo_core.adapters import NegativeDelta, attach_npo
-from selfnpo_core.negative import random_like
+from selfnpo_core.negative import neon, random_like
 from selfnpo_core.training import Recipe, load_npo, resolve_recipe, train
 from selfnpo_core.training.files import read_json
 from selfnpo_image.demo import world
@@ -79,15 +79,15 @@ def make_arm(arm: str, seed: int, work: Path, *, beta: float | None = None) -> A
             yield
 
     @contextmanager
-    def neon(pipe: StableDiffusionPipeline) -> Iterator[None]:
-        pipe.load_lora_weights(run / "npo", adapter_name="neon")
-        pipe.set_adapters(["neon"], [-NEON_STRENGTH])
+    def extrapolated(pipe: StableDiffusionPipeline) -> Iterator[None]:
+        base = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+        pipe.unet.load_state_dict(neon(base, offset_of(pipe, run), NEON_STRENGTH))
         try:
             yield
         finally:
-            pipe.unload_lora_weights()
+            pipe.unet.load_state_dict(base)
 
-    ways = {"random": random, "neon": neon}
+    ways = {"random": random, "neon": extrapolated}
     if arm == "neon":
         note["strength"] = NEON_STRENGTH
     elif beta is not None:
@@ -96,7 +96,10 @@ def make_arm(arm: str, seed: int, work: Path, *, beta: float | None = None) -> A
 
 
 def offset_of(pipe: StableDiffusionPipeline, run: Path) -> dict[str, Tensor]:
-    """A run's LoRA as full-weight differences, s·B·A by parameter name."""
+    """What a run adds to the weights, by parameter name; of a LoRA, s·B·A."""
+    npo = load_npo(run)
+    if npo.kind == "delta":
+        return {name: tensor.float() for name, tensor in npo.tensors.items()}
     pipe.load_lora_weights(run / "npo", adapter_name="offset")
     try:
         return {

@@ -129,6 +129,17 @@ def fid(features: Tensor) -> float:
     return frechet_distance(Moments.of(features), assets.reference_moments())
 
 
+@torch.no_grad()
+def floor(count: int, seed: int = 11) -> float:
+    """FID of `count` real pictures: what the bias of so few leaves, and no sampler can be expected to go under."""
+    generator = torch.Generator().manual_seed(seed)
+    oracle, features = assets.load_oracle(), []
+    for first in range(0, count, 500):
+        pictures, _ = world.draw_world(min(500, count - first), generator)
+        features.append(oracle.features(pictures.float() / 255))
+    return fid(torch.cat(features))
+
+
 def describe(scores: Scores, *, repeats: int = 100) -> dict[str, Interval | dict[str, float] | float]:
     """One arm's figures: FID with a bootstrap interval, prompt accuracy with Wilson's, accuracy by attribute."""
     count = len(scores.features)

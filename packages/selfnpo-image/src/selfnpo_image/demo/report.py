@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from selfnpo_image.demo import pictures
+from selfnpo_image.demo import measure, pictures
 
 Cell = Mapping[str, Any]
 
@@ -99,7 +99,10 @@ def write_page(folder: Path) -> str:
     )
     samples = sorted({row["samples"] for row in rows})
     page = _PAGE.format(
-        samples=" or ".join(f"{n:,}" for n in samples), table=markdown(rows), findings="\n".join(findings(rows))
+        samples=" or ".join(f"{n:,}" for n in samples),
+        floor=", ".join(f"{measure.floor(n):.1f}" for n in samples),
+        table=markdown(rows),
+        findings="\n".join(findings(rows)),
     )
     (folder / "README.md").write_text(page, encoding="utf-8")
     return page
@@ -137,7 +140,8 @@ the size of an effect on real models. Made by `python tools/demo_results.py`; ev
 the recipe, the seeds and the machine.
 
 {samples} pictures a cell, the same prompts and seeds in every cell, none of them used to choose the recipe. FID is the
-Fréchet distance of the oracle's 64 features to those of 50,000 real pictures; prompt accuracy means that everything a
+Fréchet distance of the oracle's 64 features to those of 50,000 real pictures (that of {samples} other real pictures is
+{floor}); prompt accuracy means that everything a
 caption names is right; the win rate is that of the shipped preference judge, pair by pair. Figures are means over
 training seeds; brackets are the envelope of the seeds' 95 % intervals.
 
