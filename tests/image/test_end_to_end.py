@@ -18,10 +18,10 @@ from tests.image.conftest import QUICK, Command
 from transformers import CLIPTextModel
 
 from selfnpo_core.training import build_recipe, train
+from selfnpo_core.training.command import base_dtype, resolve
 from selfnpo_image import compare as comparing
-from selfnpo_image.commands.train import resolve
+from selfnpo_image.commands.train import family
 from selfnpo_image.recipes import SD15 as PRESETS
-from selfnpo_image.recipes import base_dtype
 from selfnpo_image.sd15 import SD15
 
 SETS = [word for item in QUICK for word in ("--set", item)]
@@ -200,11 +200,11 @@ def test_a_signal_saves_and_says_how_to_go_on(
 
 def test_presets_and_dtypes() -> None:
     options = {"model": "sd15", "prompts": None, "output": None, "config": None, "resume": False}
-    full = resolve({**options, "overrides": ["train=full"]})
+    full = resolve(family(), {**options, "overrides": ["train=full"]})
     published = (full.learning_rate, full.steps, full.batch_size, full.teacher_guidance, full.grid_steps, full.loss)
     assert published == (1e-6, 1000, 20, -1.0, 25, "huber")
     assert full.ema_decay == 0.999
-    lora = resolve({**options, "overrides": ["mixed_precision=bf16"]})
+    lora = resolve(family(), {**options, "overrides": ["mixed_precision=bf16"]})
     assert (lora.train, lora.rank) == ("lora", PRESETS["lora"]["rank"])
     assert base_dtype(lora) == "bf16"
     assert base_dtype(full.model_copy(update={"mixed_precision": "bf16"})) == "fp32"

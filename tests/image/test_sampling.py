@@ -31,6 +31,8 @@ def options(folder: Path, **changes: Any) -> dict[str, Any]:
         "other_base": False,
         "negative_prompt": None,
         "negative_condition": None,
+        "height": None,
+        "width": None,
         "seed": 7,
         "count": 1,
         "steps": 3,

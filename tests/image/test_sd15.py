@@ -14,9 +14,10 @@ from PIL import ImageChops
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
+from selfnpo_core.loading import best_device
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.hashing import weights_hash
-from selfnpo_image.sd15 import SD15, best_device, load_pipeline
+from selfnpo_image.sd15 import SD15, load_pipeline
 
 PROMPTS = ["a red fox", "a very small boat on a very large lake"]
 

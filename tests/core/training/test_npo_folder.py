@@ -21,7 +21,11 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for kind in ("lora", "full"):
         recipe = toy_recipe(
-            train=kind, targets="all", lora_alpha=2.0, recommended={"beta": 0.5, "guidance_scale": (2.0, 4.0)}
+            train=kind,
+            targets="all",
+            lora_alpha=2.0,
+            recommended={"beta": 0.5, "guidance_scale": (2.0, 4.0)},
+            negative_condition="prompt",
         )
         train(
             ToyBackbone(),
@@ -29,7 +33,6 @@ def runs(tmp_path_factory):
             PROMPTS,
             root / kind,
             progress=False,
-            negative_condition="prompt",
         )
     return root
 

@@ -4,12 +4,14 @@ import copy
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
-from selfnpo_core import NULL, InputError, RunError, trajectory
+from selfnpo_core import NULL, InputError, NoiseSchedule, RunError, trajectory
 from selfnpo_core.training import Recipe, weights_hash
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
@@ -141,6 +143,28 @@ def test_the_student_sees_x_t_with_more_noise():
     assert float(noise.std()) == pytest.approx(1, abs=0.03)
     for look in (noised.look.x_t, noised.look.weak.x0):
         assert abs(float((noise * look).mean() / look.std())) < 0.04
+
+
+@pytest.mark.parametrize("objective", ["tdft", "gradient_reversal", "dpo"])
+def test_at_the_noisiest_timestep_nothing_is_trained(objective):
+    """Zero terminal SNR, the grid's first point the noisiest timestep: those rows are finite, and only advanced."""
+    backbone = ToyBackbone()
+    scheduler = CogVideoXDDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    backbone.schedule, backbone.prediction_type = NoiseSchedule.from_scheduler(scheduler), "v_prediction"
+    with engine(backbone, objective=objective, batch_size=20, train="full") as made:
+        (noised,) = fixed_parts(made)
+        first = noised.look.t == 999
+        assert 0 < int(first.sum()) < 20
+        assert torch.equal(noised.s[first], noised.look.t[first])
+        only_first = replace(noised, s=torch.where(first, noised.s, noised.look.t))
+        update_loss(only_first, made.denoisers, made.recipe).backward()
+        assert all(not p.grad.any() for p in made.student.parameters.values())
+        loss = update_loss(noised, made.denoisers, made.recipe)
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad.isfinite().all() for p in made.student.parameters.values())
+        assert any(p.grad.any() for p in made.student.parameters.values())
+        assert all(tensor.isfinite().all() for tensor in made.source.state_dict().values())
 
 
 def test_the_pool_moves_one_ddim_step_an_update():

@@ -155,6 +155,8 @@ sampling_options = stack(
     click.option("--seed", type=int, default=0, show_default=True, help="Sample number n has the seed SEED + n."),
     click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Samples a prompt."),
     click.option("--steps", type=click.IntRange(min=1), help="Sampling steps. Default: the model's."),
+    click.option("--height", type=click.IntRange(min=1), help="Pixels. Default: what the model was made for."),
+    click.option("--width", type=click.IntRange(min=1), help="Pixels. Default: what the model was made for."),
     click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True),
     device_options,
 )
@@ -186,3 +188,10 @@ def folder_name(model: str) -> str:
 def echo_json(value: Mapping[str, Any]) -> None:
     """What `--json` prints: one object with its schema's number."""
     click.echo(json.dumps({"schema": 1, **value}, indent=1, ensure_ascii=False))
+
+
+def echo_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell."""
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    for row in (head, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

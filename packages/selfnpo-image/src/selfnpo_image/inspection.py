@@ -21,7 +21,7 @@ from selfnpo_core.rollout import Step, trajectory
 from selfnpo_core.training.npo_folder import Npo, check_base, load_npo
 
 if TYPE_CHECKING:
-    from selfnpo_image.models import Source
+    from selfnpo_core.sources import Source
     from selfnpo_image.sd15 import SD15
 
 _FIRST = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")

@@ -6,7 +6,7 @@ For SD1.5 with full weights these are Self-NPO's published settings (2505.11777)
 
 from typing import Any
 
-from selfnpo_core.training.recipe import Presets, Recipe
+from selfnpo_core.training.recipe import Presets
 
 _COMMON: dict[str, Any] = {
     "steps": 1000,
@@ -30,10 +30,3 @@ def presets_for(model: str | None) -> Presets:
 
         return PRESETS
     return SD15
-
-
-def base_dtype(recipe: Recipe) -> str:
-    """A frozen base may lie in 16 bits; weights that are trained may not."""
-    if recipe.train == "lora" and recipe.mixed_precision != "no":
-        return recipe.mixed_precision
-    return "fp32"

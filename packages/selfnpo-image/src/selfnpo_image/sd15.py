@@ -5,15 +5,13 @@ is run, and no safety checker is loaded.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from huggingface_hub import hf_hub_download
@@ -22,11 +20,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.loading import best_device, one_line_errors, quiet
 from selfnpo_core.schedule import NoiseSchedule
-from selfnpo_core.training.files import is_disk_full
+from selfnpo_core.sources import Source
 from selfnpo_core.training.hashing import weights_hash
 from selfnpo_image.family import check_folder, check_index, check_scheduler, check_unet
-from selfnpo_image.models import Source, find_source
+from selfnpo_image.models import find_source
 from selfnpo_image.single_file import prepared
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from selfnpo_core.training.backbone import Negative
 
 log = logging.getLogger(__name__)
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EMBED_BATCH = 32
 SMALLEST_VOCABULARY = 512
 """CLIP's tokenizer knows every byte, at a word's end and before it. One that was loaded without files is empty."""
@@ -55,7 +53,7 @@ def load_pipeline(
     Raises `InputError` for what cannot be found, is of another family, or has pickled weights only.
     """
     source = local(find_source(model) if isinstance(model, str) else model)
-    with _quiet(), _one_line_errors(source):
+    with quiet(), one_line_errors(source):
         if source.kind == "file":
             with prepared(source) as settings:
                 pipe = StableDiffusionPipeline.from_single_file(
@@ -81,7 +79,7 @@ def load_pipeline(
 def local(source: Source) -> Source:
     """The same model on this disk, checked to be of the family: a hub id is fetched, into the hub's own cache."""
     if source.kind == "hub":
-        with _quiet(), _one_line_errors(source):
+        with quiet(), one_line_errors(source):
             for name, check in (("model_index.json", check_index), ("unet/config.json", check_unet)):
                 check(_read_json(hf_hub_download(source.location, name)), source.name)
             folder = StableDiffusionPipeline.download(source.location, use_safetensors=True, safety_checker=None)
@@ -91,30 +89,27 @@ def local(source: Source) -> Source:
     return source
 
 
-def best_device(name: str = "auto") -> torch.device:
-    """ "auto" is the first accelerator, or the CPU."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name} cannot be used ({str(error).splitlines()[0]}): use cpu or cuda") from None
-
-
 class SD15:
     """A model of the SD1.5 family as the training engine sees it (`selfnpo_core.training.backbone.Backbone`).
 
     Text encoder, tokenizer and VAE are in memory only from construction to the end of `embed`, and while
     `draw_samples` runs, which reads them from the disk again.
+
+    height, width: of the pictures, in pixels; None is what the model was made for.
     """
 
     family = "sd15"
     lora_targets: Mapping[str, Sequence[str] | str] = LORA_TARGETS
 
-    def __init__(self, model: Source | str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "auto"):
+    def __init__(
+        self,
+        model: Source | str,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "auto",
+    ):
         source = find_source(model) if isinstance(model, str) else model
         self.name, self.dtype = source.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
@@ -127,9 +122,10 @@ class SD15:
         self.denoiser: nn.Module = pipe.unet.requires_grad_(False).eval()
         self.prediction_type = check_scheduler(pipe.scheduler.config, self.name)
         self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
-        self.latent_shape: tuple[int, ...] = _latent_shape(pipe)
-        width = pipe.text_encoder.config.hidden_size
-        self.bytes_per_prompt = pipe.tokenizer.model_max_length * width * dtype.itemsize
+        self._size = height, width
+        self.latent_shape: tuple[int, ...] = _latent_shape(pipe, height, width)
+        text_width = pipe.text_encoder.config.hidden_size
+        self.bytes_per_prompt = pipe.tokenizer.model_max_length * text_width * dtype.itemsize
         pipe.unet = None
         self._rest: StableDiffusionPipeline | None = pipe
         self._table: Tensor | None = None
@@ -196,7 +192,10 @@ class SD15:
         pipe.text_encoder.to(device)
         pipe.vae.to(device)
         pipe.register_modules(unet=self.denoiser)
-        settings = Settings(guidance_scale=guidance_scale, steps=steps, batch_size=len(prompts))
+        height, width = self._size
+        settings = Settings(
+            guidance_scale=guidance_scale, steps=steps, height=height, width=width, batch_size=len(prompts)
+        )
         try:
             if negative is None:
                 attached: Any = nullcontext()
@@ -262,11 +261,16 @@ def _say_what_is_cut(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> N
         log.warning("%d of %d prompts are longer than %d tokens: the rest of them is cut", cut, len(prompts), limit)
 
 
-def _latent_shape(pipe: StableDiffusionPipeline) -> tuple[int, ...]:
-    """(channels, height, width)."""
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return pipe.unet.config.in_channels, height, width
+def _latent_shape(pipe: StableDiffusionPipeline, height: int | None, width: int | None) -> tuple[int, ...]:
+    """(channels, height, width) for pictures of this size in pixels. The UNet halves latents level by level."""
+    size, factor = pipe.unet.config.sample_size, pipe.vae_scale_factor
+    own = (size, size) if isinstance(size, int) else size
+    step = factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if wrong := [n for n in (height, width) if n is not None and n % step]:
+        near = max(step, round(wrong[0] / step) * step)
+        raise InputError(f"a height or width of {wrong[0]} is not possible: use multiples of {step}, such as {near}")
+    rows, columns = (given // factor if given else n for given, n in zip((height, width), own, strict=True))
+    return pipe.unet.config.in_channels, rows, columns
 
 
 def _variant(folder: Path) -> str | None:
@@ -283,48 +287,6 @@ def _check_whole(pipe: StableDiffusionPipeline, source: Source) -> None:
             raise InputError(f"model {source.name} lacks weights of its {part}: get the whole checkpoint")
     if len(pipe.tokenizer) < SMALLEST_VOCABULARY:
         raise InputError(f"model {source.name} lacks its tokenizer's files: get the whole model")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' progress bars over components; downloads keep theirs."""
-    bars = diffusers.utils.logging, transformers.utils.logging
-    shown = [bar.is_progress_bar_enabled() for bar in bars]
-    for bar in bars:
-        bar.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for bar, was in zip(bars, shown, strict=True):
-            if was:
-                bar.enable_progress_bar()
-
-
-@contextmanager
-def _one_line_errors(source: Source) -> Iterator[None]:
-    """What the libraries raise over a model they cannot load, as an `InputError` that says what to do."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except InputError:
-        raise
-    except errors.GatedRepoError:
-        raise InputError(
-            f"model {source.name} is gated: accept its licence on the hub and log in with `hf auth login`"
-        ) from None
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise InputError(f"the hub has no model {source.location}: check the name, or give a folder") from None
-    except Exception as error:
-        if is_disk_full(error):
-            raise
-        detail = " ".join(str(error).split())[:160]
-        if source.kind == "hub":
-            raise InputError(
-                f"cannot get model {source.location} from the hub ({type(error).__name__}): with a network, "
-                f"`hf download {source.location} --local-dir DIR`, then --model DIR"
-            ) from error
-        raise InputError(f"model {source.name} cannot be loaded ({detail}): get it again") from error
 
 
 def _read_json(path: str) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.sources import Source
 from selfnpo_image.family import check_file, check_index, check_unet, cross_attention_dim
-from selfnpo_image.models import Source
 
 TOKENIZER = "openai/clip-vit-large-patch14"
 

@@ -92,12 +92,19 @@ class Recipe(BaseModel):
     pool_size: Positive = Field(256, description="trajectories in the pool")
     pool_device: Literal["cpu", "device"] = Field("cpu", description="where the pool lives")
 
+    height: Positive | None = Field(None, description="pixels; null: what the model was made for")
+    width: Positive | None = Field(None, description="pixels; null: what the model was made for")
+    frames: Positive | None = Field(None, description="of a clip; null: what the model was made for")
+
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = "no"
     gradient_checkpointing: bool = False
     engine: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = "auto"
     device: Literal["auto", "cpu"] = Field("auto", description="auto: an accelerator where there is one")
     attention: str = Field("auto", description="attention implementation, a name the family knows")
 
+    negative_condition: Literal["null", "prompt"] = Field(
+        "null", description="what the weights are to be asked when sampling: the null prompt, or the prompt itself"
+    )
     recommended: Recommended = Field(Recommended(), description="advice that is written beside the weights")
 
     max_drift: Above0 = Field(0.25, description="stop when ‖Δθ‖/‖θ‖ is larger")
@@ -155,6 +162,7 @@ FREE_ON_RESUME = frozenset(
         "model",
         "prompts",
         "output",
+        "negative_condition",
         "recommended",
         "steps",
         "max_drift",

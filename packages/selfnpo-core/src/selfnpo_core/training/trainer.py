@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ def train(
     output: str | Path,
     *,
     resume: bool = False,
-    negative_condition: Literal["null", "prompt"] = "null",
     progress: bool = True,
 ) -> Path:
     """Train, and return the folder of the negative weights, output/npo.
@@ -53,7 +52,7 @@ def train(
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(RunFolder.open(output, recipe, prompts, facts, resume=resume))
-            config = _npo_config(backbone, recipe, negative_condition)
+            config = _npo_config(backbone, recipe)
             backbone.embed(prompts)
             engine = Engine(backbone, recipe, len(prompts), accelerator)
             stack.callback(engine.close)
@@ -183,7 +182,7 @@ class Trainer:
             )
 
 
-def _npo_config(backbone: Backbone, recipe: Recipe, condition: Literal["null", "prompt"]) -> NpoConfig:
+def _npo_config(backbone: Backbone, recipe: Recipe) -> NpoConfig:
     return NpoConfig(
         schema=1,
         family=backbone.family,
@@ -194,7 +193,7 @@ def _npo_config(backbone: Backbone, recipe: Recipe, condition: Literal["null", "
         rank=recipe.rank if recipe.train == "lora" else None,
         recipe=recipe.model_dump(mode="json"),
         recommended=recipe.recommended,
-        negative_condition=condition,
+        negative_condition=recipe.negative_condition,
         versions=package_versions(),
     )
 

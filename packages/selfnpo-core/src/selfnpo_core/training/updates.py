@@ -101,16 +101,21 @@ def _noise(look: Look, s: Tensor, noise: Tensor, dropped: Tensor, backbone: Back
 
 
 def update_loss(noised: Noised, denoisers: Denoisers, recipe: Recipe) -> Tensor:
-    """The recipe's objective for one part of an update: a scalar with gradient."""
+    """The recipe's objective for one part of an update: a scalar with gradient.
+
+    Rows at the noisiest timestep have no gradient, there being nothing noisier to train at: they are only advanced.
+    """
     look, at = noised.look, (noised.x_s, noised.s, noised.prompt)
+    reference = denoisers.base(*at).x0 if recipe.objective == "dpo" else None
+    x0 = denoisers.student(*at).x0
+    trained = (noised.s > look.t).reshape(-1, *(1,) * (x0.ndim - 1))
+    x0 = torch.where(trained, x0, x0.detach())
     if recipe.objective == "tdft":
-        return tdft_loss(denoisers.student(*at).x0, look.weak.x0, recipe.loss)
+        return tdft_loss(x0, look.weak.x0, recipe.loss)
     assert look.strong is not None
     if recipe.objective == "gradient_reversal":
-        x0 = denoisers.student(*at).x0
         return gradient_reversal_loss(x0, look.weak.x0, look.strong.x0, recipe.reversal_lambda, recipe.loss)
-    reference = denoisers.base(*at).x0
-    x0 = denoisers.student(*at).x0
+    assert reference is not None
     return npo_dpo_loss(x0, reference, look.weak.x0, look.strong.x0, recipe.dpo_beta, recipe.loss)
 
 

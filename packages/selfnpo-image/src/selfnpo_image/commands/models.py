@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 import click
 
-from selfnpo_core.cli import echo_json
-from selfnpo_image.models import KNOWN, KnownModel
+from selfnpo_core.cli import echo_json, echo_table
+from selfnpo_core.sources import KnownModel
+from selfnpo_image.models import KNOWN
 
 _HEAD = ("name", "hub id", "parameters", "predicts", "dtype", "memory", "licence")
 
@@ -16,10 +17,7 @@ def models(as_json: bool) -> None:
     if as_json:
         echo_json({"models": [asdict(model) for model in KNOWN.values()]})
         return
-    rows = [_HEAD, *(_row(model) for model in KNOWN.values())]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(_HEAD))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    echo_table(_HEAD, [_row(model) for model in KNOWN.values()])
     click.echo("\nAlso: a hub id owner/name, a diffusers folder, or a .safetensors file of the SD1.5 family.")
 
 

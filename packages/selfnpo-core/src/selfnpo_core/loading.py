@@ -1,0 +1,69 @@
+"""What every family's loading code shares: dtypes, devices, and the libraries' errors in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import diffusers
+import torch
+import transformers
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.sources import Source
+from selfnpo_core.training.files import is_disk_full
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def best_device(name: str = "auto") -> torch.device:
+    """ "auto" is the first accelerator, or the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {name} cannot be used ({str(error).splitlines()[0]}): use cpu or cuda") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' progress bars over components; downloads keep theirs."""
+    bars = diffusers.utils.logging, transformers.utils.logging
+    shown = [bar.is_progress_bar_enabled() for bar in bars]
+    for bar in bars:
+        bar.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for bar, was in zip(bars, shown, strict=True):
+            if was:
+                bar.enable_progress_bar()
+
+
+@contextmanager
+def one_line_errors(source: Source) -> Iterator[None]:
+    """What the libraries raise over a model they cannot load, as an `InputError` that says what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except InputError:
+        raise
+    except errors.GatedRepoError:
+        raise InputError(
+            f"model {source.name} is gated: accept its licence on the hub and log in with `hf auth login`"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise InputError(f"the hub has no model {source.location}: check the name, or give a folder") from None
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        detail = " ".join(str(error).split())[:160]
+        if source.kind == "hub":
+            raise InputError(
+                f"cannot get model {source.location} from the hub ({type(error).__name__}): with a network, "
+                f"`hf download {source.location} --local-dir DIR`, then --model DIR"
+            ) from error
+        raise InputError(f"model {source.name} cannot be loaded ({detail}): get it again") from error

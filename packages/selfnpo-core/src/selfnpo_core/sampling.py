@@ -1,0 +1,110 @@
+"""What `sample` and `compare` of every family share: what their options mean, and what is written down of a sample."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.sample_folder import file_sha256
+from selfnpo_core.training.npo_folder import NpoConfig, load_npo
+from selfnpo_core.training.recipe import Recommended
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negative:
+    """Negative weights and how they are used; `path` is the weights file itself."""
+
+    path: Path
+    beta: float
+    alpha: float
+    condition: Literal["null", "prompt"]
+    other_base: bool = False
+
+    def attach(self, pipe: Any) -> AbstractContextManager[Any]:
+        """On the pipeline's negative branch for the duration of a `with` block."""
+        from selfnpo_core.adapters import attach_npo
+
+        return attach_npo(
+            pipe,
+            self.path,
+            alpha=self.alpha,
+            beta=self.beta,
+            condition=self.condition,
+            other_base=self.other_base,
+        )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What metadata.jsonl says of them."""
+        return {
+            "npo": str(self.path),
+            "npo_sha256": file_sha256(self.path),
+            "beta": self.beta,
+            "alpha": self.alpha,
+            "negative_condition": self.condition,
+        }
+
+
+NO_NEGATIVE: Mapping[str, Any] = dict.fromkeys(("npo", "npo_sha256", "beta", "alpha", "negative_condition"))
+"""As `Negative.record`, where there are none."""
+
+
+def prompts_of(options: Mapping[str, Any], load_prompts: Callable[[str, str], list[str]]) -> list[str]:
+    """--prompt or --prompts. load_prompts: (file or `builtin`, model) → prompts."""
+    if options["prompt"] and options["prompts"]:
+        raise InputError("--prompt and --prompts are both given: give one of them")
+    if not options["prompt"] and not options["prompts"]:
+        raise InputError("nothing to draw: give --prompt TEXT, --prompts FILE or --prompts builtin")
+    return list(options["prompt"]) or load_prompts(options["prompts"], options["model"])
+
+
+def negative_of(options: Mapping[str, Any]) -> tuple[Negative | None, NpoConfig | None]:
+    """What --npo, --beta, --alpha and --negative-condition mean; what is not given is as the weights recommend."""
+    if options["npo"] is None:
+        for key in ("beta", "alpha", "negative_condition", "other_base"):
+            if options[key] not in (None, False):
+                raise InputError(f"--{key.replace('_', '-')} needs --npo: give the negative weights, or leave it out")
+        return None, None
+    npo = load_npo(options["npo"])
+    recommended = npo.config.recommended if npo.config else Recommended()
+    condition = options["negative_condition"] or (npo.config.negative_condition if npo.config else "null")
+    negative = Negative(
+        path=npo.path,
+        beta=recommended.beta if options["beta"] is None else options["beta"],
+        alpha=recommended.alpha if options["alpha"] is None else options["alpha"],
+        condition=condition,
+        other_base=options["other_base"],
+    )
+    return negative, npo.config
+
+
+def scale_of(options: Mapping[str, Any], config: NpoConfig | None, default: float) -> float:
+    """--guidance-scale, else the middle of what the weights recommend, else the model's default."""
+    if options["guidance_scale"] is not None:
+        return float(options["guidance_scale"])
+    return default if config is None else sum(config.recommended.guidance_scale) / 2
+
+
+def dtype_of(name: str, device: torch.device, best: str = "fp16") -> str:
+    """--dtype; "auto" is `best` on a GPU."""
+    if name == "auto":
+        return best if device.type == "cuda" else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        log.warning("fp16 is slow on a CPU, and some layers lack it: fp32 or bf16 is better")
+    return name
+
+
+def load_eta(pipe: Any, file: Path) -> None:
+    """Load a LoRA as adapter "eta", active."""
+    try:
+        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="eta")
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        detail = " ".join(str(error).split())[:160]
+        raise InputError(f"{file} cannot be loaded as a LoRA for this model ({detail}): give one made for it") from None

@@ -1,0 +1,90 @@
+"""Where base models come from: a name that a family knows, a diffusers folder, a single file, or a hub id."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.training.files import PICKLES
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A line of the table that `models` prints."""
+
+    name: str
+    hub_id: str | None
+    about: str
+    licence: str
+    parameters: int
+    """Of the denoiser."""
+    prediction_type: str
+    dtype: str
+    """The narrowest one that gives good pictures."""
+    guidance_scale: float = 7.5
+    steps: int = 25
+    memory: str | None = None
+    """As measured; `None` where it has not been."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a model comes from. `name` is what the user called it, `location` a folder, a file or a hub id."""
+
+    name: str
+    kind: Literal["folder", "file", "hub"]
+    location: str
+    config: Path | None = None
+    """For a file: a diffusers folder whose configurations and tokenizer fit it."""
+
+
+def find_source(
+    name: str, known: Mapping[str, KnownModel], shipped: Callable[[], Path], config: str | Path | None = None
+) -> Source:
+    """What `--model NAME` stands for; nothing is loaded.
+
+    A name is, in this order: one of `known` (one without a hub id is in the folder `shipped`), an existing folder or
+    file, or a hub id "owner/name". config: see `Source`.
+    """
+    path = Path(name).expanduser()
+    if name in known:
+        hub_id = known[name].hub_id
+        source = Source(name=name, kind="hub" if hub_id else "folder", location=hub_id or str(shipped()))
+    elif path.exists():
+        source = _local(name, path)
+    elif name.endswith((".safetensors", *PICKLES)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"model {name} does not exist: give a diffusers folder or a .safetensors file")
+    elif _HUB_ID.fullmatch(name):
+        source = Source(name=name, kind="hub", location=name)
+    else:
+        hint = _hint(name, known)
+        raise InputError(f"unknown model '{name}': {hint}, or give a folder, a file or a hub id owner/name")
+    return source if config is None else _with_config(source, Path(config).expanduser())
+
+
+def _local(name: str, path: Path) -> Source:
+    if path.is_dir():
+        return Source(name=name, kind="folder", location=str(path))
+    if path.suffix in PICKLES:
+        raise InputError(f"{name} is a pickle, which can run code when loaded: convert it to .safetensors")
+    if path.suffix != ".safetensors":
+        raise InputError(f"model {name} is neither a folder nor a .safetensors file: give one of these")
+    return Source(name=name, kind="file", location=str(path))
+
+
+def _with_config(source: Source, config: Path) -> Source:
+    if source.kind != "file":
+        raise InputError(f"--model-config is for a single .safetensors file, and {source.name} is none: leave it out")
+    if not (config / "model_index.json").is_file():
+        raise InputError(f"--model-config {config} is not a diffusers folder (no model_index.json): give one")
+    return Source(name=source.name, kind="file", location=source.location, config=config)
+
+
+def _hint(name: str, known: Mapping[str, KnownModel]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
