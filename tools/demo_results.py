@@ -24,7 +24,7 @@ from selfnpo_image.sd15 import load_pipeline
 @click.option("--output", type=click.Path(path_type=Path), default=Path("docs/results/demo"), show_default=True)
 @click.option("--samples", default=2000, show_default=True)
 @click.option("--scales", default="1.5,2,3,5,8", show_default=True)
-@click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds.")
+@click.option("--seeds", default="1,2,3", show_default=True, help="Training seeds.")
 @click.option("--arms", default=",".join(ARMS), show_default=True)
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
 def main(work: Path, output: Path, samples: int, scales: str, seeds: str, arms: str, threads: int) -> None:

@@ -11,7 +11,7 @@ from selfnpo_core.training import new_run_folder
 
 SCALES = {False: (2.0, 3.0, 5.0), True: (1.5, 2.0, 3.0, 5.0, 8.0)}
 SAMPLES = {False: 256, True: 2000}
-STEPS = 15
+STEPS = 10
 TASK_SEED = 2
 
 

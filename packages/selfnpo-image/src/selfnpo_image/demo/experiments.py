@@ -1,7 +1,8 @@
 """The arms of the demo's tables: Self-NPO, and what it is to be compared with at the same prompts and seeds.
 
 cfg                 plain classifier-free guidance
-npo                 the recipe's negative weights on the negative branch
+npo                 the recipe's negative weights on the negative branch, under the prompt itself
+npo_null            the same weights under the null prompt, as in Self-NPO's paper
 random              on the negative branch a random offset, every tensor of the norm of npo's
 full_simulation     as npo, trained on samples simulated to the end (the costly baseline of 2505.11777)
 gradient_reversal   as npo, trained with the gradient-reversal objective
@@ -36,8 +37,10 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
 }
 """Changes to the demo's recipe for each arm that trains weights of its own."""
 
+_DECIDES = ("train", "learning_rate", "lr_schedule", "steps", "seed", "rollout", "objective", "negative_condition")
 NEON_STRENGTH = 0.5
-ARMS = ("cfg", "npo", "random", "full_simulation", "gradient_reversal", "neon")
+NULL_BETA = 0.4
+ARMS = ("cfg", "npo", "npo_null", "random", "full_simulation", "gradient_reversal", "neon")
 
 
 def train_arm(arm: str, seed: int, work: Path, *, model: str = "demo") -> Path:
@@ -54,8 +57,9 @@ def _finished(output: Path, recipe: Recipe) -> bool:
     config = output / "npo" / "npo_config.json"
     if not config.is_file():
         return False
+    made = read_json(config)["recipe"]
     done = (output / "checkpoints" / f"step-{recipe.steps:06d}").is_dir()
-    return done and read_json(config)["recipe"]["learning_rate"] == recipe.learning_rate
+    return done and all(made[key] == value for key, value in recipe.model_dump(mode="json").items() if key in _DECIDES)
 
 
 def make_arm(arm: str, seed: int, work: Path, *, beta: float | None = None) -> Arm:
@@ -75,7 +79,12 @@ def make_arm(arm: str, seed: int, work: Path, *, beta: float | None = None) -> A
     @contextmanager
     def random(pipe: StableDiffusionPipeline) -> Iterator[None]:
         offset = random_like(offset_of(pipe, run), torch.Generator().manual_seed(seed))
-        with NegativeDelta.attach(pipe, offset):
+        with NegativeDelta.attach(pipe, offset, condition=npo.config.negative_condition):
+            yield
+
+    @contextmanager
+    def null(pipe: StableDiffusionPipeline) -> Iterator[None]:
+        with attach_npo(pipe, run, condition="null", beta=NULL_BETA):
             yield
 
     @contextmanager
@@ -87,9 +96,11 @@ def make_arm(arm: str, seed: int, work: Path, *, beta: float | None = None) -> A
         finally:
             pipe.unet.load_state_dict(base)
 
-    ways = {"random": random, "neon": extrapolated}
+    ways = {"npo_null": null, "random": random, "neon": extrapolated}
     if arm == "neon":
         note["strength"] = NEON_STRENGTH
+    elif arm == "npo_null":
+        note["beta"] = NULL_BETA
     elif beta is not None:
         note["beta"] = beta
     return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from selfnpo_core.training.recipe import Presets
 
+_COMMON: dict[str, Any] = {
+    "steps": 200,
+    "batch_size": 32,
+    "pool_size": 256,
+    "negative_condition": "prompt",
+    "recommended": {"beta": 1.0, "guidance_scale": (2.0, 5.0)},
+}
 PRESETS: Presets = {
-    "full": {"learning_rate": 5e-5, "steps": 200, "batch_size": 32, "pool_size": 256},
-    "lora": {"learning_rate": 1e-3, "steps": 200, "batch_size": 32, "pool_size": 256, "rank": 16, "targets": "all"},
+    "full": {**_COMMON, "learning_rate": 5e-5},
+    "lora": {**_COMMON, "learning_rate": 1e-3, "rank": 16, "targets": "all"},
 }

@@ -24,6 +24,7 @@ from selfnpo_image.demo.build import common
 
 PROMPT_DROPOUT = 0.15
 MAX_TOKENS = 20
+TOKENIZER_SEED = 14
 
 
 def build_tokenizer(generator: torch.Generator) -> CLIPTokenizer:
@@ -127,7 +128,7 @@ def train(
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    tokenizer = build_tokenizer(torch.Generator().manual_seed(seed))
+    tokenizer = build_tokenizer(torch.Generator().manual_seed(TOKENIZER_SEED))
     net = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
     scheduler = build_scheduler()
     if path.exists():

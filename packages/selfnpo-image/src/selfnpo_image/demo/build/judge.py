@@ -96,9 +96,9 @@ def train(
     vae: AutoencoderKL,
     oracle: Oracle,
     *,
-    steps: int = 2500,
+    steps: int = 4000,
     batch: int = 256,
-    count: int = 6_400,
+    count: int = 16_000,
     seed: int = 5,
 ) -> Judge:
     """Train the judge, its convolutions beginning as the oracle's. `batch` is drawn before filtering."""
