@@ -127,11 +127,19 @@ def wan() -> diffusers.WanPipeline:
     )
 
 
-def cogvideox() -> diffusers.CogVideoXPipeline:
+COGVIDEOX_KINDS: dict[str, dict[str, Any]] = {
+    "2b": {},
+    "5b": {"use_rotary_positional_embeddings": True},
+    "1.5": {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False},
+}
+
+
+def cogvideox(kind: str = "2b") -> diffusers.CogVideoXPipeline:
+    """With what tells CogVideoX-2b, -5b and -1.5 apart."""
     torch.manual_seed(0)
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=4,
-        attention_head_dim=8,
+        attention_head_dim=16,  # rotary positions want a multiple of 16
         in_channels=4,
         out_channels=4,
         time_embed_dim=8,
@@ -142,6 +150,7 @@ def cogvideox() -> diffusers.CogVideoXPipeline:
         sample_frames=9,
         patch_size=2,
         max_text_seq_length=16,
+        **COGVIDEOX_KINDS[kind],
     )
     vae = diffusers.AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
@@ -151,7 +160,12 @@ def cogvideox() -> diffusers.CogVideoXPipeline:
         vae=vae.eval(),
         text_encoder=_t5(),
         tokenizer=_t5_tokenizer(),
-        scheduler=diffusers.CogVideoXDDIMScheduler(),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            snr_shift_scale=3.0 if kind == "2b" else 1.0,
+            timestep_spacing="trailing",
+        ),
     )
 
 

@@ -1,0 +1,29 @@
+"""`selfnpo-video`: the commands for video models. Each one's module is imported when it is called."""
+
+import sys
+
+import click
+
+from selfnpo_core.cli import LazyGroup, run
+
+NAME = "selfnpo-video"
+_COMMANDS = {
+    "models": ("selfnpo_video.commands.models:models", "Known models: hub id, licence, size, dtype, clip size."),
+    "train": ("selfnpo_video.commands.train:train", "Train negative weights for a model, from prompts only."),
+    "sample": ("selfnpo_video.commands.sample:sample", "Draw clips, with negative weights or without."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="selfnpo-video")
+def selfnpo_video() -> None:
+    """Self-NPO for video diffusion transformers (CogVideoX): negative weights, trained from prompts only."""
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run(selfnpo_video, name=NAME))
+
+
+if __name__ == "__main__":
+    main()

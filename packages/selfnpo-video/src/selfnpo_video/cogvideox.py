@@ -1,0 +1,316 @@
+"""CogVideoX (2408.06072): how its models are loaded, and what the training engine needs of them.
+
+2b has sine-cosine positions, 5b and 1.5 rotary ones, 1.5 also patches two latent frames at a time. All predict v, with
+an SNR shift and zero terminal SNR, which the checkpoint's own scheduler configuration tells. Weights are safetensors
+only and no remote code is run. T5 and the transformer are never on the device together: T5-XXL is the larger one.
+"""
+
+import inspect
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
+from huggingface_hub import snapshot_download
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import T5EncoderModel, T5Tokenizer
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.loading import best_device, one_line_errors, quiet
+from selfnpo_core.schedule import NoiseSchedule
+from selfnpo_core.sources import Source
+from selfnpo_core.training.hashing import weights_hash
+from selfnpo_video.attention import use_attention
+from selfnpo_video.models import find_source, size_for
+from selfnpo_video.positions import Rotary, rotary_positions, window_at
+from selfnpo_video.shapes import ClipSize, Compression
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from selfnpo_core.training.backbone import Negative
+
+log = logging.getLogger(__name__)
+PIPELINES = {
+    "CogVideoXPipeline": CogVideoXPipeline,
+    "CogVideoXImageToVideoPipeline": CogVideoXImageToVideoPipeline,
+}
+SCHEDULERS = {"CogVideoXDDIMScheduler": CogVideoXDDIMScheduler, "CogVideoXDPMScheduler": CogVideoXDPMScheduler}
+EMBED_BATCH = 8
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+LORA_TARGETS = {
+    "attention": _ATTENTION,
+    "all": [*_ATTENTION, "ff.net.0.proj", "ff.net.2", "norm1.linear", "norm2.linear", "proj_out"],
+}
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+
+
+def local(source: Source) -> Source:
+    """The same model on this disk, checked to be CogVideoX: a hub id is fetched, into the hub's own cache."""
+    if source.kind == "file":
+        raise InputError(f"model {source.name} is a single file: CogVideoX comes in diffusers folders, give one")
+    if source.kind == "hub":
+        with quiet(), one_line_errors(source):
+            index = Path(snapshot_download(source.location, allow_patterns=["model_index.json"]))
+            _pipeline_class(index, source.name)
+            folder = snapshot_download(source.location, allow_patterns=list(_FILES))
+        source = replace(source, kind="folder", location=str(folder))
+    _check_folder(Path(source.location), source.name)
+    return source
+
+
+def load_pipeline(
+    model: Source | str, *, dtype: torch.dtype = torch.float32, **components: Any
+) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
+    """The stock pipeline of a model, on the CPU. Components that are given (`transformer=…`) are not read from disk.
+
+    Raises `InputError` for what cannot be found, is of another family, or has pickled weights only.
+    """
+    source = local(find_source(model) if isinstance(model, str) else model)
+    folder = Path(source.location)
+    with quiet(), one_line_errors(source):
+        pipe = _pipeline_class(folder, source.name).from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, **components
+        )
+    if isinstance(pipe.scheduler, CogVideoXDDIMScheduler | CogVideoXDPMScheduler):
+        pipe.register_to_config(_name_or_path=source.name)
+        return pipe
+    raise InputError(f"model {source.name} has a {type(pipe.scheduler).__name__}: CogVideoX wants its own DDIM or DPM")
+
+
+class CogVideoX:
+    """A CogVideoX text-to-video model as the training engine sees it (`selfnpo_core.training.backbone.Backbone`).
+
+    Of the model only the transformer is in memory; T5 is read for `embed`, T5 and VAE for `draw_samples`.
+
+    frames, height, width: of the clips, in pixels; None is what the checkpoint was made for.
+    """
+
+    family = "cogvideox"
+    lora_targets: Mapping[str, Sequence[str] | str] = LORA_TARGETS
+
+    def __init__(
+        self,
+        model: Source | str,
+        *,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "auto",
+    ):
+        source = find_source(model) if isinstance(model, str) else model
+        self.name, self.dtype = source.name, dtype
+        self.device = best_device(device) if isinstance(device, str) else device
+        self._source = local(source)
+        folder = Path(self._source.location)
+        if _pipeline_class(folder, self.name) is not CogVideoXPipeline:
+            raise InputError(f"model {self.name} turns images into video, and training wants text to video: use that")
+        vae = _Config(AutoencoderKLCogVideoX, AutoencoderKLCogVideoX.load_config(folder, subfolder="vae"))
+        self._config = _Config(
+            CogVideoXTransformer3DModel, CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer")
+        )
+        self.compression = Compression.of(self._config, vae)
+        made_for = size_for(self.name, self._config)
+        self.size = ClipSize(
+            frames=frames or made_for.frames, height=height or made_for.height, width=width or made_for.width
+        )
+        self.latent_shape: tuple[int, ...] = self.compression.latent_shape(self.size)
+        with quiet(), one_line_errors(self._source):
+            transformer = CogVideoXTransformer3DModel.from_pretrained(
+                folder, subfolder="transformer", torch_dtype=_stored_dtype(folder / "transformer"), use_safetensors=True
+            )
+        self.base_hash = weights_hash(transformer)
+        self.denoiser: nn.Module = transformer.to(dtype).requires_grad_(False).eval()
+        scheduler = _scheduler(folder, self.name)
+        self.prediction_type = scheduler.config.prediction_type
+        self.schedule = NoiseSchedule.from_scheduler(scheduler)
+        self.max_tokens = int(self._config.max_text_seq_length)
+        self.bytes_per_prompt = self.max_tokens * self._config.text_embed_dim * dtype.itemsize
+        self._table: Tensor | None = None
+        self._rotary: dict[tuple[int, int, torch.device], Rotary | None] = {}
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> None:
+        """Table of the prompts' embeddings (N + 1, L, D) in host memory, the null prompt's row last. T5 is freed."""
+        if next(self.denoiser.parameters()).device.type != "cpu":
+            raise RuntimeError("embed() comes before the transformer goes to the device")
+        self._table = encode(self._source, [*prompts, ""], self.max_tokens, self.device, self.dtype)
+
+    def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
+        """The transformer's raw output at x_t: (B, F, C, H, W), t: (B,), prompt: (B,) rows of the table."""
+        return self.predict_window(x_t, t, prompt, first=0)
+
+    def predict_window(self, x_t: Tensor, t: Tensor, prompt: Tensor, *, first: int) -> Tensor:
+        """As `predict`, x_t being a window that begins at latent frame `first` of the clip."""
+        assert self._table is not None, "embed() comes before predict()"
+        dtype = next(p.dtype for name, p in self.denoiser.named_parameters() if ".lora_" not in name)
+        context = self._table[prompt.to(self._table.device)].to(x_t.device, dtype)
+        with window_at(_unwrapped(self.denoiser), first):
+            output: Tensor = self.denoiser(
+                hidden_states=x_t.to(dtype),
+                encoder_hidden_states=context,
+                timestep=t,
+                image_rotary_emb=self._rotary_at(x_t, first),
+                return_dict=False,
+            )[0]
+        return output
+
+    def use_attention(self, name: str) -> None:
+        """ "auto", "sdpa", "xformers" or "flash" (`selfnpo_video.attention`)."""
+        use_attention(self.denoiser, name, self.device, self.dtype)
+
+    def draw_samples(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: "Negative",
+    ) -> "Sequence[Image]":
+        """A strip of frames a prompt. The transformer waits on the CPU while T5 reads the prompts."""
+        from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
+        from selfnpo_video.sampling import Settings, draw
+        from selfnpo_video.video_files import strip
+
+        device = next(self.denoiser.parameters()).device
+        self.denoiser.to("cpu")
+        table = encode(self._source, [*prompts, ""], self.max_tokens, self.device, self.dtype)
+        self.denoiser.to(device)
+        pipe = load_pipeline(
+            self._source, dtype=self.dtype, transformer=self.denoiser, text_encoder=None, tokenizer=None
+        )
+        pipe.vae.to(device)
+        if negative is None:
+            attached: Any = nullcontext()
+        elif isinstance(negative, str):
+            attached = NegativeAdapters.attach(pipe, {negative: 1.0})
+        else:
+            attached = NegativeDelta.attach(pipe, negative)
+        settings = Settings(guidance_scale=guidance_scale, steps=steps, size=self.size, batch_size=1)
+        with attached:
+            clips = draw(pipe, prompts, seeds, settings, embeddings=table)
+            strips = [strip(frames) for _, frames in clips]
+        del pipe
+        _empty_cache(self.device)
+        return strips
+
+    def save_lora(self, directory: Path, adapter: str) -> None:
+        """By the stock saver, raw PEFT keys with the metadata that keeps alpha ≠ rank on reload, in float32."""
+        save_lora(self.denoiser, directory, adapter)
+
+    def _rotary_at(self, x_t: Tensor, first: int) -> Rotary | None:
+        key = (x_t.shape[1], first, x_t.device)
+        if key not in self._rotary:
+            found = rotary_positions(_unwrapped(self.denoiser), x_t.shape[1], *x_t.shape[3:], first=first)
+            self._rotary[key] = None if found is None else (found[0].to(x_t.device), found[1].to(x_t.device))
+        return self._rotary[key]
+
+
+@torch.no_grad()
+def encode(source: Source, texts: Sequence[str], max_tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """T5's embeddings (N, max_tokens, D) in host memory, padded as the pipeline pads; T5 is read, used and freed."""
+    folder = Path(local(source).location)
+    with quiet(), one_line_errors(source):
+        tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
+        model = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True).to(device)
+    rows = []
+    lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids]
+    if cut := sum(length > max_tokens for length in lengths):
+        log.warning("%d of %d prompts are longer than %d tokens: the rest of them is cut", cut, len(texts), max_tokens)
+    with tqdm(total=len(texts), desc="embed prompts", unit="prompt", disable=len(texts) <= EMBED_BATCH) as bar:
+        for start in range(0, len(texts), EMBED_BATCH):
+            batch = list(texts[start : start + EMBED_BATCH])
+            tokens = tokenizer(
+                batch, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
+            ).input_ids
+            rows.append(model(tokens.to(device))[0].to("cpu", dtype))
+            bar.update(len(batch))
+    del model
+    _empty_cache(device)
+    return torch.cat(rows)
+
+
+def save_lora(transformer: nn.Module, directory: Path, adapter: str) -> None:
+    """directory/pytorch_lora_weights.safetensors, loaded by any stock CogVideoX pipeline."""
+    layers = get_peft_model_state_dict(transformer, adapter_name=adapter)
+    CogVideoXPipeline.save_lora_weights(
+        directory,
+        transformer_lora_layers={name: tensor.float().contiguous().cpu() for name, tensor in layers.items()},
+        transformer_lora_adapter_metadata=transformer.peft_config[adapter].to_dict(),
+        safe_serialization=True,
+    )
+
+
+class _Config:
+    """A model's configuration with the defaults of its class, as attributes."""
+
+    def __init__(self, model: Any, values: Mapping[str, Any]):
+        defaults = {n: p.default for n, p in inspect.signature(model.__init__).parameters.items() if n != "self"}
+        self.__dict__.update({**defaults, **values})
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Raise `InputError` unless a diffusers folder is a CogVideoX pipeline with its weights as safetensors."""
+    _pipeline_class(folder, name)
+    for part in ("transformer", "vae", "text_encoder"):
+        if not any((folder / part).glob("*.safetensors")):
+            pickled = any(p.suffix in (".bin", ".pt", ".pth", ".ckpt") for p in (folder / part).glob("*"))
+            problem = "only pickled weights, which can run code when loaded" if pickled else "no weights"
+            raise InputError(f"model {name} has {problem} in {part}: get it as safetensors")
+
+
+def _pipeline_class(folder: Path, name: str) -> Any:
+    try:
+        found = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    except FileNotFoundError:
+        raise InputError(f"model {name} has no model_index.json: give a diffusers folder of CogVideoX") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder}/model_index.json is damaged ({error}): get the model again") from None
+    if found not in PIPELINES:
+        raise InputError(f"model {name} is a {found}, not CogVideoX: give one that is, such as cogvideox-2b")
+    return PIPELINES[found]
+
+
+def _scheduler(folder: Path, name: str) -> CogVideoXDDIMScheduler | CogVideoXDPMScheduler:
+    config = CogVideoXDDIMScheduler.load_config(folder, subfolder="scheduler")
+    kind = config.get("_class_name")
+    if kind not in SCHEDULERS:
+        raise InputError(f"model {name} has a {kind}: CogVideoX wants its own DDIM or DPM scheduler")
+    return SCHEDULERS[kind].from_config(config)
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Of the weights on disk, so that none is converted before it is hashed."""
+    file = sorted(folder.glob("*.safetensors"))[0]
+    with safe_open(file, framework="pt") as weights:
+        name = next(iter(weights.keys()))
+        return weights.get_tensor(name).dtype
+
+
+def _unwrapped(network: nn.Module) -> CogVideoXTransformer3DModel:
+    """Without what DDP, DeepSpeed or a compiler put around it."""
+    while not isinstance(network, CogVideoXTransformer3DModel):
+        network = network.module if hasattr(network, "module") else network._orig_mod
+    return network
+
+
+def _empty_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,27 @@
+"""`sample`: clips into a folder."""
+
+from typing import Any
+
+import click
+
+from selfnpo_core.cli import sampling_options, stack
+
+clip_options = stack(
+    click.option("--frames", type=click.IntRange(min=1), help="Of each clip. Default: what the model was made for."),
+    click.option("--fps", type=click.IntRange(min=1), help="Frames a second. Default: the model's."),
+    click.option("--format", type=click.Choice(["mp4", "webp", "gif"]), default="mp4", show_default=True),
+    click.option("--image", metavar="FILE", help="First frame, for image-to-video models."),
+    click.option("--dynamic-guidance", is_flag=True, help="Let the guidance scale rise from 1 on the way."),
+)
+"""Options of `sample` and `compare` beside the common ones."""
+
+
+@click.command(help="Draw clips as 00000-SEED.mp4 with a metadata.jsonl. The same command again goes on.")
+@sampling_options
+@clip_options
+def sample(**options: Any) -> None:
+    from selfnpo_video import sampling
+
+    job = sampling.plan(options)
+    drawn = sampling.sample(job, options["output"])
+    click.echo(f"{drawn} clips drawn, {len(job.prompts)} in {options['output']}")

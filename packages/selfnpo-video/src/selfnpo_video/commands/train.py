@@ -1,0 +1,45 @@
+"""`train`: negative weights from prompts only."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from selfnpo_core.cli import train_options
+
+if TYPE_CHECKING:
+    import torch
+
+    from selfnpo_core.sources import Source
+    from selfnpo_core.training import Recipe
+    from selfnpo_core.training.command import Family
+    from selfnpo_video.cogvideox import CogVideoX
+
+
+@click.command(help="Train negative weights. The result is RUN/npo; --resume goes on from RUN's last checkpoint.")
+@train_options
+def train(**options: Any) -> None:
+    from selfnpo_core.training.command import run_train
+
+    run_train(family(), options)
+
+
+def family() -> "Family":
+    """What the command needs to know of video models."""
+    from selfnpo_core.training.command import Family
+    from selfnpo_video.models import find_source
+    from selfnpo_video.prompts import load_prompts
+    from selfnpo_video.recipes import presets_for
+
+    return Family(
+        program="selfnpo-video",
+        presets=presets_for,
+        source=find_source,
+        prompts=load_prompts,
+        backbone=_backbone,
+    )
+
+
+def _backbone(source: "Source", recipe: "Recipe", dtype: "torch.dtype", device: str) -> "CogVideoX":
+    from selfnpo_video.cogvideox import CogVideoX
+
+    return CogVideoX(source, frames=recipe.frames, height=recipe.height, width=recipe.width, dtype=dtype, device=device)

@@ -1,0 +1,98 @@
+"""Known CogVideoX checkpoints, and what a name given to `--model` stands for."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from selfnpo_core import sources
+from selfnpo_core.sources import KnownModel, Source
+from selfnpo_video.shapes import ClipSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownVideoModel(KnownModel):
+    """A line of the table that `models` prints."""
+
+    size: ClipSize
+    """What it was made for."""
+    fps: int = 8
+    from_image: bool = False
+    """Image to video: for sampling only."""
+
+
+def _cogvideox(name: str, hub_id: str, about: str, parameters: int, **changes: Any) -> KnownVideoModel:
+    usual: dict[str, Any] = {
+        "licence": "CogVideoX licence",
+        "prediction_type": "v_prediction",
+        "dtype": "bf16",
+        "guidance_scale": 6.0,
+        "steps": 50,
+        "size": ClipSize(frames=49, height=480, width=720),
+    }
+    return KnownVideoModel(name=name, hub_id=hub_id, about=about, parameters=parameters, **{**usual, **changes})
+
+
+_LARGE = {"size": ClipSize(frames=81, height=768, width=1360), "fps": 16}
+KNOWN: dict[str, KnownVideoModel] = {
+    model.name: model
+    for model in (
+        _cogvideox(
+            "cogvideox-2b",
+            "zai-org/CogVideoX-2b",
+            "text to video, sine-cosine positions",
+            1_693_783_872,
+            licence="Apache-2.0",
+            dtype="fp16",
+        ),
+        _cogvideox("cogvideox-5b", "zai-org/CogVideoX-5b", "text to video, rotary positions", 5_570_283_072),
+        _cogvideox(
+            "cogvideox-1.5-5b", "zai-org/CogVideoX1.5-5B", "text to video, two frames a patch", 5_570_676_352, **_LARGE
+        ),
+        _cogvideox("cogvideox-5b-i2v", "zai-org/CogVideoX-5b-I2V", "image to video", 5_570_479_680, from_image=True),
+        _cogvideox(
+            "cogvideox-1.5-5b-i2v",
+            "zai-org/CogVideoX1.5-5B-I2V",
+            "image to video, two frames a patch",
+            5_571_594_880,
+            from_image=True,
+            **_LARGE,
+        ),
+    )
+}
+
+
+def find_source(name: str, config: str | Path | None = None) -> Source:
+    """What `--model NAME` stands for, by `selfnpo_core.sources.find_source`."""
+    return sources.find_source(name, KNOWN, _shipped, config)
+
+
+def defaults(name: str) -> KnownVideoModel:
+    """Sampling defaults of a model; those of CogVideoX-2b for one that is not known."""
+    return KNOWN.get(name, KNOWN["cogvideox-2b"])
+
+
+def architecture(name: str) -> Mapping[str, Any]:
+    """Configuration of a known model's transformer, from the table in this package."""
+    table = json.loads((files("selfnpo_video") / "architectures.json").read_text(encoding="utf-8"))
+    return {**table["common"], **table["models"][name]}
+
+
+def size_for(name: str, transformer: Any) -> ClipSize:
+    """What a checkpoint was made for: a known model's own size, else what its configuration says."""
+    if name in KNOWN:
+        return KNOWN[name].size
+    space = 8
+    return ClipSize(
+        frames=transformer.sample_frames,
+        height=transformer.sample_height * space,
+        width=transformer.sample_width * space,
+    )
+
+
+def _shipped() -> Path:
+    from selfnpo_video.demo.assets import model_folder
+
+    return model_folder()

@@ -1,0 +1,248 @@
+"""Sampling with the stock pipelines, and the way from latents to a video file as they come."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import CogVideoXDPMScheduler
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.loading import DTYPES, best_device
+from selfnpo_core.sample_folder import SampleFolder, sample_name
+from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, load_eta, negative_of, prompts_of, scale_of
+from selfnpo_core.sources import Source
+from selfnpo_core.training.npo_folder import find_npo_file
+from selfnpo_video.cogvideox import load_pipeline
+from selfnpo_video.models import defaults, find_source
+from selfnpo_video.prompts import load_prompts
+from selfnpo_video.shapes import ClipSize, Compression
+from selfnpo_video.streaming import decode_stream
+from selfnpo_video.video_files import to_frames, write_video
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How clips are drawn. guidance_scale: 1 is none. size: None is what the checkpoint was made for."""
+
+    guidance_scale: float
+    steps: int
+    size: ClipSize
+    negative_prompt: str | None = None
+    dynamic_guidance: bool = False
+    """The scale rises from 1 on the way (the pipelines' `use_dynamic_cfg`)."""
+    batch_size: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that `sample` and `compare` were asked to draw."""
+
+    source: Source
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    settings: Settings
+    negative: Negative | None
+    dtype: str
+    fps: int
+    format: str = "mp4"
+    image: Path | None = None
+    """First frame, for image-to-video checkpoints."""
+    eta: Path | None = None
+    """A preference-tuned LoRA, active on both branches."""
+    device: torch.device = field(default_factory=best_device)
+
+    def load(self) -> Any:
+        pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype])
+        compression_of(pipe).check(self.settings.size)
+        _check_image(pipe, self)
+        if self.device.type == "cuda":  # T5 and transformer do not fit together
+            pipe.enable_model_cpu_offload(device=self.device)
+        if self.eta is not None:
+            load_eta(pipe, self.eta)
+        return pipe
+
+
+def plan(options: Mapping[str, Any]) -> Job:
+    """A job from the options of the command line."""
+    if not options["model"]:
+        raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
+    source = find_source(options["model"], options["model_config"])
+    known, device = defaults(options["model"]), best_device(options["device"])
+    prompts = [text for text in prompts_of(options, load_prompts) for _ in range(options["count"])]
+    negative, config = negative_of(options)
+    size = ClipSize(
+        frames=options["frames"] or known.size.frames,
+        height=options["height"] or known.size.height,
+        width=options["width"] or known.size.width,
+    )
+    return Job(
+        source=source,
+        prompts=prompts,
+        seeds=[options["seed"] + i for i in range(len(prompts))],
+        settings=Settings(
+            guidance_scale=scale_of(options, config, known.guidance_scale),
+            steps=options["steps"] or known.steps,
+            size=size,
+            negative_prompt=options["negative_prompt"],
+            dynamic_guidance=options["dynamic_guidance"],
+            batch_size=options["batch_size"],
+        ),
+        negative=negative,
+        dtype=dtype_of(options["dtype"], device, known.dtype),
+        fps=options["fps"] or known.fps,
+        format=options["format"],
+        image=None if options["image"] is None else Path(options["image"]),
+        eta=None if options["eta"] is None else find_npo_file(options["eta"]),
+        device=device,
+    )
+
+
+def sample(job: Job, output: str | Path) -> int:
+    """Draw the job's clips into a folder; returns how many were drawn now. Those that are there are kept."""
+    return draw_into(job.load(), job, output)
+
+
+def draw_into(pipe: Any, job: Job, output: str | Path) -> int:
+    """As `sample`, on a pipeline that is loaded already."""
+    attached = job.negative.attach(pipe) if job.negative else nullcontext()
+    with attached, SampleFolder(output, records(job, pipe)) as folder:
+        todo = folder.missing
+        if len(todo) < len(job.prompts):
+            log.warning("%s: %d clips are there already", output, len(job.prompts) - len(todo))
+        some = [job.prompts[i] for i in todo], [job.seeds[i] for i in todo]
+        bar = tqdm(total=len(todo), desc=Path(output).name, unit="clip", disable=not todo)
+        for index, latents in latent_clips(pipe, *some, job.settings, image=job.image):
+            write = partial(write_video, frames=frames_of(pipe, latents), fps=job.fps, format=job.format)
+            folder.add(todo[index], write)
+            bar.update()
+    return len(todo)
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    *,
+    embeddings: Tensor | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Index and frames (F, H, W, 3) uint8, in order. embeddings: as of `latent_clips`."""
+    for index, latents in latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings):
+        yield index, np.stack(list(frames_of(pipe, latents)))
+
+
+@torch.no_grad()
+def latent_clips(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    *,
+    image: Path | None = None,
+    embeddings: Tensor | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Index and latents (1, F, C, h, w), in order. The pipeline is called as it is, a batch at a time.
+
+    Every clip has its own generator. The DPM scheduler draws noise from one for the whole batch, so there the batch is
+    one clip. embeddings: (N + 1, L, D) of the prompts and the null prompt, for a pipeline without T5.
+    """
+    pipe.set_progress_bar_config(desc="denoise", leave=False)
+    size, config = settings.size, pipe.transformer.config
+    batch = 1 if isinstance(pipe.scheduler, CogVideoXDPMScheduler) else settings.batch_size
+    extra: dict[str, Any] = {} if image is None else {"image": Image.open(image).convert("RGB")}
+    for start in range(0, len(prompts), batch):
+        part = slice(start, min(start + batch, len(prompts)))
+        count = part.stop - part.start
+        texts: dict[str, Any]
+        if embeddings is None:
+            refused = settings.negative_prompt
+            texts = {
+                "prompt": list(prompts[part]),
+                "negative_prompt": None if refused is None else [refused] * count,
+            }
+        else:
+            device = pipe.transformer.device
+            null = embeddings[-1:].expand(count, -1, -1)
+            texts = {"prompt_embeds": embeddings[part].to(device), "negative_prompt_embeds": null.to(device)}
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+        latents = pipe(
+            **texts,
+            **extra,
+            num_frames=size.frames,
+            height=size.height,
+            width=size.width,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            use_dynamic_cfg=settings.dynamic_guidance,
+            max_sequence_length=config.max_text_seq_length,
+            generator=generators if len(generators) > 1 else generators[0],
+            output_type="latent",
+        ).frames
+        padding = latents.shape[1] - ((size.frames - 1) // pipe.vae_scale_factor_temporal + 1)
+        for offset, clip in enumerate(latents[:, padding:].split(1)):
+            yield start + offset, clip
+
+
+@torch.no_grad()
+def frames_of(pipe: Any, latents: Tensor) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 of one clip's latents (1, F, C, h, w), decoded chunk by chunk."""
+    vae = pipe.vae
+    device = getattr(pipe, "_execution_device", latents.device)
+    if vae.device != device:
+        vae.to(device)
+    for chunk in decode_stream(vae, latents.to(device, vae.dtype)):
+        yield from to_frames(chunk[0])
+
+
+def compression_of(pipe: Any) -> Compression:
+    return Compression.of(pipe.transformer.config, pipe.vae.config)
+
+
+def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
+    """A line of metadata.jsonl a clip: all that is needed to draw it again."""
+    size = job.settings.size
+    shared = {
+        "negative_prompt": job.settings.negative_prompt,
+        "guidance_scale": job.settings.guidance_scale,
+        "dynamic_guidance": job.settings.dynamic_guidance,
+        "steps": job.settings.steps,
+        "frames": size.frames,
+        "height": size.height,
+        "width": size.width,
+        "fps": job.fps,
+        "scheduler": type(pipe.scheduler).__name__,
+        "model": job.source.name,
+        "dtype": job.dtype,
+        "image": None if job.image is None else str(job.image),
+        "eta": None if job.eta is None else str(job.eta),
+        **(job.negative.record if job.negative else NO_NEGATIVE),
+    }
+    return [
+        {"file": sample_name(index, seed, job.format), "prompt": prompt, "seed": seed, **shared}
+        for index, (prompt, seed) in enumerate(zip(job.prompts, job.seeds, strict=True))
+    ]
+
+
+def _check_image(pipe: Any, job: Job) -> None:
+    wants = "image" in pipe.components or "ImageToVideo" in type(pipe).__name__
+    if wants and job.image is None:
+        raise InputError(f"model {job.source.name} turns an image into a video: give the first frame as --image FILE")
+    if not wants and job.image is not None:
+        raise InputError(f"model {job.source.name} takes no image: leave --image out, or use an image-to-video model")
+    if job.image is not None:
+        try:
+            with Image.open(job.image) as picture:
+                picture.verify()
+        except Exception as error:  # PIL raises several kinds
+            raise InputError(f"{job.image} is no image that can be read ({type(error).__name__})") from None

@@ -1,0 +1,79 @@
+"""From frames and pixels to latents, and which sizes a checkpoint can take."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from selfnpo_core.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSize:
+    """A clip in frames and pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.frames}×{self.height}×{self.width}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """How a checkpoint packs a clip: latents have 1 + (frames − 1)/time frames of (height, width)/space."""
+
+    time: int
+    space: int
+    patch: int
+    patch_time: int
+    channels: int
+    """Of the latents that are denoised."""
+    fixed: tuple[int, int] | None = None
+    """Height and width in pixels, where positions were learned for these only."""
+
+    @classmethod
+    def of(cls, transformer: Any, vae: Any) -> "Compression":
+        """From the configurations of a CogVideoXTransformer3DModel and an AutoencoderKLCogVideoX."""
+        space = 2 ** (len(vae.block_out_channels) - 1)
+        fixed = None
+        if transformer.use_learned_positional_embeddings:
+            fixed = (transformer.sample_height * space, transformer.sample_width * space)
+        return cls(
+            time=int(vae.temporal_compression_ratio),
+            space=space,
+            patch=transformer.patch_size,
+            patch_time=transformer.patch_size_t or 1,
+            channels=transformer.out_channels,
+            fixed=fixed,
+        )
+
+    def latent_shape(self, size: ClipSize) -> tuple[int, int, int, int]:
+        """(frames, channels, height, width) of the latents. Raises `InputError` for sizes that are not possible.
+
+        With temporal patches (1.5) frames are padded in front to a multiple of the patch, as the pipeline does; the
+        padding's frames are dropped after sampling.
+        """
+        self.check(size)
+        frames = (size.frames - 1) // self.time + 1
+        frames += -frames % self.patch_time
+        return frames, self.channels, size.height // self.space, size.width // self.space
+
+    def check(self, size: ClipSize) -> None:
+        """Raise `InputError`, with the nearest size that works, for one that the model cannot draw."""
+        if self.nearest(size) != size:
+            raise InputError(
+                f"a clip of {size} (frames × height × width) is not possible: frames must be a multiple of {self.time} "
+                f"plus 1, height and width {self._spatial()}; the nearest is {self.nearest(size)}"
+            )
+
+    def nearest(self, size: ClipSize) -> ClipSize:
+        """The size itself if it is possible."""
+        frames = 1 + self.time * max(0, round((size.frames - 1) / self.time))
+        step = self.space * self.patch
+        height, width = self.fixed or (max(step, step * round(n / step)) for n in (size.height, size.width))
+        return ClipSize(frames=frames, height=height, width=width)
+
+    def _spatial(self) -> str:
+        if self.fixed:
+            return "{}×{}".format(*self.fixed)
+        return f"multiples of {self.space * self.patch}"

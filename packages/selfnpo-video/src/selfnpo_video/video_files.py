@@ -1,0 +1,150 @@
+"""Video files: written frame by frame, read by the fastest library that is installed.
+
+Frames are uint8 RGB arrays (H, W, 3). Writing goes through imageio's ffmpeg: H.264 in yuv420p, which every browser
+plays. Reading: decord (or decord2, which has the same module name), else PyAV, else imageio's ffmpeg.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from selfnpo_core.errors import InputError
+
+FORMATS = ("mp4", "webp", "gif", "frames")
+Frame = np.ndarray
+_H264: dict[str, Any] = {
+    "codec": "libx264",
+    "quality": None,
+    "pixelformat": "yuv420p",
+    "macro_block_size": 2,
+    "output_params": ["-crf", "20", "-movflags", "+faststart"],
+}
+
+
+def to_frames(video: Tensor) -> np.ndarray:
+    """(3, F, H, W) in [−1, 1] → (F, H, W, 3) uint8."""
+    bytes_ = ((video.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+    return bytes_.permute(1, 2, 3, 0).cpu().numpy()
+
+
+def write_video(path: Path, frames: Iterable[Frame], *, fps: int, format: str | None = None) -> int:
+    """Write frames as they come; returns how many. The file gets its name when it is whole.
+
+    format: of `FORMATS`, the suffix if not given; "frames" makes a folder of PNG files.
+    """
+    format = format or path.suffix.removeprefix(".")
+    if format not in FORMATS:
+        raise InputError(f"{path} has an unknown video format: use one of {', '.join(FORMATS)}")
+    # A folder of its own: when writing fails, ffmpeg may still be about to make its file.
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-", ignore_cleanup_errors=True) as aside:
+        partial = Path(aside) / path.name
+        count = _WRITERS[format](partial, frames, fps)
+        if count == 0:
+            raise InputError(f"{path} would have no frames")
+        os.replace(partial, path)
+    return count
+
+
+def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarray, float]:
+    """Frames (F, H, W, 3) uint8 and their rate. Raises `InputError` for what is no whole video."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"video {path} does not exist: give a video file")
+    try:
+        frames, fps = reader()(path, limit)
+    except Exception as error:  # every library has errors of its own
+        detail = " ".join(str(error).split())[:120]
+        raise InputError(f"{path} cannot be read as a video ({detail}): it may be cut off") from None
+    if len(frames) == 0:
+        raise InputError(f"{path} has no frames that can be read: it may be cut off, or no video at all")
+    return frames, fps
+
+
+def reader() -> Callable[[Path, int | None], tuple[np.ndarray, float]]:
+    """The fastest way to read that is installed."""
+    if find_spec("decord"):
+        return _read_decord
+    return _read_av if find_spec("av") else _read_imageio
+
+
+def strip(frames: np.ndarray, most: int = 5) -> Image.Image:
+    """Up to `most` frames, evenly spaced, side by side."""
+    chosen = np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
+    return Image.fromarray(np.concatenate(list(frames[chosen]), axis=1))
+
+
+def _write_mp4(path: Path, frames: Iterable[Frame], fps: int) -> int:
+    count = 0
+    with imageio.get_writer(path, format="FFMPEG", mode="I", fps=fps, ffmpeg_log_level="error", **_H264) as writer:
+        for frame in frames:
+            writer.append_data(frame)
+            count += 1
+    return count
+
+
+def _write_loop(path: Path, frames: Iterable[Frame], fps: int) -> int:
+    """webp and gif: all frames are needed at once."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    if pictures:
+        extra = {"quality": 80, "method": 4} if path.suffix == ".webp" else {}
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **extra)
+    return len(pictures)
+
+
+def _write_frames(path: Path, frames: Iterable[Frame], fps: int) -> int:
+    path.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for frame in frames:
+        Image.fromarray(frame).save(path / f"{count:05d}.png")
+        count += 1
+    return count
+
+
+_WRITERS: dict[str, Callable[[Path, Iterable[Frame], int], int]] = {
+    "mp4": _write_mp4,
+    "webp": _write_loop,
+    "gif": _write_loop,
+    "frames": _write_frames,
+}
+
+
+def _read_decord(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+    import decord
+
+    video = decord.VideoReader(str(path), num_threads=1)
+    count = len(video) if limit is None else min(limit, len(video))
+    return video.get_batch(range(count)).asnumpy(), float(video.get_avg_fps())
+
+
+def _read_av(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or 0)
+        return _stacked(frame.to_ndarray(format="rgb24") for frame in _first(container.decode(stream), limit)), rate
+
+
+def _read_imageio(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+    with imageio.get_reader(path, format="FFMPEG") as video:
+        return _stacked(_first(iter(video), limit)), float(video.get_meta_data()["fps"])
+
+
+def _first(frames: Iterator[Any], limit: int | None) -> Iterator[Any]:
+    for index, frame in enumerate(frames):
+        if limit is not None and index >= limit:
+            return
+        yield frame
+
+
+def _stacked(frames: Iterable[np.ndarray]) -> np.ndarray:
+    found: Sequence[np.ndarray] = list(frames)
+    return np.stack(found) if found else np.empty((0, 0, 0, 3), np.uint8)
