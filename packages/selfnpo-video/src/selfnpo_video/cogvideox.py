@@ -130,6 +130,7 @@ class CogVideoX:
         self.size = ClipSize(
             frames=frames or made_for.frames, height=height or made_for.height, width=width or made_for.width
         )
+        self.window_step = self.compression.patch_time
         self.latent_shape: tuple[int, ...] = self.compression.latent_shape(self.size)
         with quiet(), one_line_errors(self._source):
             transformer = CogVideoXTransformer3DModel.from_pretrained(

@@ -58,6 +58,11 @@ class Backbone(Protocol):
         the output to float32 and does not look at the dtype. Must work with and without gradients.
         """
 
+    # A video family has two members more, for recipes with `chunk_frames`:
+    #     window_step: int             windows begin and end at multiples of it
+    #     predict_window(x_t, t, prompt, *, first)
+    #                                  as `predict`, x_t being frames first … first + n − 1 (its dimension 1) of a clip
+
     def use_attention(self, name: str) -> None:
         """Choose the attention implementation by the recipe's `attention`; "auto" is the family's own choice.
 

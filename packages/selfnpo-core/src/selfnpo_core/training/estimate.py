@@ -17,7 +17,7 @@ from selfnpo_core.training.accelerators import AMP
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.student import FullStudent, Student, make_student
-from selfnpo_core.training.updates import Denoisers, RowCounter, reference_rows, teacher_rows
+from selfnpo_core.training.updates import Denoisers, RowCounter, check_window, reference_rows, teacher_rows
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}
 
@@ -72,6 +72,7 @@ class DryRun:
 
 def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> DryRun:
     """Build the trained weights, measure one row, and take everything away again."""
+    check_window(backbone, recipe)
     base = backbone.denoiser
     network_parameters = sum(p.numel() for p in base.parameters())
     base_bytes = _bytes_of(base)
@@ -129,11 +130,13 @@ def _activation_bytes(backbone: Backbone, student: Student, recipe: Recipe) -> i
         return tensor
 
     denoisers = Denoisers(backbone=backbone, weights=student, counter=RowCounter(), amp=AMP[recipe.mixed_precision])
-    x = torch.zeros((1, *backbone.latent_shape), device=device)
+    frames, *rest = backbone.latent_shape
+    first = None if recipe.chunk_frames is None else 0
+    x = torch.zeros((1, recipe.chunk_frames or frames, *rest), device=device)
     t = backbone.schedule.grid(recipe.grid_steps)[:1].to(device)
     prompt = torch.full((1,), NULL, device=device)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        denoisers.student(x, t, prompt)
+        denoisers.student(x, t, prompt, first)
     return sum(kept.values())
 
 

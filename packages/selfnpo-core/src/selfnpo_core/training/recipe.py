@@ -95,6 +95,9 @@ class Recipe(BaseModel):
     height: Positive | None = Field(None, description="pixels; null: what the model was made for")
     width: Positive | None = Field(None, description="pixels; null: what the model was made for")
     frames: Positive | None = Field(None, description="of a clip; null: what the model was made for")
+    chunk_frames: Positive | None = Field(
+        None, description="latent frames of the window that an update trains on; null: whole clips"
+    )
 
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = "no"
     gradient_checkpointing: bool = False

@@ -197,7 +197,8 @@ def make_source(
     grid = schedule.grid(recipe.grid_steps)
     if recipe.rollout == "pool":
         home = device if recipe.pool_device == "device" else torch.device("cpu")
-        pool = TrajectoryPool(recipe.pool_size, shape, grid, num_prompts, generator, device=home)
+        pin = home.type == "cpu" and device.type == "cuda"
+        pool = TrajectoryPool(recipe.pool_size, shape, grid, num_prompts, generator, device=home, pin=pin)
         return PoolSource(pool, teacher, schedule, device)
     return FreshSource(
         teacher,

@@ -24,6 +24,7 @@ from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import RunFolder
 from selfnpo_core.training.stopping import StopSignals
 from selfnpo_core.training.student import lora_target_modules
+from selfnpo_core.training.updates import check_window
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def train(
     accelerator = make_accelerator(recipe, Path(output) / "logs")
     if recipe.train == "lora":
         lora_target_modules(backbone, recipe.targets)
+    check_window(backbone, recipe)
     backbone.use_attention(recipe.attention)
     facts = {"family": backbone.family, "base_hash": backbone.base_hash}
     with ExitStack() as stack:

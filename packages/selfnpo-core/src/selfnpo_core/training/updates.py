@@ -9,12 +9,14 @@ The networks may run in half precision; everything here is float32.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from selfnpo_core.denoise import renoise
+from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
 from selfnpo_core.objective import gradient_reversal_loss, npo_dpo_loss, tdft_loss
 from selfnpo_core.prediction import Estimate, to_estimate
@@ -26,12 +28,30 @@ from selfnpo_core.training.student import Role, Student
 
 @dataclass(frozen=True, kw_only=True)
 class Noised:
-    """The student's question: x_s: (B, *S) at s: (B,) under prompt: (B,), made from a look."""
+    """The student's question: x_s: (B, *S) at s: (B,) under prompt: (B,), made from a look.
+
+    first: where x_s, and all of the look, is a window of a clip, the frame that the window begins at.
+    """
 
     look: Look
     x_s: Tensor
     s: Tensor
     prompt: Tensor
+    first: int | None = None
+
+    def window(self, first: int, count: int) -> "Noised":
+        """Frames first … first + count − 1 (dimension 1) of everything."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[:, first : first + count]
+
+        def cut_estimate(estimate: Estimate) -> Estimate:
+            return Estimate(cut(estimate.x0), cut(estimate.eps))
+
+        look = self.look
+        strong = None if look.strong is None else cut_estimate(look.strong)
+        look = replace(look, x_t=cut(look.x_t), weak=cut_estimate(look.weak), strong=strong)
+        return replace(self, look=look, x_s=cut(self.x_s), first=first)
 
 
 @dataclass
@@ -59,8 +79,8 @@ class Denoisers:
     amp: torch.dtype | None = None
     """dtype of autocast around the network; `None` for none."""
 
-    def student(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
-        return self._estimate("student", x_t, t, prompt)
+    def student(self, x_t: Tensor, t: Tensor, prompt: Tensor, first: int | None = None) -> Estimate:
+        return self._estimate("student", x_t, t, prompt, first)
 
     @torch.no_grad()
     def teacher(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
@@ -68,14 +88,18 @@ class Denoisers:
             return self._estimate("teacher", x_t, t, prompt)
 
     @torch.no_grad()
-    def base(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
+    def base(self, x_t: Tensor, t: Tensor, prompt: Tensor, first: int | None = None) -> Estimate:
         with self.weights.role("base"):
-            return self._estimate("base", x_t, t, prompt)
+            return self._estimate("base", x_t, t, prompt, first)
 
-    def _estimate(self, role: Role, x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
+    def _estimate(self, role: Role, x_t: Tensor, t: Tensor, prompt: Tensor, first: int | None = None) -> Estimate:
         self.counter.add(role, len(x_t))
         with torch.autocast(x_t.device.type, dtype=self.amp, enabled=self.amp is not None):
-            output = self.backbone.predict(x_t, t, prompt)
+            if first is None:
+                output = self.backbone.predict(x_t, t, prompt)
+            else:
+                backbone: Any = self.backbone
+                output = backbone.predict_window(x_t, t, prompt, first=first)
         level = self.backbone.schedule.at(t, like=x_t)
         return to_estimate(output.float(), x_t, level, self.backbone.prediction_type)
 
@@ -86,10 +110,37 @@ def noised_looks(source: Source, backbone: Backbone, recipe: Recipe, generator: 
     s = backbone.schedule.draw_noisier(drawn.t, generator)
     noise = torch.randn((recipe.update_rows, *backbone.latent_shape), generator=generator)
     dropped = torch.rand(recipe.update_rows, generator=generator) < recipe.student_prompt_dropout
+    windows = draw_windows(backbone, recipe, generator)
     start = 0
-    for look in source.looks(drawn, recipe.batch_size):
+    for index, look in enumerate(source.looks(drawn, recipe.batch_size)):
         part = slice(start, start := start + len(look.t))
-        yield _noise(look, s[part], noise[part], dropped[part], backbone)
+        noised = _noise(look, s[part], noise[part], dropped[part], backbone)
+        yield noised if windows is None else noised.window(windows[index], cast(int, recipe.chunk_frames))
+
+
+def draw_windows(backbone: Backbone, recipe: Recipe, generator: torch.Generator) -> list[int] | None:
+    """Where each part's window begins, uniform over all places; `None` for whole clips."""
+    if recipe.chunk_frames is None:
+        return None
+    check_window(backbone, recipe)
+    step = cast(Any, backbone).window_step
+    places = (backbone.latent_shape[0] - recipe.chunk_frames) // step + 1
+    drawn = torch.randint(places, (recipe.grad_accumulation,), generator=generator)
+    return [step * int(place) for place in drawn]
+
+
+def check_window(backbone: Backbone, recipe: Recipe) -> None:
+    """Raise `InputError` for a `chunk_frames` that the model cannot be trained with."""
+    if recipe.chunk_frames is None:
+        return
+    if not hasattr(backbone, "predict_window"):
+        raise InputError(f"chunk_frames is for video, and {backbone.name} makes pictures: leave it out")
+    frames, step = backbone.latent_shape[0], cast(Any, backbone).window_step
+    if recipe.chunk_frames > frames or recipe.chunk_frames % step:
+        raise InputError(
+            f"chunk_frames is {recipe.chunk_frames}, but a clip has {frames} latent frames and windows are multiples "
+            f"of {step}: choose {step} to {frames}"
+        )
 
 
 def _noise(look: Look, s: Tensor, noise: Tensor, dropped: Tensor, backbone: Backbone) -> Noised:
@@ -105,7 +156,7 @@ def update_loss(noised: Noised, denoisers: Denoisers, recipe: Recipe) -> Tensor:
 
     Rows at the noisiest timestep have no gradient, there being nothing noisier to train at: they are only advanced.
     """
-    look, at = noised.look, (noised.x_s, noised.s, noised.prompt)
+    look, at = noised.look, (noised.x_s, noised.s, noised.prompt, noised.first)
     reference = denoisers.base(*at).x0 if recipe.objective == "dpo" else None
     x0 = denoisers.student(*at).x0
     trained = (noised.s > look.t).reshape(-1, *(1,) * (x0.ndim - 1))

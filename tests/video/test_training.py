@@ -1,0 +1,113 @@
+"""Training CogVideoX: whole clips and windows, from the command line to a LoRA that stock diffusers loads."""
+
+import json
+
+import pytest
+import torch
+from diffusers import CogVideoXPipeline
+from safetensors.torch import load_file
+
+from selfnpo_core.cli import run
+from selfnpo_core.errors import InputError
+from selfnpo_core.training import build_recipe
+from selfnpo_core.training.accelerators import make_accelerator
+from selfnpo_core.training.engine import Engine
+from selfnpo_core.training.updates import check_window, noised_looks, update_loss
+from selfnpo_video.cli import selfnpo_video
+from selfnpo_video.cogvideox import CogVideoX
+
+PROMPTS = ["a red circle moves left", "a blue square grows"]
+SMALL = {"steps": 2, "batch_size": 2, "pool_size": 6, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
+CLIP = {"frames": 17, "height": 64, "width": 64}
+
+
+def command(*words: object) -> int:
+    return run(selfnpo_video, [str(word) for word in words], name="selfnpo-video")
+
+
+def loss_of(backbone: CogVideoX, **changes: object) -> tuple[float, list[tuple[int, ...]]]:
+    """Loss of one update, and the shapes that the student saw."""
+    recipe = build_recipe({**SMALL, **CLIP, "learning_rate": 1e-2, **changes})
+    engine = Engine(backbone, recipe, len(PROMPTS), make_accelerator(recipe))
+    seen = []
+    try:
+        engine.warm_up()
+        engine.generator.manual_seed(1)
+        (noised,) = noised_looks(engine.source, backbone, recipe, engine.generator)
+        handle = engine.student.network.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(tuple(kwargs["hidden_states"].shape)), with_kwargs=True
+        )
+        loss = update_loss(noised, engine.denoisers, recipe)
+        loss.backward()
+        handle.remove()
+        return float(loss.detach()), seen
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def backbone(folder):
+    made = CogVideoX(str(folder), **CLIP, device="cpu")
+    made.embed(PROMPTS)
+    return made
+
+
+def test_a_window_of_the_whole_clip_has_the_loss_of_the_clip(backbone):
+    frames = backbone.latent_shape[0]
+    whole, shapes = loss_of(backbone)
+    assert shapes == [(2, *backbone.latent_shape)]
+    assert loss_of(backbone, chunk_frames=frames)[0] == pytest.approx(whole, rel=1e-6)
+
+
+def test_an_update_sees_its_window_only(backbone):
+    step = backbone.window_step
+    _, shapes = loss_of(backbone, chunk_frames=2 * step)
+    assert shapes == [(2, 2 * step, *backbone.latent_shape[1:])]
+
+
+def test_windows_begin_everywhere(backbone):
+    recipe = build_recipe({**SMALL, **CLIP, "chunk_frames": 2})
+    engine = Engine(backbone, recipe, len(PROMPTS), make_accelerator(recipe))
+    try:
+        firsts = set()
+        for seed in range(40):
+            engine.generator.manual_seed(seed)
+            firsts |= {n.first for n in noised_looks(engine.source, backbone, recipe, engine.generator)}
+    finally:
+        engine.close()
+    frames, step = backbone.latent_shape[0], backbone.window_step
+    assert firsts == set(range(0, frames - 2 + 1, step))
+
+
+def test_windows_that_do_not_fit_are_refused(backbone):
+    for wrong in (backbone.latent_shape[0] + 2, *([3] if backbone.window_step == 2 else [])):
+        with pytest.raises(InputError, match="chunk_frames"):
+            check_window(backbone, build_recipe({**SMALL, "chunk_frames": wrong}))
+
+
+def test_a_run_from_the_command_line(folder, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    sets = {**SMALL, **CLIP, "frames": 9, "learning_rate": 0.1, "max_drift": 100, "sample_every": 2, "sample_steps": 2}
+    words = [w for key, value in sets.items() for w in ("--set", f"{key}={json.dumps(value)}")]
+    fast = ["--set", "mixed_precision=no", "--set", "grad_accumulation=1"]
+    output = tmp_path / "run"
+    assert command("train", "--model", folder, "--prompts", prompts, "--output", output, *words, *fast) == 0
+    config = json.loads((output / "npo" / "npo_config.json").read_text())
+    assert config["family"] == "cogvideox"
+    assert list((output / "samples").iterdir())
+    pipe = CogVideoXPipeline.from_pretrained(folder)
+    pipe.load_lora_weights(output / "npo", adapter_name="npo")
+    state = load_file(output / "npo" / "pytorch_lora_weights.safetensors")
+    loaded = dict(pipe.transformer.named_parameters())
+    for key, tensor in state.items():
+        name = key.removeprefix("transformer.").replace(".weight", ".npo.weight")
+        torch.testing.assert_close(loaded[name].detach(), tensor)
+    clips = tmp_path / "clips"
+    draw = ["--steps", 2, "--frames", 9, "--height", 64, "--width", 64, "--seed", 3, "--output", clips]
+    assert command("sample", "--model", folder, "--npo", output, "--prompt", PROMPTS[0], *draw) == 0
+    record = json.loads((clips / "metadata.jsonl").read_text())
+    assert (record["prompt"], record["frames"], record["beta"]) == (PROMPTS[0], 9, 1.0)
+    assert (clips / "00000-3.mp4").stat().st_size > 500
+    assert command("sample", "--model", folder, "--prompt", "x", "--frames", 8, "--output", tmp_path / "no") == 2
+    assert "nearest" in capsys.readouterr().err
