@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from selfnpo_core import inspection
 from selfnpo_core.errors import InputError
 from selfnpo_core.training.npo_folder import LORA_FILE, Npo, load_npo
-from selfnpo_image import inspection
-from selfnpo_image.models import find_source
-from selfnpo_image.sd15 import load_pipeline
+from selfnpo_image.sd15 import SD15, load_pipeline
 
 
 def test_strength_of_an_offset_that_scales_the_output(folder: Path) -> None:
@@ -20,7 +19,7 @@ def test_strength_of_an_offset_that_scales_the_output(folder: Path) -> None:
     for c in (0.25, -0.1):
         tensors = {f"conv_out.{name}": c * p.detach() for name, p in output.named_parameters()}
         npo = Npo(path=Path("delta.safetensors"), kind="delta", tensors=tensors, config=None)
-        strength = inspection.measure_strength(npo, find_source(str(folder)), rows=2, steps=3)
+        strength = inspection.measure_strength(npo, SD15(str(folder), device="cpu"), rows=2, steps=3)
         assert strength.overall == pytest.approx(abs(c), rel=1e-4)
         assert strength.noisiest == pytest.approx(abs(c), rel=1e-4)
         assert strength.cleanest == pytest.approx(abs(c), rel=1e-4)
@@ -30,9 +29,10 @@ def test_strength_of_a_lora_grows_with_it(folder: Path, finished_run: Path, tmp_
     npo = load_npo(finished_run)
     weak = {name: tensor * (0.01 if "lora_B" in name else 1) for name, tensor in npo.tensors.items()}
     save_file(weak, tmp_path / LORA_FILE)
-    source = find_source(str(folder))
-    whole = inspection.measure_strength(npo, source, rows=2, steps=3).overall
-    part = inspection.measure_strength(load_npo(tmp_path), source, rows=2, steps=3).overall
+    whole, part = (
+        inspection.measure_strength(some, SD15(str(folder), device="cpu"), rows=2, steps=3).overall
+        for some in (npo, load_npo(tmp_path))
+    )
     assert 0 < part < 0.5 * whole
 
 
@@ -43,7 +43,9 @@ def test_strength_on_another_base_is_refused(finished_run: Path, folder: Path, t
             parameter.mul_(1.1)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="was made for"):
-        inspection.measure_strength(load_npo(finished_run), find_source(str(tmp_path / "other")), rows=1, steps=2)
+        inspection.measure_strength(
+            load_npo(finished_run), SD15(str(tmp_path / "other"), device="cpu"), rows=1, steps=2
+        )
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ one that holds anything else is left alone. A sample is there, whole, before its
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,27 @@ def file_sha256(path: str | Path) -> str:
 class SampleFolder:
     """The samples that `records` describe, each with its "file". Use as a context manager: it holds a lock."""
 
-    def __init__(self, path: str | Path, records: Sequence[Record], *, beside: Sequence[str] = ()):
-        """beside: names of other files and folders that may lie in the folder."""
+    def __init__(
+        self,
+        path: str | Path,
+        records: Sequence[Record],
+        *,
+        beside: Sequence[str] = (),
+        shard: tuple[int, int] = (0, 1),
+        together: int = 1,
+    ):
+        """beside: names of other files and folders that may lie in the folder.
+
+        shard: (r, n) where n processes fill the folder, this one being number r; each block of `together` records goes
+        to one of them.
+        """
         from selfnpo_core.training.run_folder import FolderLock
 
         self.path = Path(path)
         self.records = [json.loads(json.dumps(record)) for record in records]
         self._beside = {*beside, METADATA}
-        self._lock = FolderLock(self.path / ".lock")
+        self._rank, self._world, self._together = *shard, together
+        self._lock = FolderLock(self.path / (".lock" if self._world == 1 else f".lock-{self._rank}"))
         self._done: set[str] = set()
 
     def __enter__(self) -> "SampleFolder":
@@ -62,8 +76,9 @@ class SampleFolder:
 
     @property
     def missing(self) -> list[int]:
-        """Indices of the records that are still to be drawn."""
-        return [i for i, record in enumerate(self.records) if record["file"] not in self._done]
+        """Indices of the records that are still to be drawn, by this process."""
+        own = [i for i in range(len(self.records)) if i // self._together % self._world == self._rank]
+        return [i for i in own if self.records[i]["file"] not in self._done]
 
     def path_of(self, index: int) -> Path:
         return self.path / self.records[index]["file"]
@@ -74,8 +89,12 @@ class SampleFolder:
         partial = self.path / f".{record['file']}"
         try:
             write(partial)
+            if (self.path / record["file"]).is_dir():  # whole, but without its line: the last process was killed
+                shutil.rmtree(self.path / record["file"])
             os.replace(partial, self.path / record["file"])
         except BaseException:
+            if partial.is_dir():
+                shutil.rmtree(partial)
             partial.unlink(missing_ok=True)
             raise
         with open(self.path / METADATA, "a", encoding="utf-8") as file:
@@ -92,13 +111,13 @@ class SampleFolder:
             metadata.touch()
             return set()
         wanted = {record["file"]: record for record in self.records}
-        kept = [record for record in _read_lines(metadata) if (self.path / record["file"]).is_file()]
+        kept = [record for record in _read_lines(metadata) if (self.path / record["file"]).exists()]
         for record in kept:
             self._compare(record, wanted.get(record["file"]))
         if foreign := [name for name in there if name not in self._beside and name not in wanted]:
             raise InputError(f"output folder {self.path} holds something else ({foreign[0]}): choose a new folder")
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        if metadata.read_text(encoding="utf-8") != lines:
+        if self._world == 1 and metadata.read_text(encoding="utf-8") != lines:  # others may be writing
             partial = metadata.with_name(f".{METADATA}")
             partial.write_text(lines, encoding="utf-8")
             os.replace(partial, metadata)

@@ -12,17 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sample_folder import SampleFolder
+from selfnpo_core.side_by_side import GAP, pair
 from selfnpo_image.metrics import oracle_for
 from selfnpo_image.sampling import Job, draw_into, records
 
 WITHOUT, WITH, SHEET, METRICS = "without", "with", "sheet.png", "metrics.json"
 SHEET_PAIRS = 32
-SMALLEST = 192
-_GAP, _LINE = 4, 14
 
 
 def compare(job: Job, output: str | Path) -> Mapping[str, Any] | None:
@@ -49,28 +48,13 @@ def compare(job: Job, output: str | Path) -> Mapping[str, Any] | None:
         return metrics
 
 
-def pair(left: Image.Image, right: Image.Image, titles: Sequence[str], caption: str) -> Image.Image:
-    """Two pictures beside each other, a title over each and the caption below. Small pictures are enlarged."""
-    left, right = _enlarged(left), _enlarged(right)
-    width = left.width + _GAP + right.width
-    words = textwrap.wrap(caption, max(12, width // 6)) or [""]
-    top = _LINE * max(len(_wrapped(title, left.width)) for title in titles)
-    canvas = Image.new("RGB", (width, top + left.height + _LINE * len(words) + _GAP), "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    for x, picture, title in zip((0, left.width + _GAP), (left, right), titles, strict=True):
-        pen.multiline_text((x, 0), "\n".join(_wrapped(title, left.width)), fill="black", font=font, spacing=2)
-        canvas.paste(picture, (x, top))
-    pen.multiline_text((0, top + left.height + 2), "\n".join(words), fill="black", font=font, spacing=2)
-    return canvas
-
-
 def sheet(folder: Path, names: Sequence[str], prompts: Sequence[str], titles: Sequence[str]) -> Image.Image:
     """The pairs of `names` in a grid about as wide as high."""
     cells = [
         pair(*_both(folder, name), titles, textwrap.shorten(prompt, 60, placeholder=" …"))
         for name, prompt in zip(names, prompts, strict=False)
     ]
-    width, height = max(cell.width for cell in cells) + _GAP, max(cell.height for cell in cells) + _GAP
+    width, height = max(cell.width for cell in cells) + GAP, max(cell.height for cell in cells) + GAP
     columns = max(1, round((len(cells) * height / width) ** 0.5))
     rows = -(-len(cells) // columns)
     canvas = Image.new("RGB", (columns * width, rows * height), "white")
@@ -92,16 +76,6 @@ def _both(folder: Path, name: str) -> tuple[Image.Image, Image.Image]:
 def _open(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         return picture.convert("RGB")
-
-
-def _enlarged(picture: Image.Image) -> Image.Image:
-    """By a whole number, so that every pixel stays what it was."""
-    zoom = max(1, SMALLEST // picture.width)
-    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, max(8, width // 6))
 
 
 def _replace(path: Path, write: Any) -> None:

@@ -213,6 +213,11 @@ class SD15:
         """By the stock saver. Raw PEFT keys: the converter to diffusers' own loses the layers outside attention."""
         save_lora(self.denoiser, directory, adapter)
 
+    def load_lora(self, file: Path, name: str) -> None:
+        """Load a LoRA file, in any naming that diffusers reads, as an adapter of the UNet."""
+        state, alphas = StableDiffusionPipeline.lora_state_dict(file.parent, weight_name=file.name)
+        StableDiffusionPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=self.denoiser, adapter_name=name)
+
     def _pipeline(self) -> StableDiffusionPipeline:
         """The pipeline without its UNet: what is held, or read anew."""
         if self._rest is None:

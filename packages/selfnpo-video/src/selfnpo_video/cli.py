@@ -11,6 +11,8 @@ _COMMANDS = {
     "models": ("selfnpo_video.commands.models:models", "Known models: hub id, licence, size, dtype, clip size."),
     "train": ("selfnpo_video.commands.train:train", "Train negative weights for a model, from prompts only."),
     "sample": ("selfnpo_video.commands.sample:sample", "Draw clips, with negative weights or without."),
+    "inspect": ("selfnpo_video.commands.inspect:inspect", "What negative weights are, and how strong."),
+    "compare": ("selfnpo_video.commands.compare:compare", "The same clips with and without, side by side."),
 }
 
 

@@ -216,6 +216,11 @@ class CogVideoX:
         """By the stock saver, raw PEFT keys with the metadata that keeps alpha ≠ rank on reload, in float32."""
         save_lora(self.denoiser, directory, adapter)
 
+    def load_lora(self, file: Path, name: str) -> None:
+        """Load a LoRA file, in any naming that diffusers reads, as an adapter of the transformer."""
+        state = CogVideoXPipeline.lora_state_dict(file.parent, weight_name=file.name)
+        CogVideoXPipeline.load_lora_into_transformer(state, transformer=self.denoiser, adapter_name=name)
+
     def _rotary_at(self, x_t: Tensor, first: int) -> Rotary | None:
         key = (x_t.shape[1], first, x_t.device)
         if key not in self._rotary:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, load_eta, neg
 from selfnpo_core.sources import Source
 from selfnpo_core.training.npo_folder import find_npo_file
 from selfnpo_video.cogvideox import load_pipeline
+from selfnpo_video.long import windowed
 from selfnpo_video.models import defaults, find_source
 from selfnpo_video.prompts import load_prompts
 from selfnpo_video.shapes import ClipSize, Compression
@@ -42,6 +43,8 @@ class Settings:
     dynamic_guidance: bool = False
     """The scale rises from 1 on the way (the pipelines' `use_dynamic_cfg`)."""
     batch_size: int = 1
+    window: int | None = None
+    """Frames that the model sees at a time, for clips longer than it was trained for (`selfnpo_video.long`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,7 @@ def plan(options: Mapping[str, Any]) -> Job:
             negative_prompt=options["negative_prompt"],
             dynamic_guidance=options["dynamic_guidance"],
             batch_size=options["batch_size"],
+            window=options["window"],
         ),
         negative=negative,
         dtype=dtype_of(options["dtype"], device, known.dtype),
@@ -115,8 +119,22 @@ def sample(job: Job, output: str | Path) -> int:
 
 def draw_into(pipe: Any, job: Job, output: str | Path) -> int:
     """As `sample`, on a pipeline that is loaded already."""
-    attached = job.negative.attach(pipe) if job.negative else nullcontext()
-    with attached, SampleFolder(output, records(job, pipe)) as folder:
+    with ExitStack() as stack:
+        attached(stack, pipe, job)
+        return _draw_missing(pipe, job, output)
+
+
+def attached(stack: ExitStack, pipe: Any, job: Job) -> None:
+    """Put the job's windows and negative weights on the pipeline, until `stack` is closed."""
+    if job.settings.window is not None:
+        window = compression_of(pipe).latent_window(job.settings.window)
+        stack.enter_context(windowed(pipe.transformer, window))
+    if job.negative is not None:
+        stack.enter_context(job.negative.attach(pipe))
+
+
+def _draw_missing(pipe: Any, job: Job, output: str | Path) -> int:
+    with SampleFolder(output, records(job, pipe)) as folder:
         todo = folder.missing
         if len(todo) < len(job.prompts):
             log.warning("%s: %d clips are there already", output, len(job.prompts) - len(todo))
@@ -220,6 +238,7 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
         "frames": size.frames,
         "height": size.height,
         "width": size.width,
+        "window": job.settings.window,
         "fps": job.fps,
         "scheduler": type(pipe.scheduler).__name__,
         "model": job.source.name,

@@ -58,6 +58,13 @@ class Compression:
         frames += -frames % self.patch_time
         return frames, self.channels, size.height // self.space, size.width // self.space
 
+    def latent_window(self, frames: int) -> int:
+        """Latent frames of a window of `frames`, whole patches. Raises `InputError` where that is not possible."""
+        latent = (frames - 1) // self.time + 1
+        if (frames - 1) % self.time or latent % self.patch_time:
+            raise InputError(f"a window of {frames} frames is not possible: use a multiple of {self.time} plus 1")
+        return latent
+
     def check(self, size: ClipSize) -> None:
         """Raise `InputError`, with the nearest size that works, for one that the model cannot draw."""
         if self.nearest(size) != size:

@@ -1,21 +1,21 @@
-"""The `train` command of every family: options in, a run folder out."""
+"""The commands of every family that begin with a loaded model: `train` and `inspect`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from selfnpo_core.cli import folder_name, set_key
+from selfnpo_core.cli import echo_json, folder_name, set_key
 from selfnpo_core.errors import InputError
 from selfnpo_core.loading import DTYPES
 from selfnpo_core.prompts import read_prompts
 from selfnpo_core.sources import Source
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.estimate import dry_run
-from selfnpo_core.training.recipe import Presets, Recipe, resolve_recipe
+from selfnpo_core.training.recipe import Presets, Recipe, build_recipe, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
 from selfnpo_core.training.trainer import train
 
@@ -59,6 +59,27 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
     click.echo(f"negative weights in {npo}")
     compare = f"{family.program} compare --model {recipe.model} --npo {output}"
     click.echo(f"try: {compare} --prompts builtin --output samples")
+
+
+def run_inspect(family: Family, path: str, model: str | None, model_config: str | None, *, as_json: bool) -> int:
+    """`inspect`: what negative weights are; 1 if they do nothing."""
+    from selfnpo_core import inspection
+
+    npo = inspection.inspect_npo(path)
+    facts = inspection.describe(npo)
+    if model is None and facts["base_model"] == "demo":
+        model = "demo"
+    facts["strength"] = None
+    if model is not None and facts["has_effect"]:
+        stored = npo.config.recipe if npo.config else {}
+        size = {key: stored.get(key) for key in ("frames", "height", "width")}
+        backbone = family.backbone(family.source(model, model_config), build_recipe(size), torch.float32, "auto")
+        facts["strength"] = asdict(inspection.measure_strength(npo, backbone))
+    if as_json:
+        echo_json(facts)
+    else:
+        click.echo(_describe(facts))
+    return 0 if facts["has_effect"] and facts["finite"] else 1
 
 
 def resolve(family: Family, options: Mapping[str, Any]) -> Recipe:
@@ -114,3 +135,34 @@ def _remove_if_unused(output: Path) -> None:
     if output.is_dir() and all(path.name == ".lock" for path in output.iterdir()):
         (output / ".lock").unlink(missing_ok=True)
         output.rmdir()
+
+
+def _describe(facts: dict[str, Any]) -> str:
+    ranks, recommended, strength = facts["ranks"], facts["recommended"], facts["strength"]
+    rank = f", rank {', '.join(map(str, ranks))}" if ranks else ""
+    base = f"{facts['base_model']} ({facts['family']}, {facts['base_hash'][:12]})" if facts["base_model"] else "unknown"
+    lines = [
+        f"{facts['path']}",
+        f"what          {facts['kind']}{rank}, {facts['parameters']:,} numbers in {', '.join(facts['dtypes'])}",
+        f"base          {base}",
+        f"layers        {facts['layers']}, {facts['layers_without_effect']} of them without effect",
+        f"norm          {facts['norm']:.4g}",
+    ]
+    if recommended:
+        low, high = recommended["guidance_scale"]
+        lines.append(
+            f"recommended   beta {recommended['beta']:g}, alpha {recommended['alpha']:g}, guidance scale {low:g} to "
+            f"{high:g}, negative condition {facts['negative_condition']}"
+        )
+    if strength:
+        lines.append(
+            f"strength      |Δε|/|ε| {strength['overall']:.2%} ({strength['noisiest']:.2%} at the noisiest, "
+            f"{strength['cleanest']:.2%} at the cleanest)"
+        )
+    elif facts["has_effect"]:
+        lines.append("strength      not measured: give the base as --model")
+    if not facts["finite"]:
+        lines.append("it holds NaN or infinite numbers: train again")
+    elif not facts["has_effect"]:
+        lines.append("it does nothing: all its changes are zero")
+    return "\n".join(lines)

@@ -8,8 +8,9 @@ from selfnpo_core.cli import sampling_options, stack
 
 clip_options = stack(
     click.option("--frames", type=click.IntRange(min=1), help="Of each clip. Default: what the model was made for."),
+    click.option("--window", type=click.IntRange(min=1), help="Frames that the model sees at a time, for long clips."),
     click.option("--fps", type=click.IntRange(min=1), help="Frames a second. Default: the model's."),
-    click.option("--format", type=click.Choice(["mp4", "webp", "gif"]), default="mp4", show_default=True),
+    click.option("--format", type=click.Choice(["mp4", "webp", "gif", "frames"]), default="mp4", show_default=True),
     click.option("--image", metavar="FILE", help="First frame, for image-to-video models."),
     click.option("--dynamic-guidance", is_flag=True, help="Let the guidance scale rise from 1 on the way."),
 )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +21,7 @@ from selfnpo_core.rollout import Step, trajectory
 from selfnpo_core.training.npo_folder import Npo, check_base, load_npo
 
 if TYPE_CHECKING:
-    from selfnpo_core.sources import Source
-    from selfnpo_image.sd15 import SD15
+    from selfnpo_core.training.backbone import Backbone
 
 _FIRST = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
 _SECOND = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight")
@@ -62,17 +61,18 @@ def inspect_npo(path: str | Path) -> Npo:
 
 
 @torch.no_grad()
-def measure_strength(npo: Npo, source: "Source", *, rows: int = 4, steps: int = 10, seed: int = 0) -> Strength:
-    """Ask the base with and without the weights at `steps` × `rows` points. Raises `InputError` for another base."""
-    from selfnpo_image.sd15 import SD15
+def measure_strength(npo: Npo, backbone: "Backbone", *, rows: int = 4, steps: int = 10, seed: int = 0) -> Strength:
+    """Ask the base with and without the weights at `steps` × `rows` points. Raises `InputError` for another base.
 
-    backbone = SD15(source)
-    check_base(npo, backbone.denoiser, source.name, family=backbone.family)
+    backbone: has, beside what training asks of it, `device` and `load_lora(file, name)`.
+    """
+    check_base(npo, backbone.denoiser, backbone.name, family=backbone.family)
     backbone.embed([])
     changes, sizes = [], []
-    backbone.denoiser.to(backbone.device)
+    device = cast(Any, backbone).device
+    backbone.denoiser.to(device)
     with _switch(backbone, npo) as negative:
-        for step in _unconditional(backbone, rows, steps, seed):
+        for step in _unconditional(backbone, device, rows, steps, seed):
             with negative():
                 changed = _estimate(backbone, step.x_t, step.t, torch.full_like(step.index, NULL))
             changes.append(float((changed.eps - step.estimate.eps).norm()))
@@ -81,39 +81,36 @@ def measure_strength(npo: Npo, source: "Source", *, rows: int = 4, steps: int = 
     return Strength(overall=math.hypot(*changes) / math.hypot(*sizes), noisiest=ratios[0], cleanest=ratios[-1])
 
 
-def _unconditional(backbone: "SD15", rows: int, steps: int, seed: int) -> Iterator[Step]:
+def _unconditional(backbone: "Backbone", device: torch.device, rows: int, steps: int, seed: int) -> Iterator[Step]:
     """The places of an unconditional trajectory of `rows` samples."""
     noise = torch.randn((rows, *backbone.latent_shape), generator=torch.Generator().manual_seed(seed))
-    null = torch.full((rows,), NULL, device=backbone.device)
+    null = torch.full((rows,), NULL, device=device)
     denoise, grid = partial(_estimate, backbone), backbone.schedule.grid(steps)
-    return trajectory(denoise, backbone.schedule, grid, noise.to(backbone.device), null)
+    return trajectory(denoise, backbone.schedule, grid, noise.to(device), null)
 
 
-def _estimate(backbone: "SD15", x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
+def _estimate(backbone: "Backbone", x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
     level = backbone.schedule.at(t, like=x_t)
     return to_estimate(backbone.predict(x_t, t, prompt).float(), x_t, level, backbone.prediction_type)
 
 
 @contextmanager
-def _switch(backbone: "SD15", npo: Npo) -> Iterator[Any]:
+def _switch(backbone: "Backbone", npo: Npo) -> Iterator[Any]:
     """A context manager that turns the negative weights on; they are off outside of it."""
-    unet: Any = backbone.denoiser
+    network: Any = backbone.denoiser
     if npo.kind == "lora":
-        from diffusers import StableDiffusionPipeline
-
-        state, alphas = StableDiffusionPipeline.lora_state_dict(npo.path.parent, weight_name=npo.path.name)
-        StableDiffusionPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet, adapter_name="npo")
-        unet.disable_lora()
+        cast(Any, backbone).load_lora(npo.path, "npo")
+        network.disable_lora()
 
         @contextmanager
         def lora() -> Iterator[None]:
-            unet.enable_lora()
+            network.enable_lora()
             yield
-            unet.disable_lora()
+            network.disable_lora()
 
         yield lora
         return
-    parameters = dict(unet.named_parameters())
+    parameters = dict(network.named_parameters())
 
     @contextmanager
     def delta() -> Iterator[None]:

@@ -1,0 +1,20 @@
+"""`compare`: both arms side by side."""
+
+from typing import Any
+
+import click
+
+from selfnpo_core.cli import sampling_options
+from selfnpo_video.commands.sample import clip_options
+
+
+@click.command(help="Draw the same prompts and seeds with and without --npo, side by side under captions.")
+@sampling_options
+@clip_options
+def compare(**options: Any) -> None:
+    from selfnpo_video import compare as comparing
+    from selfnpo_video import sampling
+
+    job = sampling.plan(options)
+    comparing.compare(job, options["output"])
+    click.echo(f"{len(job.prompts)} pairs in {options['output']}")

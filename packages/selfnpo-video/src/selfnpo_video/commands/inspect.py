@@ -1,0 +1,16 @@
+"""`inspect`: what negative weights are."""
+
+import click
+
+from selfnpo_core.cli import model_options
+from selfnpo_video.commands.train import family
+
+
+@click.command(help="Say what FILE or RUN is. Exit 1 if it does nothing. --model measures its strength on the base.")
+@click.argument("path", metavar="FILE|RUN")
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(path: str, model: str | None, model_config: str | None, as_json: bool) -> int:
+    from selfnpo_core.training.command import run_inspect
+
+    return run_inspect(family(), path, model, model_config, as_json=as_json)

@@ -1,0 +1,93 @@
+"""Clips longer than a model was trained for: overlapping windows, blended at every denoising step.
+
+Every window is a clip of the trained length to the model, at the positions that it knows. At each step the windows'
+outputs are blended by weights that rise and fall linearly, and that sum to one for every frame. The output is linear in
+both estimates, so this blends x̂0 and ε̂ as well, and all windows stay on one trajectory: there is no seam to mend
+afterwards. Costs one forward a window and step; memory is that of one window.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from torch import Tensor
+
+from selfnpo_core.errors import InputError
+
+
+def window_starts(frames: int, window: int, overlap: int, step: int = 1) -> list[int]:
+    """Where windows of `window` frames begin so that they cover `frames`, neighbours sharing `overlap` or more.
+
+    All are multiples of `step` (temporal patches), spread as evenly as can be.
+    """
+    if not 0 < overlap < window or window % step or frames % step:
+        raise InputError(
+            f"windows of {window} latent frames cannot overlap by {overlap} in multiples of {step}: use an overlap of "
+            f"1 to {window - 1}"
+        )
+    if frames <= window:
+        return [0]
+    count = -(-(frames - overlap) // (window - overlap))
+    count = max(count, 2)
+    while True:
+        starts = [round(k * (frames - window) / (count - 1) / step) * step for k in range(count)]
+        if all(b - a <= window - overlap for a, b in pairwise(starts)):
+            return starts
+        count += 1
+
+
+def blend_weights(frames: int, window: int, starts: list[int]) -> Tensor:
+    """(windows, frames): linear in the overlaps, zero outside of a window, every frame's column summing to one."""
+    weights = torch.zeros(len(starts), frames, dtype=torch.float64)
+    for row, start in zip(weights, starts, strict=True):
+        count = min(window, frames)
+        rise = torch.arange(1, count + 1, dtype=torch.float64)
+        row[start : start + count] = torch.minimum(rise, rise.flip(0))
+    return weights / weights.sum(dim=0)
+
+
+@contextmanager
+def windowed(transformer: CogVideoXTransformer3DModel, window: int, overlap: int | None = None) -> Iterator[None]:
+    """Within the block, the transformer takes clips of any length, `window` latent frames at a time.
+
+    overlap: of neighbouring windows; half a window if not given. Negative weights are to be attached inside the block.
+    """
+    step = transformer.config.patch_size_t or 1
+    overlap = window // 2 if overlap is None else overlap
+    window_starts(window + step, window, overlap, step)  # refuses what cannot be, before anything is drawn
+    inner = transformer.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        frames = hidden_states.shape[1]
+        if frames <= window:
+            return inner(hidden_states, *args, **kwargs)
+        starts = window_starts(frames, window, overlap, step)
+        weights = blend_weights(frames, window, starts).to(hidden_states.device, torch.float32)
+        if (rotary := kwargs.get("image_rotary_emb")) is not None:
+            tokens = rotary[0].shape[0] * window // frames
+            kwargs["image_rotary_emb"] = tuple(part[:tokens] for part in rotary)
+        as_tuple = kwargs.pop("return_dict", True) is False
+        blended: Tensor | None = None
+        for row, start in zip(weights, starts, strict=True):
+            part = slice(start, start + window)
+            output = inner(hidden_states[:, part], *args, **kwargs, return_dict=False)[0]
+            if blended is None:
+                shape = (output.shape[0], frames, *output.shape[2:])
+                blended = torch.zeros(shape, device=output.device, dtype=torch.float32)
+            blended[:, part] += row[part].reshape(1, -1, 1, 1, 1) * output.float()
+        assert blended is not None
+        result = blended.to(hidden_states.dtype)
+        if as_tuple:
+            return (result,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=result)
+
+    transformer.forward = forward
+    try:
+        yield
+    finally:
+        del transformer.forward

@@ -1,0 +1,190 @@
+"""Many clips for people to look at: every prompt at several guidance scales, with and without negative weights.
+
+OUTPUT/00003-42-g6-with.mp4    a clip: prompt 3, seed 42, scale 6
+OUTPUT/00003-42-grid.mp4       the prompt's clips: a column a scale, a row with and without
+OUTPUT/metadata.jsonl          a line a clip, all that is needed to draw it again
+OUTPUT/index.html              a contact sheet that plays offline
+
+The same command again goes on where it stopped; several processes (torchrun, accelerate launch) share the prompts.
+"""
+
+import html
+import json
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from selfnpo_core.sample_folder import METADATA, SampleFolder
+from selfnpo_video.sampling import Job, attached, frames_of, latent_clips, records
+from selfnpo_video.video_files import read_video, write_video
+
+INDEX = "index.html"
+_HEAD, _GAP = 18, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One clip of a prompt's grid."""
+
+    scale: float
+    negative: bool
+
+    @property
+    def name(self) -> str:
+        return f"g{self.scale:g}-{'with' if self.negative else 'without'}"
+
+    @property
+    def title(self) -> str:
+        return f"scale {self.scale:g}" + (", negative weights" if self.negative else "")
+
+
+def shard_of_environment() -> tuple[int, int]:
+    """(rank, processes) as torchrun and accelerate tell it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def render(job: Job, scales: Sequence[float], output: str | Path, *, shard: tuple[int, int] | None = None) -> int:
+    """Draw what is missing of this process's share; returns how many clips were drawn now."""
+    output, pipe = Path(output), job.load()
+    cells = [Cell(scale=s, negative=n) for n in ((False, True) if job.negative else (False,)) for s in scales]
+    arms = {cell: _arm(job, cell) for cell in cells}
+    lines = {cell: records(arm, pipe) for cell, arm in arms.items()}
+    wanted = [
+        {**lines[cell][i], "file": f"{Path(lines[cell][i]['file']).stem}-{cell.name}{_suffix(job)}"}
+        for i in range(len(job.prompts))
+        for cell in cells
+    ]
+    grids = [_grid_name(wanted[i * len(cells)], cells[0], job) for i in range(len(job.prompts))]
+    beside = (*grids, INDEX)
+    shard = shard or shard_of_environment()
+    with SampleFolder(output, wanted, beside=beside, shard=shard, together=len(cells)) as folder:
+        todo = folder.missing
+        with tqdm(total=len(todo), desc=output.name, unit="clip", disable=not todo, position=shard[0]) as bar:
+            for cell in cells:  # negative weights go on and off once
+                own = [k for k in todo if k % len(cells) == cells.index(cell)]
+                _draw_cell(pipe, arms[cell], folder, own, len(cells), bar)
+        if job.format != "frames" and len(cells) > 1:
+            _write_grids(output, wanted, cells, grids, job, shard)
+        write_index(output)
+    return len(todo)
+
+
+def _arm(job: Job, cell: Cell) -> Job:
+    settings = replace(job.settings, guidance_scale=cell.scale)
+    return replace(job, settings=settings, negative=job.negative if cell.negative else None)
+
+
+def _draw_cell(pipe: Any, arm: Job, folder: SampleFolder, own: Sequence[int], cells: int, bar: Any) -> None:
+    if not own:
+        return
+    indices = [k // cells for k in own]
+    with ExitStack() as stack:
+        attached(stack, pipe, arm)
+        some = [arm.prompts[i] for i in indices], [arm.seeds[i] for i in indices]
+        for index, latents in latent_clips(pipe, *some, arm.settings, image=arm.image):
+            write = partial(write_video, frames=frames_of(pipe, latents), fps=arm.fps, format=arm.format)
+            folder.add(own[index], write)
+            bar.update()
+
+
+def _write_grids(
+    output: Path,
+    wanted: Sequence[Mapping[str, Any]],
+    cells: Sequence[Cell],
+    grids: Sequence[str],
+    job: Job,
+    shard: tuple[int, int],
+) -> None:
+    """A grid for every prompt of this process whose clips are all there."""
+    for index, name in enumerate(grids):
+        files = [output / wanted[index * len(cells) + k]["file"] for k in range(len(cells))]
+        if index % shard[1] != shard[0] or (output / name).exists() or not all(file.exists() for file in files):
+            continue
+        columns = len({cell.scale for cell in cells})
+        clips = [read_video(file)[0] for file in files]
+        frames = grid(clips, [cell.title for cell in cells], columns, job.prompts[index])
+        write_video(output / name, frames, fps=job.fps)
+
+
+def grid(clips: Sequence[np.ndarray], titles: Sequence[str], columns: int, caption: str) -> Iterator[np.ndarray]:
+    """Frames of clips (F, H, W, 3) in rows of `columns`, titles above and the caption below; even sides for H.264."""
+    _, height, width, _ = clips[0].shape
+    rows = -(-len(clips) // columns)
+    total = columns * (width + _GAP)
+    words = textwrap.wrap(caption, max(12, total // 6)) or [""]
+    size = total, rows * (height + _HEAD) + 14 * len(words) + _GAP
+    sheet = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    places = [(k % columns * (width + _GAP), k // columns * (height + _HEAD)) for k in range(len(clips))]
+    for (x, y), title in zip(places, titles, strict=True):
+        pen.text((x, y + 2), title, fill="black", font=font)
+    pen.multiline_text((0, rows * (height + _HEAD) + 2), "\n".join(words), fill="black", font=font, spacing=2)
+    for frame in range(min(len(clip) for clip in clips)):
+        for clip, (x, y) in zip(clips, places, strict=True):
+            sheet.paste(Image.fromarray(clip[frame]), (x, y + _HEAD))
+        yield np.asarray(sheet).copy()
+
+
+def write_index(output: Path) -> None:
+    """OUTPUT/index.html from metadata.jsonl: a row a prompt and seed, its clips beside each other."""
+    rows: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for line in (output / METADATA).read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        rows.setdefault((record["file"].split("-")[0] + record["prompt"], record["seed"]), []).append(record)
+    parts = []
+    for records_ in (rows[key] for key in sorted(rows)):
+        shown = "".join(_figure(record) for record in sorted(records_, key=_place))
+        parts.append(f"<section><h2>{html.escape(records_[0]['prompt'])}</h2><div>{shown}</div></section>")
+    partial_ = output / f".{INDEX}.{os.getpid()}"
+    partial_.write_text(_PAGE.format(rows="\n".join(parts)), encoding="utf-8")
+    partial_.replace(output / INDEX)
+
+
+def _place(record: Mapping[str, Any]) -> tuple[bool, float]:
+    return record["npo"] is not None, record["guidance_scale"]
+
+
+def _figure(record: Mapping[str, Any]) -> str:
+    source = html.escape(record["file"], quote=True)
+    words = f"scale {record['guidance_scale']:g}, seed {record['seed']}"
+    if record["npo"]:
+        words += f", negative weights {record['beta']:g}"
+    if source.endswith(".mp4"):
+        shown = f'<video src="{source}" muted loop autoplay playsinline controls></video>'
+    elif source.endswith((".webp", ".gif")):
+        shown = f'<img src="{source}" alt="">'
+    else:
+        shown = f'<a href="{source}/00000.png"><img src="{source}/00000.png" alt=""></a>'
+    return f"<figure>{shown}<figcaption>{words}</figcaption></figure>"
+
+
+def _suffix(job: Job) -> str:
+    return "" if job.format == "frames" else f".{job.format}"
+
+
+def _grid_name(record: Mapping[str, Any], first: Cell, job: Job) -> str:
+    suffix = job.format if job.format != "frames" else "mp4"
+    return Path(record["file"]).stem.removesuffix(f"-{first.name}") + f"-grid.{suffix}"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Self-NPO: clips</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; background: #fafafa; color: #222 }}
+h2 {{ font-size: 1rem; font-weight: 500; margin: 1.5rem 0 .4rem }}
+div {{ display: flex; flex-wrap: wrap; gap: .6rem }}
+figure {{ margin: 0 }} video, img {{ width: 20rem; max-width: 90vw; background: #ddd }}
+figcaption {{ font-size: .8rem; color: #666 }}
+</style></head><body>
+{rows}
+</body></html>
+"""

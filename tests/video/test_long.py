@@ -1,0 +1,82 @@
+"""Long clips by overlapping windows."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from tests.tiny import COGVIDEOX_KINDS, cogvideox, sample
+
+from selfnpo_core.adapters import NegativeDelta
+from selfnpo_core.errors import InputError
+from selfnpo_video.long import blend_weights, window_starts, windowed
+
+LONG = {"num_frames": 33, "height": 64, "width": 64}
+
+
+@pytest.mark.parametrize(
+    ("frames", "window", "overlap", "step"), [(39, 13, 6, 1), (14, 13, 6, 1), (40, 13, 1, 1), (22, 6, 2, 2)]
+)
+def test_windows_cover_every_frame_and_overlap(frames, window, overlap, step):
+    starts = window_starts(frames, window, overlap, step)
+    assert starts[0] == 0
+    assert starts[-1] + window == frames
+    assert all(start % step == 0 for start in starts)
+    assert all(a + window - b >= overlap for a, b in pairwise(starts))
+    weights = blend_weights(frames, window, starts)
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(frames, dtype=torch.float64))
+    for row, start in zip(weights, starts, strict=True):
+        assert (row[start : start + window] > 0).all()
+        assert not row[:start].any()
+        assert not row[start + window :].any()
+
+
+def test_weights_are_linear_in_an_overlap():
+    weights = blend_weights(6, 4, [0, 2])
+    expected = [[1, 1, 2 / 3, 1 / 3, 0, 0], [0, 0, 1 / 3, 2 / 3, 1, 1]]
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="overlap"):
+        window_starts(40, 13, 13)
+
+
+@pytest.mark.parametrize("kind", COGVIDEOX_KINDS)
+@torch.no_grad()
+def test_a_long_clip_is_the_blend_of_its_windows(kind):
+    pipe = cogvideox(kind)
+    transformer, step = pipe.transformer, pipe.transformer.config.patch_size_t or 1
+    window, frames = 4, 10
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn((1, frames, 4, 8, 8), generator=g)
+    text = torch.randn((1, 16, transformer.config.text_embed_dim), generator=g)
+    t = torch.tensor([300])
+
+    def ask(clip):
+        from selfnpo_video.positions import rotary_positions
+
+        rotary = rotary_positions(transformer, clip.shape[1], 8, 8)
+        return transformer(clip, text, t, image_rotary_emb=rotary, return_dict=False)[0]
+
+    starts = window_starts(frames, window, 2, step)
+    weights = blend_weights(frames, window, starts).float()
+    expected = torch.zeros_like(x)
+    for row, start in zip(weights, starts, strict=True):
+        part = slice(start, start + window)
+        expected[:, part] += row[part].reshape(1, -1, 1, 1, 1) * ask(x[:, part])
+    with windowed(transformer, window, 2):
+        torch.testing.assert_close(ask(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ask(x[:, :window]), expected[:, :0].new_tensor(0) + ask(x[:, :window]))
+    assert "forward" not in vars(transformer)
+
+
+def test_negative_guidance_acts_in_every_window():
+    pipe = cogvideox()
+    delta = {"proj_out.weight": 0.3 * torch.ones_like(pipe.transformer.proj_out.weight)}
+    with windowed(pipe.transformer, 4):
+        plain = sample("cogvideox", pipe, **LONG)
+        with NegativeDelta.attach(pipe, delta):
+            steered = sample("cogvideox", pipe, **LONG)
+    change = (steered - plain).abs().mean(dim=(0, 2, 3, 4))
+    assert plain.shape[1] == 9
+    assert (change > 0.1 * change.mean()).all()
