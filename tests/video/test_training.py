@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from diffusers import CogVideoXPipeline
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file
 
 from selfnpo_core.cli import run
 from selfnpo_core.errors import InputError
-from selfnpo_core.training import build_recipe
+from selfnpo_core.training import build_recipe, dry_run
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
 from selfnpo_core.training.updates import check_window, noised_looks, update_loss
+from selfnpo_video.attention import JointAttention, sdpa
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.cogvideox import CogVideoX
 
@@ -83,6 +84,32 @@ def test_windows_that_do_not_fit_are_refused(backbone):
     for wrong in (backbone.latent_shape[0] + 2, *([3] if backbone.window_step == 2 else [])):
         with pytest.raises(InputError, match="chunk_frames"):
             check_window(backbone, build_recipe({**SMALL, "chunk_frames": wrong}))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_sketch_costs_what_the_model_costs(folder, backbone, monkeypatch, checkpointing):
+    from selfnpo_video import cogvideox
+
+    recipe = build_recipe({**SMALL, **CLIP, "gradient_checkpointing": checkpointing})
+    backbone.denoiser.set_attn_processor(JointAttention(sdpa))
+    real = dry_run(backbone, recipe, PROMPTS)
+    monkeypatch.setattr(
+        cogvideox, "architecture", lambda name: CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer")
+    )
+    sketch = CogVideoX.sketch("some model", **CLIP)
+    assert all(parameter.is_meta for parameter in sketch.denoiser.parameters())
+    drawn = dry_run(sketch, recipe, PROMPTS)
+    assert (drawn.trained_parameters, drawn.network_parameters) == (real.trained_parameters, real.network_parameters)
+    for ours, theirs in zip(drawn.memory, real.memory, strict=True):
+        assert ours.name == theirs.name
+        assert ours.bytes == pytest.approx(theirs.bytes, rel=0.1)
+
+
+def test_dry_run_of_a_known_model_without_its_weights(capsys):
+    assert command("train", "--model", "cogvideox-2b", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "29,491,200 of 1,693,783,872" in said
+    assert "4 a row" in said
 
 
 def test_a_run_from_the_command_line(folder, tmp_path, capsys):

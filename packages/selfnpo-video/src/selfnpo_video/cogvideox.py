@@ -35,8 +35,8 @@ from selfnpo_core.loading import best_device, one_line_errors, quiet
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
 from selfnpo_core.training.hashing import weights_hash
-from selfnpo_video.attention import use_attention
-from selfnpo_video.models import find_source, size_for
+from selfnpo_video.attention import JointAttention, outline, use_attention
+from selfnpo_video.models import architecture, find_source, size_for
 from selfnpo_video.positions import Rotary, rotary_positions, window_at
 from selfnpo_video.shapes import ClipSize, Compression
 
@@ -103,6 +103,7 @@ class CogVideoX:
 
     family = "cogvideox"
     lora_targets: Mapping[str, Sequence[str] | str] = LORA_TARGETS
+    embeddings_in_host_memory = True
 
     def __init__(
         self,
@@ -115,30 +116,61 @@ class CogVideoX:
         device: str | torch.device = "auto",
     ):
         source = find_source(model) if isinstance(model, str) else model
-        self.name, self.dtype = source.name, dtype
+        self.name = source.name
         self.device = best_device(device) if isinstance(device, str) else device
         self._source = local(source)
         folder = Path(self._source.location)
         if _pipeline_class(folder, self.name) is not CogVideoXPipeline:
             raise InputError(f"model {self.name} turns images into video, and training wants text to video: use that")
-        vae = _Config(AutoencoderKLCogVideoX, AutoencoderKLCogVideoX.load_config(folder, subfolder="vae"))
-        self._config = _Config(
-            CogVideoXTransformer3DModel, CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer")
-        )
-        self.compression = Compression.of(self._config, vae)
-        made_for = size_for(self.name, self._config)
-        self.size = ClipSize(
-            frames=frames or made_for.frames, height=height or made_for.height, width=width or made_for.width
-        )
-        self.window_step = self.compression.patch_time
-        self.latent_shape: tuple[int, ...] = self.compression.latent_shape(self.size)
+        vae = AutoencoderKLCogVideoX.load_config(folder, subfolder="vae")
+        transformer = CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer")
+        self._describe(transformer, vae, _scheduler(folder, self.name), (frames, height, width), dtype)
         with quiet(), one_line_errors(self._source):
-            transformer = CogVideoXTransformer3DModel.from_pretrained(
+            network = CogVideoXTransformer3DModel.from_pretrained(
                 folder, subfolder="transformer", torch_dtype=_stored_dtype(folder / "transformer"), use_safetensors=True
             )
-        self.base_hash = weights_hash(transformer)
-        self.denoiser: nn.Module = transformer.to(dtype).requires_grad_(False).eval()
-        scheduler = _scheduler(folder, self.name)
+        self.base_hash = weights_hash(network)
+        self.denoiser: nn.Module = network.to(dtype).requires_grad_(False).eval()
+
+    @classmethod
+    def sketch(
+        cls,
+        name: str,
+        *,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "CogVideoX":
+        """A known model without its weights, on the meta device: enough to tell what training it will take."""
+        made = cls.__new__(cls)
+        made.name, made.device, made.base_hash = name, torch.device("meta"), ""
+        config = dict(architecture(name))
+        scheduler = CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
+        made._describe(config, {}, scheduler, (frames, height, width), dtype)
+        with torch.device("meta"):
+            transformer = CogVideoXTransformer3DModel(**config).to(dtype).requires_grad_(False).eval()
+        transformer.set_attn_processor(JointAttention(outline))
+        made.denoiser = transformer
+        return made
+
+    def _describe(
+        self,
+        transformer: Mapping[str, Any],
+        vae: Mapping[str, Any],
+        scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
+        size: tuple[int | None, int | None, int | None],
+        dtype: torch.dtype,
+    ) -> None:
+        """What configurations tell. Raises `InputError` for a size that the model cannot draw."""
+        self.dtype, self._config = dtype, _Config(CogVideoXTransformer3DModel, transformer)
+        self.compression = Compression.of(self._config, _Config(AutoencoderKLCogVideoX, vae))
+        own = size_for(self.name, self._config)
+        self.size = ClipSize(frames=size[0] or own.frames, height=size[1] or own.height, width=size[2] or own.width)
+        self.window_step = self.compression.patch_time
+        self.latent_shape: tuple[int, ...] = self.compression.latent_shape(self.size)
         self.prediction_type = scheduler.config.prediction_type
         self.schedule = NoiseSchedule.from_scheduler(scheduler)
         self.max_tokens = int(self._config.max_text_seq_length)
@@ -149,6 +181,9 @@ class CogVideoX:
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> None:
         """Table of the prompts' embeddings (N + 1, L, D) in host memory, the null prompt's row last. T5 is freed."""
+        if self.device.type == "meta":
+            self._table = torch.empty(len(prompts) + 1, self.max_tokens, self._config.text_embed_dim, device="meta")
+            return
         if next(self.denoiser.parameters()).device.type != "cpu":
             raise RuntimeError("embed() comes before the transformer goes to the device")
         self._table = encode(self._source, [*prompts, ""], self.max_tokens, self.device, self.dtype)

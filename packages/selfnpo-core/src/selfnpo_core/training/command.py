@@ -34,6 +34,8 @@ class Family:
     """(file or `builtin`, model) → prompts."""
     backbone: Callable[[Source, Recipe, torch.dtype, str], Backbone]
     """(source, recipe, dtype of the base, device) → the model, loaded."""
+    sketch: Callable[[Source, Recipe, torch.dtype], Backbone | None] | None = None
+    """A known model without weights, for --dry-run where it is not on this disk; `None` for one that is not known."""
 
 
 def run_train(family: Family, options: Mapping[str, Any]) -> None:
@@ -44,10 +46,13 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
     prompts = _prompts(family, recipe, options)
     _check_output(recipe, resume=options["resume"])
     device = "cpu" if recipe.device == "cpu" else "auto"
-    backbone = family.backbone(source, recipe, DTYPES[base_dtype(recipe)], device)
+    dtype = DTYPES[base_dtype(recipe)]
     if options["dry_run"]:
-        click.echo(dry_run(backbone, recipe, prompts))
+        missing = source.kind == "hub" and family.sketch is not None
+        sketched = family.sketch(source, recipe, dtype) if family.sketch and missing else None
+        click.echo(dry_run(sketched or family.backbone(source, recipe, dtype, device), recipe, prompts))
         return
+    backbone = family.backbone(source, recipe, dtype, device)
     output = Path(recipe.output) if recipe.output else new_run_folder("runs", folder_name(recipe.model))
     recipe = recipe.model_copy(update={"output": str(output)})
     try:

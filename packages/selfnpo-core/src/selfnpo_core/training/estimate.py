@@ -7,6 +7,7 @@ kernels, and, under gradient checkpointing, the one block that is recomputed at 
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -71,13 +72,17 @@ class DryRun:
 
 
 def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> DryRun:
-    """Build the trained weights, measure one row, and take everything away again."""
+    """Build the trained weights, measure one row, and take everything away again.
+
+    The backbone may be on the meta device, without weights: the figures are the same.
+    """
     check_window(backbone, recipe)
     base = backbone.denoiser
     network_parameters = sum(p.numel() for p in base.parameters())
     base_bytes = _bytes_of(base)
     backbone.embed(list(prompts[:1]))
-    student = make_student(backbone, recipe)
+    with torch.device("meta") if next(base.parameters()).is_meta else nullcontext():
+        student = make_student(backbone, recipe)
     try:
         activations = _activation_bytes(backbone, student, recipe) * recipe.batch_size
         memory = (*_weights(student, recipe, base_bytes), *_rest(backbone, recipe, len(prompts)))
@@ -110,7 +115,11 @@ def _weights(student: Student, recipe: Recipe, base_bytes: int) -> tuple[Part, .
 
 
 def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int) -> tuple[Part, ...]:
-    embeddings = Part(name="prompt embeddings", bytes=(num_prompts + 1) * backbone.bytes_per_prompt)
+    embeddings = Part(
+        name="prompt embeddings",
+        bytes=(num_prompts + 1) * backbone.bytes_per_prompt,
+        on_device=not getattr(backbone, "embeddings_in_host_memory", False),
+    )
     if recipe.rollout != "pool":
         return (embeddings,)
     size = recipe.pool_size * math.prod(backbone.latent_shape) * 4
@@ -120,13 +129,13 @@ def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int) -> tuple[Part, .
 def _activation_bytes(backbone: Backbone, student: Student, recipe: Recipe) -> int:
     """Bytes that autograd keeps of the student's forward of one row, without the weights themselves."""
     device = next(student.network.parameters()).device
-    weights = {tensor.untyped_storage().data_ptr() for tensor in student.network.parameters()}
+    weights = {tensor.untyped_storage()._cdata for tensor in student.network.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     denoisers = Denoisers(backbone=backbone, weights=student, counter=RowCounter(), amp=AMP[recipe.mixed_precision])

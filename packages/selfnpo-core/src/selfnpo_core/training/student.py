@@ -9,9 +9,10 @@ Drift is ‖Δθ‖/‖θ‖ over the whole network; of a LoRA, Δ = s·B·A, �
 """
 
 import copy
+import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +87,12 @@ class Student(ABC):
     def trained_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
+    @staticmethod
+    def _measure(weights: Iterable[Tensor]) -> float:
+        """‖θ‖, or NaN of weights that are not there (on the meta device)."""
+        weights = list(weights)
+        return math.nan if any(tensor.is_meta for tensor in weights) else _norm(weights)
+
 
 class LoraStudent(Student):
     """Two adapters on one base. Their weights are float32 even where the base's are not."""
@@ -95,7 +102,7 @@ class LoraStudent(Student):
         if any(isinstance(module, LoraLayer) for module in self.network.modules()):
             raise InputError("the model already carries a LoRA: fuse it or load the model without it")
         self.network.requires_grad_(False)
-        self._base_norm = _norm(self.network.parameters())
+        self._base_norm = self._measure(self.network.parameters())
         self._targets = lora_target_modules(backbone, recipe.targets)
         self._add_adapters(recipe)
         self._layers: list[Any] = [m for m in self.network.modules() if isinstance(m, LoraLayer)]
@@ -183,7 +190,7 @@ class FullStudent(Student):
         self.parameters = dict(self.network.named_parameters())
         self.teacher = {name: p.detach() for name, p in self._teacher.named_parameters()}
         self._base = dict(self.base.named_parameters())
-        self._base_norm = _norm(self._base.values())
+        self._base_norm = self._measure(self._base.values())
         backbone.denoiser = self.network
 
     @contextmanager

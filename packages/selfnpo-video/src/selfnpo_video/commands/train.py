@@ -36,6 +36,7 @@ def family() -> "Family":
         source=find_source,
         prompts=load_prompts,
         backbone=_backbone,
+        sketch=_sketch,
     )
 
 
@@ -43,3 +44,12 @@ def _backbone(source: "Source", recipe: "Recipe", dtype: "torch.dtype", device: 
     from selfnpo_video.cogvideox import CogVideoX
 
     return CogVideoX(source, frames=recipe.frames, height=recipe.height, width=recipe.width, dtype=dtype, device=device)
+
+
+def _sketch(source: "Source", recipe: "Recipe", dtype: "torch.dtype") -> "CogVideoX | None":
+    from selfnpo_video.cogvideox import CogVideoX
+    from selfnpo_video.models import KNOWN
+
+    if source.name not in KNOWN:
+        return None
+    return CogVideoX.sketch(source.name, frames=recipe.frames, height=recipe.height, width=recipe.width, dtype=dtype)
