@@ -23,7 +23,7 @@ from selfnpo_video.video_files import read_video
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "render.py"
 PROMPTS = ["a red circle moves left", "a blue <square> grows"]
-CLIP = ClipSize(frames=5, height=32, width=32)
+CLIP = ClipSize(frames=9, height=32, width=32)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lora(folder, tmp_path_factory):
     transformer = cogvideox().transformer
-    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"]), adapter_name="npo")
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_v", "to_out.0"]), adapter_name="npo")
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
             if "lora_B" in name:
-                parameter.fill_(0.3)
+                parameter.normal_(std=2.0)
     path = tmp_path_factory.mktemp("lora")
     save_lora(transformer, path, "npo")
     return path / "pytorch_lora_weights.safetensors"

@@ -92,6 +92,8 @@ def test_impossible_sizes_are_refused_with_the_nearest():
     assert compression.latent_shape(ClipSize(frames=49, height=480, width=720)) == (13, 16, 60, 90)
     with pytest.raises(InputError, match=r"nearest is 49×480×720"):
         compression.latent_shape(ClipSize(frames=48, height=481, width=725))
+    with pytest.raises(InputError, match=r"nearest is (49|57)×480×720"):  # 14 latent frames would be 56 pictures
+        compression.latent_shape(ClipSize(frames=53, height=480, width=720))
     padded = Compression(time=4, space=8, patch=2, patch_time=2, channels=16)
     assert padded.latent_shape(ClipSize(frames=81, height=768, width=1360)) == (22, 16, 96, 170)
     fixed = Compression(time=4, space=8, patch=2, patch_time=1, channels=16, fixed=(480, 720))

@@ -69,13 +69,17 @@ class Compression:
         """Raise `InputError`, with the nearest size that works, for one that the model cannot draw."""
         if self.nearest(size) != size:
             raise InputError(
-                f"a clip of {size} (frames × height × width) is not possible: frames must be a multiple of {self.time} "
+                f"a clip of {size} (frames × height × width) is not possible: frames must be a multiple of {2 * self.time} "
                 f"plus 1, height and width {self._spatial()}; the nearest is {self.nearest(size)}"
             )
 
     def nearest(self, size: ClipSize) -> ClipSize:
-        """The size itself if it is possible."""
-        frames = 1 + self.time * max(0, round((size.frames - 1) / self.time))
+        """The size itself if it is possible.
+
+        The VAE decodes two latent frames at a time and gives the first frame one picture, every other one `time`: an
+        even number of latent frames would have no first frame to itself, and come back longer than it was asked for.
+        """
+        frames = 1 + 2 * self.time * max(0, round((size.frames - 1) / (2 * self.time)))
         step = self.space * self.patch
         height, width = self.fixed or (max(step, step * round(n / step)) for n in (size.height, size.width))
         return ClipSize(frames=frames, height=height, width=width)
