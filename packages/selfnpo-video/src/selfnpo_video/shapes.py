@@ -69,8 +69,8 @@ class Compression:
         """Raise `InputError`, with the nearest size that works, for one that the model cannot draw."""
         if self.nearest(size) != size:
             raise InputError(
-                f"a clip of {size} (frames × height × width) is not possible: frames must be a multiple of {2 * self.time} "
-                f"plus 1, height and width {self._spatial()}; the nearest is {self.nearest(size)}"
+                f"a clip of {size} (frames × height × width) is not possible: frames must be a multiple of "
+                f"{2 * self.time} plus 1, height and width {self._spatial()}; the nearest is {self.nearest(size)}"
             )
 
     def nearest(self, size: ClipSize) -> ClipSize:

@@ -1,8 +1,7 @@
 """The demo world: captioned 64×64 pictures drawn by code, so that real data is unlimited.
 
 A scene holds one object (shape, colour, size, place) or two (shape and colour each, one left of or above the other)
-on a softly shaded background. Shapes are signed distance functions d(u, v) of unit radius, negative inside, so one
-pixel of antialiasing is clamp(1/2 − r·d, 0, 1) with r the radius in pixels.
+on a softly shaded background. The shapes are those of `selfnpo_core.drawing`.
 
 Everything random comes from a `torch.Generator`; the same generator state draws the same pictures.
 """
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selfnpo_core.drawing import COLOURS, DISTANCES, RGB, SHAPES, to_uint8, with_article
+
 SIDE = 64
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black")
 SIZES = ("small", "large")
 PLACES = ("on the left", "on the right", "at the top", "at the bottom", "in the middle")
 LAYOUTS = ("one", "beside", "above")  # first object left of the second; first object above the second
@@ -35,17 +34,6 @@ ATTRIBUTES = {
     "second colour": COLOURS,
 }
 
-_RGB = torch.tensor(
-    [
-        [0.86, 0.12, 0.12],
-        [0.96, 0.52, 0.08],
-        [0.98, 0.86, 0.15],
-        [0.13, 0.62, 0.22],
-        [0.13, 0.30, 0.85],
-        [0.55, 0.17, 0.70],
-        [0.07, 0.07, 0.09],
-    ]
-)
 _PLACE_CENTRES = torch.tensor([[-0.45, 0.0], [0.45, 0.0], [0.0, -0.45], [0.0, 0.45], [0.0, 0.0]])
 _SIZE_RADII = torch.tensor([7.5, 13.5])
 
@@ -113,7 +101,7 @@ def draw_scenes(labels: Tensor, generator: torch.Generator) -> Scenes:
     centre = torch.where(one[:, None, None], single, pair) + jitter
     scale = uniform(count, 2, low=0.9, high=1.1)
     radius = torch.where(one[:, None], _SIZE_RADII[labels[:, 2].clamp(min=0)][:, None], torch.tensor(10.5)) * scale
-    tint = _RGB[labels[:, [4, 6]].clamp(min=0)] + uniform(count, 2, 3, low=-0.03, high=0.03)
+    tint = RGB[labels[:, [4, 6]].clamp(min=0)] + uniform(count, 2, 3, low=-0.03, high=0.03)
     grey = uniform(count, 2, 1, low=0.74, high=0.95)
     return Scenes(
         labels=labels,
@@ -136,7 +124,7 @@ def render(scenes: Scenes) -> Tensor:
     picture = torch.lerp(first, second, slope.clamp(0, 1)[:, None])
     for k, column in enumerate((3, 5)):
         shape = scenes.labels[:, column]
-        for s, distance in enumerate(_DISTANCES):
+        for s, distance in enumerate(DISTANCES.values()):
             rows = (shape == s).nonzero()[:, 0]
             if len(rows) == 0:
                 continue
@@ -149,57 +137,15 @@ def render(scenes: Scenes) -> Tensor:
     return picture
 
 
-def _circle(u: Tensor, v: Tensor) -> Tensor:
-    return (u.square() + v.square()).sqrt() - 1
-
-
-def _ring(u: Tensor, v: Tensor) -> Tensor:
-    return ((u.square() + v.square()).sqrt() - 0.78).abs() - 0.24
-
-
-def _square(u: Tensor, v: Tensor) -> Tensor:
-    return torch.maximum(u.abs(), v.abs()) - 0.88
-
-
-def _triangle(u: Tensor, v: Tensor) -> Tensor:
-    side = 0.5 * math.sqrt(3.0) * u.abs() - 0.5 * v
-    return torch.maximum(side, v) - 0.62
-
-
-def _cross(u: Tensor, v: Tensor) -> Tensor:
-    long, short = torch.maximum(u.abs(), v.abs()), torch.minimum(u.abs(), v.abs())
-    return torch.maximum(long - 1.0, short - 0.34)
-
-
-def _star(u: Tensor, v: Tensor) -> Tensor:
-    """Five points of radius 1.15, five notches of radius 0.5: signed distance to the edge line of the folded sector."""
-    sector = math.pi / 5
-    phi = torch.remainder(torch.atan2(u, -v), 2 * sector)
-    phi = torch.minimum(phi, 2 * sector - phi)
-    rho = (u.square() + v.square()).sqrt()
-    tip, notch = (1.15, 0.0), (0.5 * math.cos(sector), 0.5 * math.sin(sector))
-    ex, ey = notch[0] - tip[0], notch[1] - tip[1]
-    length = math.hypot(ex, ey)
-    return ((rho * phi.cos() - tip[0]) * ey - (rho * phi.sin() - tip[1]) * ex) / length
-
-
-_DISTANCES = (_circle, _square, _triangle, _star, _cross, _ring)
-
-
 def caption(labels: Sequence[int], opening: str = "", swap: bool = False) -> str:
     """One scene in words. labels: 7 integers as in `ATTRIBUTES`; `swap` names the second object first."""
     layout, place, size, shape, colour, shape2, colour2 = labels
     if layout == 0:
         return f"{opening}a {SIZES[size]} {COLOURS[colour]} {SHAPES[shape]} {PLACES[place]}"
-    one, two = f"{_article(colour)} {SHAPES[shape]}", f"{_article(colour2)} {SHAPES[shape2]}"
+    one, two = f"{with_article(colour)} {SHAPES[shape]}", f"{with_article(colour2)} {SHAPES[shape2]}"
     if swap:
         return f"{opening}{two} {('to the right of', 'below')[layout - 1]} {one}"
     return f"{opening}{one} {('to the left of', 'above')[layout - 1]} {two}"
-
-
-def _article(colour: int) -> str:
-    word = COLOURS[colour]
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def draw_captions(labels: Tensor, generator: torch.Generator) -> list[str]:
@@ -255,8 +201,3 @@ def draw_world(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     labels = draw_labels(count, generator)
     chunks = [to_uint8(render(draw_scenes(part, generator))) for part in labels.split(1024)]
     return torch.cat(chunks), labels
-
-
-def to_uint8(pictures: Tensor) -> Tensor:
-    """[0, 1] floats to bytes, rounded as `VaeImageProcessor.numpy_to_pil` does."""
-    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
