@@ -1,0 +1,192 @@
+"""The transformer and its text encoder, trained together from nothing on latents of real clips.
+
+A CogVideoXTransformer3DModel predicts v under CogVideoX's own schedule (SNR shift, zero terminal SNR); a T5EncoderModel
+reads captions of at most 16 tokens, one a word. 15 % of the captions are dropped, so that the null prompt means
+something. What ships is the exponential moving average of the weights.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from selfnpo_core.drawing import COLOURS, SHAPES
+from selfnpo_core.stages import cosine, load, progress, save
+from selfnpo_video.demo import world
+from selfnpo_video.demo.build.oracle import real_batch
+
+PROMPT_DROPOUT = 0.15
+MAX_TOKENS = 16
+TEXT_WIDTH = 96
+
+
+def build_tokenizer() -> T5Tokenizer:
+    """T5's unigram tokenizer, every word of the world one token, and letters for all others."""
+    words = {w for text in (*world.MOTIONS, *world.OPENINGS, "a an that") for w in text.split()} | {*COLOURS, *SHAPES}
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in sorted(words))]
+    pieces += [("▁", -20.0), *((letter, -20.0) for letter in "abcdefghijklmnopqrstuvwxyz")]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=TEXT_WIDTH,
+            d_kv=24,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def build_transformer() -> CogVideoXTransformer3DModel:
+    return CogVideoXTransformer3DModel(
+        num_attention_heads=6,
+        attention_head_dim=32,
+        in_channels=8,
+        out_channels=8,
+        time_embed_dim=128,
+        text_embed_dim=TEXT_WIDTH,
+        num_layers=6,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=world.FRAMES,
+        patch_size=2,
+        max_text_seq_length=MAX_TOKENS,
+        spatial_interpolation_scale=1.0,
+    )
+
+
+def build_scheduler() -> CogVideoXDDIMScheduler:
+    """CogVideoX-2b's schedule."""
+    return CogVideoXDDIMScheduler(
+        snr_shift_scale=3.0,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+@torch.no_grad()
+def encode_world(vae: AutoencoderKLCogVideoX, path: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Scaled latents (count, F, C, 8, 8) of real clips and their labels; kept on disk between runs."""
+    if not path.exists():
+        generator = torch.Generator().manual_seed(seed)
+        latents, labels = [], []
+        for _ in progress(count // 32, "latents"):
+            clips, rows = real_batch(32, generator)
+            mean = vae.encode(clips * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+            latents.append(mean.permute(0, 2, 1, 3, 4))
+            labels.append(rows)
+        save_file({"latents": torch.cat(latents).contiguous(), "labels": torch.cat(labels)}, path)
+    stored = load_file(path)
+    return stored["latents"], stored["labels"]
+
+
+def train(
+    path: Path,
+    vae: AutoencoderKLCogVideoX,
+    *,
+    steps: int = 6000,
+    batch: int = 64,
+    lr: float = 1e-3,
+    count: int = 8192,
+    seed: int = 4,
+) -> CogVideoXPipeline:
+    """Train transformer and text encoder; returns the pipeline with their averaged weights.
+
+    An interrupted training goes on from the weights that it keeps beside `path`, every 500 updates.
+    """
+    torch.manual_seed(seed)
+    tokenizer, scheduler = build_tokenizer(), build_scheduler()
+    net = nn.ModuleDict({"transformer": build_transformer(), "text_encoder": build_text_encoder(tokenizer)})
+    if path.exists():
+        load(net, path)
+        return assemble(net, vae, tokenizer)
+    latents, labels = encode_world(vae, path.with_name("latents.safetensors"), count=count, seed=seed)
+    average = copy.deepcopy(net).eval().requires_grad_(False)
+    so_far, first = path.with_name("denoiser-so-far.safetensors"), 0
+    if so_far.exists():
+        first = _restore(so_far, net, average)
+    generator = torch.Generator().manual_seed(seed + first)
+    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01, betas=(0.9, 0.99))
+    bar, running = progress(steps, "denoiser", first), 1.0
+    for step in bar:
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        loss = _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
+        optimizer.param_groups[0]["lr"] = lr * cosine(step, steps, warmup=200) * min(1.0, (step - first + 1) / 100)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.999, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        running += 0.01 * (loss.item() - running)
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+        if step % 500 == 499:
+            _keep(so_far, net, average, step + 1)
+    save(average, path)
+    return assemble(average, vae, tokenizer)
+
+
+def _loss(
+    net: nn.ModuleDict,
+    tokenizer: T5Tokenizer,
+    scheduler: CogVideoXDDIMScheduler,
+    x0: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Squared error of the predicted v at a uniform timestep. x0: (B, F, C, 8, 8), labels: (B, 3).
+
+    In terms of x̂0 this weighs by SNR + 1, so colour and motion, decided where little signal is left, count as well.
+    """
+    captions = world.draw_captions(labels, generator)
+    dropped = torch.rand(len(captions), generator=generator) < PROMPT_DROPOUT
+    captions = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]
+    tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    context = net["text_encoder"](tokens.input_ids)[0]
+    noise = torch.randn(x0.shape, generator=generator)
+    t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
+    x_t = scheduler.add_noise(x0, noise, t)
+    output = net["transformer"](hidden_states=x_t, encoder_hidden_states=context, timestep=t, return_dict=False)[0]
+    return F.mse_loss(output, scheduler.get_velocity(x0, noise, t))
+
+
+def assemble(net: nn.ModuleDict, vae: AutoencoderKLCogVideoX, tokenizer: T5Tokenizer) -> CogVideoXPipeline:
+    return CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=net["text_encoder"].eval(),
+        vae=vae.eval(),
+        transformer=net["transformer"].eval(),
+        scheduler=build_scheduler(),
+    )
+
+
+def _keep(path: Path, net: nn.ModuleDict, average: nn.ModuleDict, step: int) -> None:
+    state = {f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}
+    state |= {f"average.{k}": v.contiguous() for k, v in average.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file({**state, "step": torch.tensor(step)}, partial)
+    partial.rename(path)
+
+
+def _restore(path: Path, net: nn.ModuleDict, average: nn.ModuleDict) -> int:
+    state = load_file(path)
+    for prefix, module in (("net.", net), ("average.", average)):
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return int(state["step"])

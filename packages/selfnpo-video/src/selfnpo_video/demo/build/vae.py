@@ -1,0 +1,61 @@
+"""The autoencoder: AutoencoderKLCogVideoX, (9, 64, 64) × 3 → (3, 8, 8) × 8 latents, as CogVideoX's in small."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from torch import Tensor
+
+from selfnpo_core.stages import cosine, load, progress, save
+from selfnpo_video.demo.build.oracle import real_batch
+
+
+def build() -> AutoencoderKLCogVideoX:
+    return AutoencoderKLCogVideoX(
+        block_out_channels=(16, 24, 32, 48),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_height=64,
+        sample_width=64,
+    )
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 and squared error, and L1 of the differences along each side, which keeps edges sharp."""
+    error = output - target
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * edges
+
+
+def train(path: Path, *, steps: int = 2500, batch: int = 4, lr: float = 2e-3, seed: int = 2) -> AutoencoderKLCogVideoX:
+    """Train the autoencoder; its scaling factor becomes 1 / standard deviation of the latents."""
+    torch.manual_seed(seed)
+    generator, vae = torch.Generator().manual_seed(seed), build()
+    if path.exists():
+        load(vae, path)
+        return with_scale(vae)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr, weight_decay=0.0, betas=(0.9, 0.99))
+    bar = progress(steps, "autoencoder")
+    for step in bar:
+        clips = real_batch(batch, generator)[0] * 2 - 1
+        posterior = vae.encode(clips).latent_dist
+        output = vae.decode(posterior.sample(generator)).sample
+        loss = reconstruction_loss(output, clips) + 1e-6 * posterior.kl().mean()
+        optimizer.param_groups[0]["lr"] = lr * cosine(step, steps, warmup=100)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    save(vae, path)
+    return with_scale(vae.eval())
+
+
+@torch.no_grad()
+def with_scale(vae: AutoencoderKLCogVideoX) -> AutoencoderKLCogVideoX:
+    """Set `scaling_factor` so that latents have unit standard deviation."""
+    clips = real_batch(64, torch.Generator().manual_seed(3))[0] * 2 - 1
+    vae.register_to_config(scaling_factor=round(1 / vae.encode(clips).latent_dist.mean.std().item(), 5))
+    return vae
