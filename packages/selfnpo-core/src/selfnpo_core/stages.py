@@ -15,7 +15,7 @@ def cosine(step: int, steps: int, warmup: int = 50) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def progress(steps: int, name: str, first: int = 0) -> tqdm[int]:
+def progress(steps: int, name: str, first: int = 0) -> "tqdm[int]":
     return tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5.0, dynamic_ncols=True)
 
 
