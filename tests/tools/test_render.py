@@ -73,7 +73,7 @@ def job(folder: Path, lora: Path, tmp_path: Path) -> sampling.Job:
 
 FILES = sorted(
     [f"0000{i}-{4 + i}-g{scale}-{arm}.mp4" for i in range(2) for scale in (2, 6) for arm in ("with", "without")]
-    + [f"0000{i}-{4 + i}-grid.mp4" for i in range(2)]
+    + [f"0000{i}-{4 + i}-grid-2-6.mp4" for i in range(2)]
     + ["index.html", "metadata.jsonl"]
 )
 

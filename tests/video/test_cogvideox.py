@@ -96,6 +96,8 @@ def test_impossible_sizes_are_refused_with_the_nearest():
         compression.latent_shape(ClipSize(frames=53, height=480, width=720))
     padded = Compression(time=4, space=8, patch=2, patch_time=2, channels=16)
     assert padded.latent_shape(ClipSize(frames=81, height=768, width=1360)) == (22, 16, 96, 170)
-    fixed = Compression(time=4, space=8, patch=2, patch_time=1, channels=16, fixed=(480, 720))
-    with pytest.raises(InputError, match="480×720"):
+    fixed = Compression(
+        time=4, space=8, patch=2, patch_time=1, channels=16, fixed=ClipSize(frames=49, height=480, width=720)
+    )
+    with pytest.raises(InputError, match="49×480×720"):
         fixed.check(ClipSize(frames=49, height=256, width=256))

@@ -4,11 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from tests.tiny import COGVIDEOX_KINDS, cogvideox, sample
 
 from selfnpo_core.adapters import NegativeDelta
 from selfnpo_core.errors import InputError
-from selfnpo_video.long import blend_weights, window_starts, windowed
+from selfnpo_video.long import blend_weights, default_overlap, window_starts, windowed
 
 LONG = {"num_frames": 33, "height": 64, "width": 64}
 
@@ -64,10 +65,49 @@ def test_a_long_clip_is_the_blend_of_its_windows(kind):
     for row, start in zip(weights, starts, strict=True):
         part = slice(start, start + window)
         expected[:, part] += row[part].reshape(1, -1, 1, 1, 1) * ask(x[:, part])
+    short = ask(x[:, :window])
     with windowed(transformer, window, 2):
         torch.testing.assert_close(ask(x), expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(ask(x[:, :window]), expected[:, :0].new_tensor(0) + ask(x[:, :window]))
+        assert torch.equal(ask(x[:, :window]), short)
     assert "forward" not in vars(transformer)
+
+
+@pytest.mark.parametrize("window", [2, 4, 6])
+def test_short_windows_of_whole_patches(window):
+    if window == 2:
+        with pytest.raises(InputError, match="longer"):
+            window_starts(8, 2, default_overlap(2, 2), 2)
+    else:
+        starts = window_starts(12, window, default_overlap(window, 2), 2)
+        assert starts[-1] + window == 12
+
+
+def test_windows_and_full_weights_outlive_offloading():
+    """accelerate's hooks are taken off and put on again after every call of a pipeline that offloads."""
+    pipe, seen = cogvideox(), []
+    transformer = pipe.transformer
+    plain = transformer.forward
+    delta = {"proj_out.weight": 0.3 * torch.ones_like(transformer.proj_out.weight)}
+    count = transformer.transformer_blocks[0].register_forward_hook(lambda *_: seen.append(1))
+    expected = sample("cogvideox", pipe, **LONG)
+    whole = len(seen)
+    for first in ("hooked before", "hooked within"):
+        if first == "hooked before":
+            add_hook_to_module(transformer, ModelHook())
+        with windowed(transformer, 4), NegativeDelta.attach(pipe, delta):
+            drawn = []
+            for _ in range(2):
+                remove_hook_from_module(transformer)
+                add_hook_to_module(transformer, ModelHook())
+                seen.clear()
+                drawn.append(sample("cogvideox", pipe, **LONG))
+                assert len(seen) > 2 * whole
+        assert torch.equal(*drawn)
+        assert not torch.allclose(drawn[0], expected)
+        assert torch.equal(sample("cogvideox", pipe, **LONG), expected)
+        remove_hook_from_module(transformer)
+    count.remove()
+    assert transformer.forward == plain
 
 
 def test_negative_guidance_acts_in_every_window():

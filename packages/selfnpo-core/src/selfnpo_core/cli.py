@@ -157,7 +157,7 @@ sampling_options = stack(
     click.option("--steps", type=click.IntRange(min=1), help="Sampling steps. Default: the model's."),
     click.option("--height", type=click.IntRange(min=1), help="Pixels. Default: what the model was made for."),
     click.option("--width", type=click.IntRange(min=1), help="Pixels. Default: what the model was made for."),
-    click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Default: 8 pictures, 1 clip."),
     device_options,
 )
 """Options of `sample` and `compare`."""

@@ -1,5 +1,6 @@
 """What every family's loading code shares: dtypes, devices, and the libraries' errors in one line."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,10 +16,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def best_device(name: str = "auto") -> torch.device:
-    """ "auto" is the first accelerator, or the CPU."""
+    """ "auto" is the first accelerator (of several processes on one machine, each its own), or the CPU."""
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
@@ -58,7 +59,7 @@ def one_line_errors(source: Source) -> Iterator[None]:
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise InputError(f"the hub has no model {source.location}: check the name, or give a folder") from None
     except Exception as error:
-        if is_disk_full(error):
+        if is_disk_full(error) or isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise
         detail = " ".join(str(error).split())[:160]
         if source.kind == "hub":

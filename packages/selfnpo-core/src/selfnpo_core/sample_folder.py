@@ -55,7 +55,7 @@ class SampleFolder:
         self.records = [json.loads(json.dumps(record)) for record in records]
         self._beside = {*beside, METADATA}
         self._rank, self._world, self._together = *shard, together
-        self._lock = FolderLock(self.path / (".lock" if self._world == 1 else f".lock-{self._rank}"))
+        self._lock = FolderLock(self.path / (".lock" if self._world == 1 else f".lock-{self._rank}-of-{self._world}"))
         self._done: set[str] = set()
 
     def __enter__(self) -> "SampleFolder":
@@ -97,8 +97,11 @@ class SampleFolder:
                 shutil.rmtree(partial)
             partial.unlink(missing_ok=True)
             raise
-        with open(self.path / METADATA, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        with open(self.path / METADATA, "ab+") as file:
+            file.seek(0, os.SEEK_END)
+            cut = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"  # by a kill or a full disk
+            line = json.dumps(record, ensure_ascii=False) + "\n"
+            file.write(("\n" if cut else "").encode() + line.encode())
         self._done.add(record["file"])
 
     def _check(self) -> set[str]:
@@ -111,7 +114,7 @@ class SampleFolder:
             metadata.touch()
             return set()
         wanted = {record["file"]: record for record in self.records}
-        kept = [record for record in _read_lines(metadata) if (self.path / record["file"]).exists()]
+        kept = [record for record in read_records(metadata) if (self.path / record["file"]).exists()]
         for record in kept:
             self._compare(record, wanted.get(record["file"]))
         if foreign := [name for name in there if name not in self._beside and name not in wanted]:
@@ -137,14 +140,14 @@ class SampleFolder:
                 )
 
 
-def _read_lines(path: Path) -> list[Record]:
-    """Whole lines only: the last may have been cut."""
-    records = []
+def read_records(path: Path) -> list[Record]:
+    """The whole lines of a metadata.jsonl, one a file: a line may have been cut, and a file been drawn again."""
+    records: dict[str, Record] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(record, dict) and "file" in record:
-            records.append(record)
-    return records
+            records[record["file"]] = record
+    return list(records.values())

@@ -76,7 +76,7 @@ def plan(options: Mapping[str, Any]) -> Job:
             negative_prompt=options["negative_prompt"],
             height=options["height"],
             width=options["width"],
-            batch_size=options["batch_size"],
+            batch_size=options["batch_size"] or 8,
         ),
         negative=negative,
         dtype=dtype_of(options["dtype"], device),

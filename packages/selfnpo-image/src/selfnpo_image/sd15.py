@@ -215,8 +215,12 @@ class SD15:
 
     def load_lora(self, file: Path, name: str) -> None:
         """Load a LoRA file, in any naming that diffusers reads, as an adapter of the UNet."""
-        state, alphas = StableDiffusionPipeline.lora_state_dict(file.parent, weight_name=file.name)
-        StableDiffusionPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=self.denoiser, adapter_name=name)
+        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+            file.parent, weight_name=file.name, return_lora_metadata=True
+        )
+        StableDiffusionPipeline.load_lora_into_unet(
+            state, network_alphas=alphas, unet=self.denoiser, adapter_name=name, metadata=metadata
+        )
 
     def _pipeline(self) -> StableDiffusionPipeline:
         """The pipeline without its UNet: what is held, or read anew."""

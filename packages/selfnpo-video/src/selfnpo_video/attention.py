@@ -52,7 +52,7 @@ class JointAttention:
             k = attn.norm_k(k)
         if image_rotary_emb is not None:
             q, k = _turn(q, text, image_rotary_emb), _turn(k, text, image_rotary_emb)
-        out = rearrange(self.kernel(q, k, v.to(q.dtype)), "b n heads d -> b n (heads d)").to(tokens.dtype)
+        out = rearrange(self.kernel(q.to(v.dtype), k.to(v.dtype), v), "b n heads d -> b n (heads d)").to(tokens.dtype)
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text:], out[:, :text]
 

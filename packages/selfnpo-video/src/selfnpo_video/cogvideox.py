@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,7 @@ from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
 from selfnpo_core.training.hashing import weights_hash
 from selfnpo_video.attention import JointAttention, outline, use_attention
-from selfnpo_video.models import architecture, find_source, size_for
+from selfnpo_video.models import KNOWN, architecture, find_source, size_for
 from selfnpo_video.positions import Rotary, rotary_positions, window_at
 from selfnpo_video.shapes import ClipSize, Compression
 
@@ -122,8 +123,7 @@ class CogVideoX:
         folder = Path(self._source.location)
         if _pipeline_class(folder, self.name) is not CogVideoXPipeline:
             raise InputError(f"model {self.name} turns images into video, and training wants text to video: use that")
-        vae = AutoencoderKLCogVideoX.load_config(folder, subfolder="vae")
-        transformer = CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer")
+        vae, transformer = _config(folder, "vae", self.name), _config(folder, "transformer", self.name)
         self._describe(transformer, vae, _scheduler(folder, self.name), (frames, height, width), dtype)
         with quiet(), one_line_errors(self._source):
             network = CogVideoXTransformer3DModel.from_pretrained(
@@ -143,6 +143,8 @@ class CogVideoX:
         dtype: torch.dtype = torch.float32,
     ) -> "CogVideoX":
         """A known model without its weights, on the meta device: enough to tell what training it will take."""
+        if name in KNOWN and KNOWN[name].from_image:
+            raise InputError(f"model {name} turns images into video, and training wants text to video: use that")
         made = cls.__new__(cls)
         made.name, made.device, made.base_hash = name, torch.device("meta"), ""
         config = dict(architecture(name))
@@ -165,9 +167,9 @@ class CogVideoX:
         dtype: torch.dtype,
     ) -> None:
         """What configurations tell. Raises `InputError` for a size that the model cannot draw."""
-        self.dtype, self._config = dtype, _Config(CogVideoXTransformer3DModel, transformer)
-        self.compression = Compression.of(self._config, _Config(AutoencoderKLCogVideoX, vae))
-        own = size_for(self.name, self._config)
+        self.dtype, self._config = dtype, with_defaults(CogVideoXTransformer3DModel, transformer)
+        self.compression = Compression.of(self._config, with_defaults(AutoencoderKLCogVideoX, vae))
+        own = size_for(self.name, transformer, self._config)
         self.size = ClipSize(frames=size[0] or own.frames, height=size[1] or own.height, width=size[2] or own.width)
         self.window_step = self.compression.patch_time
         self.latent_shape: tuple[int, ...] = self.compression.latent_shape(self.size)
@@ -253,8 +255,12 @@ class CogVideoX:
 
     def load_lora(self, file: Path, name: str) -> None:
         """Load a LoRA file, in any naming that diffusers reads, as an adapter of the transformer."""
-        state = CogVideoXPipeline.lora_state_dict(file.parent, weight_name=file.name)
-        CogVideoXPipeline.load_lora_into_transformer(state, transformer=self.denoiser, adapter_name=name)
+        state, metadata = CogVideoXPipeline.lora_state_dict(
+            file.parent, weight_name=file.name, return_lora_metadata=True
+        )
+        CogVideoXPipeline.load_lora_into_transformer(
+            state, transformer=self.denoiser, adapter_name=name, metadata=metadata
+        )
 
     def _rotary_at(self, x_t: Tensor, first: int) -> Rotary | None:
         key = (x_t.shape[1], first, x_t.device)
@@ -270,7 +276,8 @@ def encode(source: Source, texts: Sequence[str], max_tokens: int, device: torch.
     folder = Path(local(source).location)
     with quiet(), one_line_errors(source):
         tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
-        model = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True).to(device)
+        model = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True)
+    model.to(device)
     rows = []
     lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids]
     if cut := sum(length > max_tokens for length in lengths):
@@ -299,12 +306,25 @@ def save_lora(transformer: nn.Module, directory: Path, adapter: str) -> None:
     )
 
 
-class _Config:
-    """A model's configuration with the defaults of its class, as attributes."""
+def transformer_config(source: Source) -> dict[str, Any]:
+    """Configuration of a local model's transformer, as it is on disk."""
+    return _config(Path(source.location), "transformer", source.name)
 
-    def __init__(self, model: Any, values: Mapping[str, Any]):
-        defaults = {n: p.default for n, p in inspect.signature(model.__init__).parameters.items() if n != "self"}
-        self.__dict__.update({**defaults, **values})
+
+def with_defaults(model: Any, values: Mapping[str, Any]) -> SimpleNamespace:
+    """A model's configuration with the defaults of its class, as attributes."""
+    defaults = {n: p.default for n, p in inspect.signature(model.__init__).parameters.items() if n != "self"}
+    return SimpleNamespace(**{**defaults, **values})
+
+
+def _config(folder: Path, part: str, name: str) -> dict[str, Any]:
+    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return values
+    except (OSError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"model {name} has no readable {part}/{file.name} ({detail}): get it again") from None
 
 
 def _check_folder(folder: Path, name: str) -> None:
@@ -330,7 +350,7 @@ def _pipeline_class(folder: Path, name: str) -> Any:
 
 
 def _scheduler(folder: Path, name: str) -> CogVideoXDDIMScheduler | CogVideoXDPMScheduler:
-    config = CogVideoXDDIMScheduler.load_config(folder, subfolder="scheduler")
+    config = _config(folder, "scheduler", name)
     kind = config.get("_class_name")
     if kind not in SCHEDULERS:
         raise InputError(f"model {name} has a {kind}: CogVideoX wants its own DDIM or DPM scheduler")

@@ -7,7 +7,7 @@ afterwards. Costs one forward a window and step; memory is that of one window.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
+from selfnpo_core.adapters.branches import forward_of, replace_forward
 from selfnpo_core.errors import InputError
 
 
@@ -23,10 +24,9 @@ def window_starts(frames: int, window: int, overlap: int, step: int = 1) -> list
 
     All are multiples of `step` (temporal patches), spread as evenly as can be.
     """
-    if not 0 < overlap < window or window % step or frames % step:
+    if not 0 < overlap <= window - step or window % step or frames % step:
         raise InputError(
-            f"windows of {window} latent frames cannot overlap by {overlap} in multiples of {step}: use an overlap of "
-            f"1 to {window - 1}"
+            f"windows of {window} latent frames cannot overlap by {overlap} in steps of {step}: use longer windows"
         )
     if frames <= window:
         return [0]
@@ -37,6 +37,11 @@ def window_starts(frames: int, window: int, overlap: int, step: int = 1) -> list
         if all(b - a <= window - overlap for a, b in pairwise(starts)):
             return starts
         count += 1
+
+
+def default_overlap(window: int, step: int = 1) -> int:
+    """Half a window, or what is left of a short one."""
+    return min(window // 2, window - step)
 
 
 def blend_weights(frames: int, window: int, starts: list[int]) -> Tensor:
@@ -56,9 +61,9 @@ def windowed(transformer: CogVideoXTransformer3DModel, window: int, overlap: int
     overlap: of neighbouring windows; half a window if not given. Negative weights are to be attached inside the block.
     """
     step = transformer.config.patch_size_t or 1
-    overlap = window // 2 if overlap is None else overlap
+    overlap = default_overlap(window, step) if overlap is None else overlap
     window_starts(window + step, window, overlap, step)  # refuses what cannot be, before anything is drawn
-    inner = transformer.forward
+    inner = forward_of(transformer)
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         frames = hidden_states.shape[1]
@@ -86,8 +91,6 @@ def windowed(transformer: CogVideoXTransformer3DModel, window: int, overlap: int
 
         return Transformer2DModelOutput(sample=result)
 
-    transformer.forward = forward
-    try:
+    with ExitStack() as undo:
+        replace_forward(undo, transformer, forward)
         yield
-    finally:
-        del transformer.forward

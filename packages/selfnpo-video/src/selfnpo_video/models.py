@@ -64,14 +64,28 @@ KNOWN: dict[str, KnownVideoModel] = {
 }
 
 
+_TELLING = (
+    "num_attention_heads",
+    "num_layers",
+    "in_channels",
+    "patch_size_t",
+    "use_rotary_positional_embeddings",
+    "use_learned_positional_embeddings",
+    "ofs_embed_dim",
+)
+_DEFAULTS = {
+    "num_attention_heads": 30,
+    "num_layers": 30,
+    "in_channels": 16,
+    "use_rotary_positional_embeddings": False,
+    "use_learned_positional_embeddings": False,
+}
+"""Of CogVideoXTransformer3DModel; what is not here is None by default."""
+
+
 def find_source(name: str, config: str | Path | None = None) -> Source:
     """What `--model NAME` stands for, by `selfnpo_core.sources.find_source`."""
     return sources.find_source(name, KNOWN, _shipped, config)
-
-
-def defaults(name: str) -> KnownVideoModel:
-    """Sampling defaults of a model; those of CogVideoX-2b for one that is not known."""
-    return KNOWN.get(name, KNOWN["cogvideox-2b"])
 
 
 def architecture(name: str) -> Mapping[str, Any]:
@@ -80,10 +94,28 @@ def architecture(name: str) -> Mapping[str, Any]:
     return {**table["common"], **table["models"][name]}
 
 
-def size_for(name: str, transformer: Any) -> ClipSize:
-    """What a checkpoint was made for: a known model's own size, else what its configuration says."""
+def known_as(name: str, transformer: Mapping[str, Any]) -> KnownVideoModel | None:
+    """The known model that a checkpoint is or was made from: by its name, else by its transformer's configuration."""
     if name in KNOWN:
-        return KNOWN[name].size
+        return KNOWN[name]
+    for other in KNOWN.values():
+        if other.hub_id is not None:
+            expected = architecture(other.name)
+            if all(
+                transformer.get(key, _DEFAULTS.get(key)) == expected.get(key, _DEFAULTS.get(key)) for key in _TELLING
+            ):
+                return other
+    return None
+
+
+def size_for(name: str, config: Mapping[str, Any], transformer: Any) -> ClipSize:
+    """What a checkpoint was made for: a known model's own size, else what its configuration says.
+
+    config: as it is on disk; transformer: the same with the defaults of its class.
+    """
+    known = known_as(name, config)
+    if known is not None:
+        return known.size
     space = 8
     return ClipSize(
         frames=transformer.sample_frames,

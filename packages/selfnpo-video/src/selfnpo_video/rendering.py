@@ -1,7 +1,7 @@
 """Many clips for people to look at: every prompt at several guidance scales, with and without negative weights.
 
 OUTPUT/00003-42-g6-with.mp4    a clip: prompt 3, seed 42, scale 6
-OUTPUT/00003-42-grid.mp4       the prompt's clips: a column a scale, a row with and without
+OUTPUT/00003-42-grid-4-6.mp4   the prompt's clips: a column a scale, a row with and without
 OUTPUT/metadata.jsonl          a line a clip, all that is needed to draw it again
 OUTPUT/index.html              a contact sheet that plays offline
 
@@ -9,7 +9,7 @@ The same command again goes on where it stopped; several processes (torchrun, ac
 """
 
 import html
-import json
+import math
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from selfnpo_core.sample_folder import METADATA, SampleFolder
+from selfnpo_core.errors import InputError
+from selfnpo_core.sample_folder import METADATA, SampleFolder, read_records
 from selfnpo_video.sampling import Job, attached, frames_of, latent_clips, records
 from selfnpo_video.video_files import read_video, write_video
 
@@ -54,7 +55,9 @@ def shard_of_environment() -> tuple[int, int]:
 
 def render(job: Job, scales: Sequence[float], output: str | Path, *, shard: tuple[int, int] | None = None) -> int:
     """Draw what is missing of this process's share; returns how many clips were drawn now."""
-    output, pipe = Path(output), job.load()
+    output = Path(output)
+    _check_scales(scales)
+    pipe = job.load()
     cells = [Cell(scale=s, negative=n) for n in ((False, True) if job.negative else (False,)) for s in scales]
     arms = {cell: _arm(job, cell) for cell in cells}
     lines = {cell: records(arm, pipe) for cell, arm in arms.items()}
@@ -63,13 +66,13 @@ def render(job: Job, scales: Sequence[float], output: str | Path, *, shard: tupl
         for i in range(len(job.prompts))
         for cell in cells
     ]
-    grids = [_grid_name(wanted[i * len(cells)], cells[0], job) for i in range(len(job.prompts))]
+    grids = [_grid_name(wanted[i * len(cells)], cells[0], cells, job) for i in range(len(job.prompts))]
     beside = (*grids, INDEX)
     shard = shard or shard_of_environment()
     with SampleFolder(output, wanted, beside=beside, shard=shard, together=len(cells)) as folder:
         todo = folder.missing
         with tqdm(total=len(todo), desc=output.name, unit="clip", disable=not todo, position=shard[0]) as bar:
-            for cell in cells:  # negative weights go on and off once
+            for cell in cells:
                 own = [k for k in todo if k % len(cells) == cells.index(cell)]
                 _draw_cell(pipe, arms[cell], folder, own, len(cells), bar)
         if job.format != "frames" and len(cells) > 1:
@@ -107,7 +110,10 @@ def _write_grids(
     """A grid for every prompt of this process whose clips are all there."""
     for index, name in enumerate(grids):
         files = [output / wanted[index * len(cells) + k]["file"] for k in range(len(cells))]
-        if index % shard[1] != shard[0] or (output / name).exists() or not all(file.exists() for file in files):
+        if index % shard[1] != shard[0] or not all(file.exists() for file in files):
+            continue
+        newest = max(file.stat().st_mtime_ns for file in files)
+        if (output / name).exists() and (output / name).stat().st_mtime_ns >= newest:
             continue
         columns = len({cell.scale for cell in cells})
         clips = [read_video(file)[0] for file in files]
@@ -137,8 +143,7 @@ def grid(clips: Sequence[np.ndarray], titles: Sequence[str], columns: int, capti
 def write_index(output: Path) -> None:
     """OUTPUT/index.html from metadata.jsonl: a row a prompt and seed, its clips beside each other."""
     rows: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for line in (output / METADATA).read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_records(output / METADATA):
         rows.setdefault((record["file"].split("-")[0] + record["prompt"], record["seed"]), []).append(record)
     parts = []
     for records_ in (rows[key] for key in sorted(rows)):
@@ -171,9 +176,17 @@ def _suffix(job: Job) -> str:
     return "" if job.format == "frames" else f".{job.format}"
 
 
-def _grid_name(record: Mapping[str, Any], first: Cell, job: Job) -> str:
+def _check_scales(scales: Sequence[float]) -> None:
+    named = [f"{scale:g}" for scale in scales]
+    if not scales or len(set(named)) < len(named) or not all(math.isfinite(scale) for scale in scales):
+        raise InputError(f"guidance scales {', '.join(named) or 'none'}: give different finite numbers")
+
+
+def _grid_name(record: Mapping[str, Any], first: Cell, cells: Sequence[Cell], job: Job) -> str:
+    """Named by what is in it: other scales make another grid."""
     suffix = job.format if job.format != "frames" else "mp4"
-    return Path(record["file"]).stem.removesuffix(f"-{first.name}") + f"-grid.{suffix}"
+    scales = "-".join(dict.fromkeys(f"{cell.scale:g}" for cell in cells))
+    return Path(record["file"]).stem.removesuffix(f"-{first.name}") + f"-grid-{scales}.{suffix}"
 
 
 _PAGE = """<!doctype html>

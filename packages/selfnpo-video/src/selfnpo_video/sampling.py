@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import CogVideoXDPMScheduler
-from PIL import Image
+from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.loading import DTYPES, best_device
-from selfnpo_core.sample_folder import SampleFolder, sample_name
+from selfnpo_core.sample_folder import SampleFolder, file_sha256, sample_name
 from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, load_eta, negative_of, prompts_of, scale_of
 from selfnpo_core.sources import Source
 from selfnpo_core.training.npo_folder import find_npo_file
-from selfnpo_video.cogvideox import load_pipeline
+from selfnpo_video.cogvideox import load_pipeline, local, transformer_config, with_defaults
 from selfnpo_video.long import windowed
-from selfnpo_video.models import defaults, find_source
+from selfnpo_video.models import KNOWN, find_source, known_as, size_for
 from selfnpo_video.prompts import load_prompts
 from selfnpo_video.shapes import ClipSize, Compression
 from selfnpo_video.streaming import decode_stream
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How clips are drawn. guidance_scale: 1 is none. size: None is what the checkpoint was made for."""
+    """How clips are drawn. guidance_scale: 1 is none."""
 
     guidance_scale: float
     steps: int
     size: ClipSize
     negative_prompt: str | None = None
     dynamic_guidance: bool = False
-    """The scale rises from 1 on the way (the pipelines' `use_dynamic_cfg`)."""
+    """The pipelines' `use_dynamic_cfg`: a scale that depends on the timestep, and swings widely at few steps."""
     batch_size: int = 1
     window: int | None = None
     """Frames that the model sees at a time, for clips longer than it was trained for (`selfnpo_video.long`)."""
@@ -59,6 +59,8 @@ class Job:
     dtype: str
     fps: int
     format: str = "mp4"
+    tiling: bool = False
+    """Decode tile by tile: less memory, and slightly other pixels at the tiles' borders."""
     image: Path | None = None
     """First frame, for image-to-video checkpoints."""
     eta: Path | None = None
@@ -67,7 +69,12 @@ class Job:
 
     def load(self) -> Any:
         pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype])
-        compression_of(pipe).check(self.settings.size)
+        compression = compression_of(pipe)
+        compression.check(self.settings.size)
+        if self.settings.window is not None:
+            compression.latent_window(self.settings.window)
+        if self.tiling:
+            pipe.vae.enable_tiling()
         _check_image(pipe, self)
         if self.device.type == "cuda":  # T5 and transformer do not fit together
             pipe.enable_model_cpu_offload(device=self.device)
@@ -81,31 +88,35 @@ def plan(options: Mapping[str, Any]) -> Job:
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
     source = find_source(options["model"], options["model_config"])
-    known, device = defaults(options["model"]), best_device(options["device"])
+    source = local(source)
+    config, device = transformer_config(source), best_device(options["device"])
+    known = known_as(source.name, config) or KNOWN["cogvideox-2b"]
     prompts = [text for text in prompts_of(options, load_prompts) for _ in range(options["count"])]
-    negative, config = negative_of(options)
+    negative, npo_config = negative_of(options)
+    own = size_for(source.name, config, with_defaults(CogVideoXTransformer3DModel, config))
     size = ClipSize(
-        frames=options["frames"] or known.size.frames,
-        height=options["height"] or known.size.height,
-        width=options["width"] or known.size.width,
+        frames=options["frames"] or own.frames,
+        height=options["height"] or own.height,
+        width=options["width"] or own.width,
     )
     return Job(
         source=source,
         prompts=prompts,
         seeds=[options["seed"] + i for i in range(len(prompts))],
         settings=Settings(
-            guidance_scale=scale_of(options, config, known.guidance_scale),
+            guidance_scale=scale_of(options, npo_config, known.guidance_scale),
             steps=options["steps"] or known.steps,
             size=size,
             negative_prompt=options["negative_prompt"],
             dynamic_guidance=options["dynamic_guidance"],
-            batch_size=options["batch_size"],
+            batch_size=options["batch_size"] or 1,
             window=options["window"],
         ),
         negative=negative,
         dtype=dtype_of(options["dtype"], device, known.dtype),
         fps=options["fps"] or known.fps,
         format=options["format"],
+        tiling=options["tiling"],
         image=None if options["image"] is None else Path(options["image"]),
         eta=None if options["eta"] is None else find_npo_file(options["eta"]),
         device=device,
@@ -178,7 +189,7 @@ def latent_clips(
     pipe.set_progress_bar_config(desc="denoise", leave=False)
     size, config = settings.size, pipe.transformer.config
     batch = 1 if isinstance(pipe.scheduler, CogVideoXDPMScheduler) else settings.batch_size
-    extra: dict[str, Any] = {} if image is None else {"image": Image.open(image).convert("RGB")}
+    picture = None if image is None else ImageOps.exif_transpose(Image.open(image)).convert("RGB")
     for start in range(0, len(prompts), batch):
         part = slice(start, min(start + batch, len(prompts)))
         count = part.stop - part.start
@@ -196,7 +207,7 @@ def latent_clips(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
         latents = pipe(
             **texts,
-            **extra,
+            **({} if picture is None else {"image": [picture] * count}),
             num_frames=size.frames,
             height=size.height,
             width=size.width,
@@ -240,11 +251,14 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
         "width": size.width,
         "window": job.settings.window,
         "fps": job.fps,
+        "tiling": job.tiling,
         "scheduler": type(pipe.scheduler).__name__,
         "model": job.source.name,
         "dtype": job.dtype,
         "image": None if job.image is None else str(job.image),
+        "image_sha256": None if job.image is None else file_sha256(job.image),
         "eta": None if job.eta is None else str(job.eta),
+        "eta_sha256": None if job.eta is None else file_sha256(job.eta),
         **(job.negative.record if job.negative else NO_NEGATIVE),
     }
     return [
@@ -259,6 +273,8 @@ def _check_image(pipe: Any, job: Job) -> None:
         raise InputError(f"model {job.source.name} turns an image into a video: give the first frame as --image FILE")
     if not wants and job.image is not None:
         raise InputError(f"model {job.source.name} takes no image: leave --image out, or use an image-to-video model")
+    if wants and job.settings.window is not None:
+        raise InputError(f"--window is for text to video: {job.source.name} knows its first frame only there")
     if job.image is not None:
         try:
             with Image.open(job.image) as picture:

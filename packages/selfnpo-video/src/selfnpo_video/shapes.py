@@ -28,8 +28,8 @@ class Compression:
     patch_time: int
     channels: int
     """Of the latents that are denoised."""
-    fixed: tuple[int, int] | None = None
-    """Height and width in pixels, where positions were learned for these only."""
+    fixed: ClipSize | None = None
+    """The only size, where positions were learned for it alone."""
 
     @classmethod
     def of(cls, transformer: Any, vae: Any) -> "Compression":
@@ -37,7 +37,11 @@ class Compression:
         space = 2 ** (len(vae.block_out_channels) - 1)
         fixed = None
         if transformer.use_learned_positional_embeddings:
-            fixed = (transformer.sample_height * space, transformer.sample_width * space)
+            fixed = ClipSize(
+                frames=transformer.sample_frames,
+                height=transformer.sample_height * space,
+                width=transformer.sample_width * space,
+            )
         return cls(
             time=int(vae.temporal_compression_ratio),
             space=space,
@@ -59,18 +63,25 @@ class Compression:
         return frames, self.channels, size.height // self.space, size.width // self.space
 
     def latent_window(self, frames: int) -> int:
-        """Latent frames of a window of `frames`, whole patches. Raises `InputError` where that is not possible."""
+        """Latent frames of a window of `frames`, padded to whole patches. Raises `InputError` if it is too short."""
         latent = (frames - 1) // self.time + 1
-        if (frames - 1) % self.time or latent % self.patch_time:
-            raise InputError(f"a window of {frames} frames is not possible: use a multiple of {self.time} plus 1")
+        latent += -latent % self.patch_time
+        if (frames - 1) % self.time or latent < 2 * self.patch_time:
+            fewest = 1 + self.time * (2 * self.patch_time - 1)
+            raise InputError(
+                f"a window of {frames} frames is not possible: use a multiple of {self.time} plus 1, {fewest} or more"
+            )
         return latent
 
     def check(self, size: ClipSize) -> None:
         """Raise `InputError`, with the nearest size that works, for one that the model cannot draw."""
         if self.nearest(size) != size:
+            if self.fixed:
+                raise InputError(f"this model draws clips of {self.fixed} (frames × height × width) only, not {size}")
             raise InputError(
                 f"a clip of {size} (frames × height × width) is not possible: frames must be a multiple of "
-                f"{2 * self.time} plus 1, height and width {self._spatial()}; the nearest is {self.nearest(size)}"
+                f"{2 * self.time} plus 1, height and width multiples of {self.space * self.patch}; "
+                f"the nearest is {self.nearest(size)}"
             )
 
     def nearest(self, size: ClipSize) -> ClipSize:
@@ -79,12 +90,9 @@ class Compression:
         The VAE decodes two latent frames at a time and gives the first frame one picture, every other one `time`: an
         even number of latent frames would have no first frame to itself, and come back longer than it was asked for.
         """
+        if self.fixed:
+            return self.fixed
         frames = 1 + 2 * self.time * max(0, round((size.frames - 1) / (2 * self.time)))
         step = self.space * self.patch
-        height, width = self.fixed or (max(step, step * round(n / step)) for n in (size.height, size.width))
+        height, width = (max(step, step * round(n / step)) for n in (size.height, size.width))
         return ClipSize(frames=frames, height=height, width=width)
-
-    def _spatial(self) -> str:
-        if self.fixed:
-            return "{}×{}".format(*self.fixed)
-        return f"multiples of {self.space * self.patch}"

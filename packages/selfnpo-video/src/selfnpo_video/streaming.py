@@ -11,13 +11,18 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
+from selfnpo_core.errors import InputError
+
 
 def decode_stream(vae: AutoencoderKLCogVideoX, latents: Tensor) -> Iterator[Tensor]:
     """Scaled latents (B, F, C, h, w) → chunks of frames (B, 3, f, H, W) in [−1, 1], in order.
 
     Costs what `vae.decode` costs; memory is that of one chunk of two latent frames (three, where F is odd) and of the
-    convolutions' cache.
+    convolutions' cache. With tiling on, the whole clip is decoded at once, tile by tile.
     """
+    if vae.use_tiling:
+        yield vae.decode(1 / vae.config.scaling_factor * latents.permute(0, 2, 1, 3, 4)).sample
+        return
     z = 1 / vae.config.scaling_factor * latents.permute(0, 2, 1, 3, 4)  # as the pipeline does, to the bit
     cache: dict[str, Tensor] | None = None
     for part in chunks(z.shape[2], vae.num_latent_frames_batch_size):
@@ -57,7 +62,10 @@ def _regrouped(pieces: Iterable[Tensor], sizes: list[int]) -> Iterator[Tensor]:
     source = iter(pieces)
     for size in sizes:
         while sum(piece.shape[2] for piece in held) < size:
-            held.append(next(source))
+            piece = next(source, None)
+            if piece is None:
+                raise InputError(f"the clip has fewer frames than the {sum(sizes)} that were announced")
+            held.append(piece)
         frames = torch.cat(held, dim=2)
         yield frames[:, :, :size]
         held = [frames[:, :, size:]]

@@ -13,7 +13,7 @@ from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
@@ -54,12 +54,19 @@ def write_video(path: Path, frames: Iterable[Frame], *, fps: int, format: str | 
 
 
 def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarray, float]:
-    """Frames (F, H, W, 3) uint8 and their rate. Raises `InputError` for what is no whole video."""
+    """Frames (F, H, W, 3) uint8 and their rate, 0 for a folder of PNG files.
+
+    Raises `InputError` for what is no whole video.
+    """
     path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.png"))[:limit]
+        return _stacked(np.asarray(Image.open(file).convert("RGB")) for file in files), 0.0
     if not path.is_file():
         raise InputError(f"video {path} does not exist: give a video file")
     try:
-        frames, fps = reader()(path, limit)
+        read = _read_loop if path.suffix in (".webp", ".gif") else reader()
+        frames, fps = read(path, limit)
     except Exception as error:  # every library has errors of its own
         detail = " ".join(str(error).split())[:120]
         raise InputError(f"{path} cannot be read as a video ({detail}): it may be cut off") from None
@@ -114,6 +121,12 @@ _WRITERS: dict[str, Callable[[Path, Iterable[Frame], int], int]] = {
     "gif": _write_loop,
     "frames": _write_frames,
 }
+
+
+def _read_loop(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+    with Image.open(path) as picture:
+        frames = [np.asarray(frame.convert("RGB")) for frame in _first(ImageSequence.Iterator(picture), limit)]
+        return _stacked(frames), 1000 / (picture.info.get("duration") or 125)
 
 
 def _read_decord(path: Path, limit: int | None) -> tuple[np.ndarray, float]:

@@ -233,6 +233,31 @@ def replace(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
     own[name] = value
 
 
+def forward_of(module: nn.Module) -> Any:
+    """The module's forward, inside of what accelerate's hooks (model offload) put around it."""
+    return vars(module).get("_old_forward") or module.forward
+
+
+def replace_forward(undo: ExitStack, module: nn.Module, value: Any) -> None:
+    """Put `value` in the place of `forward_of(module)` until `undo` closes.
+
+    accelerate's hooks keep the forward that they wrap as `_old_forward`, and hand it on when they are taken off and put
+    on again, as diffusers does after every call of a pipeline that offloads. There the replacement outlives them.
+    """
+    inner = forward_of(module)
+    vars(module)["_old_forward" if "_old_forward" in vars(module) else "forward"] = value
+
+    def restore() -> None:
+        for name in ("_old_forward", "forward"):
+            if vars(module).get(name) is value:
+                if name == "forward" and getattr(inner, "__func__", None) is type(module).forward:
+                    del vars(module)[name]
+                else:
+                    vars(module)[name] = inner
+
+    undo.callback(restore)
+
+
 def check_not_fused(denoiser: nn.Module) -> None:
     """Fused projections hold a copy of the weights, which neither a LoRA nor an offset would reach."""
     for name, module in denoiser.named_modules():

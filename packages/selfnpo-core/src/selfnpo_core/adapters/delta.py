@@ -6,7 +6,7 @@ back bit for bit. Costs a second copy of the weights that δ names, and two smal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,9 @@ from selfnpo_core.adapters.branches import (
     bare,
     batch_of,
     check_not_fused,
+    forward_of,
     replace,
+    replace_forward,
     strength,
 )
 from selfnpo_core.errors import InputError
@@ -55,12 +57,19 @@ class NegativeDelta:
             raise InputError(f"a full-weight offset is for one denoiser, not {' and '.join(self._branches.denoisers)}")
         ((self._name, self._denoiser),) = self._branches.denoisers.items()
         self._called = getattr(pipe, self._name)
+        self._in_place: Callable[[], bool] = lambda: True
         self._check()
         with ExitStack() as undo:
             self._branches.watch(undo)
-            owner, call = _what_is_called(self._called)
-            self._run = getattr(owner, call)
-            replace(undo, owner, call, torch.compiler.disable(self._split))
+            split = torch.compiler.disable(self._split)
+            if _is_compiled_in_place(self._called):  # outside of the compiled graph
+                self._run = self._called._compiled_call_impl
+                replace(undo, self._called, "_compiled_call_impl", split)
+                self._in_place = lambda: self._called._compiled_call_impl is split
+            else:
+                self._run = forward_of(self._called)
+                replace_forward(undo, self._called, split)
+                self._in_place = lambda: forward_of(self._called) is split
             self._undo = undo.pop_all()
 
     @property
@@ -88,6 +97,8 @@ class NegativeDelta:
         """At the beginning of every pipeline call. θ may have been moved, cast or fused since the last one."""
         if getattr(self._branches.pipe, self._name) is not self._called:
             raise InputError("the denoiser was compiled or replaced: detach() the negative weights, attach them anew")
+        if not self._in_place():
+            raise InputError("the denoiser's forward was replaced by something else: detach() and attach anew")
         check_not_fused(self._denoiser)
         # Without LoRA's own name for the layers it wraps.
         own = {name.replace(".base_layer.", "."): p for name, p in self._denoiser.named_parameters()}
@@ -135,11 +146,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         raise InputError(f"'{path}' is no readable .safetensors file of weight differences ({error})") from error
 
 
-def _what_is_called(denoiser: nn.Module) -> tuple[nn.Module, str]:
-    """(owner, attribute) of the function that a call of the denoiser comes down to: outside of a compiled graph."""
-    if bare(denoiser) is denoiser and getattr(denoiser, "_compiled_call_impl", None) is not None:
-        return denoiser, "_compiled_call_impl"
-    return denoiser, "forward"
+def _is_compiled_in_place(denoiser: nn.Module) -> bool:
+    """Whether `denoiser.compile()` was called, rather than `torch.compile(denoiser)`."""
+    return bare(denoiser) is denoiser and getattr(denoiser, "_compiled_call_impl", None) is not None
 
 
 def _take(value: Any, batch: int, rows: slice) -> Any:
