@@ -10,7 +10,7 @@ from selfnpo_core.guidance import NULL, guide
 from selfnpo_core.prediction import to_estimate
 from selfnpo_core.schedule import CLEAN
 from selfnpo_video.cogvideox import CogVideoX, load_pipeline
-from selfnpo_video.models import KNOWN, architecture
+from selfnpo_video.models import KNOWN, architecture, known_as
 from selfnpo_video.shapes import ClipSize, Compression
 
 SIZE = ClipSize(frames=9, height=64, width=64)
@@ -85,6 +85,15 @@ def test_every_known_name_has_its_architecture(name):
     with torch.device("meta"):
         transformer = CogVideoXTransformer3DModel(**architecture(name))
     assert sum(p.numel() for p in transformer.parameters()) == KNOWN[name].parameters
+
+
+def test_a_folder_is_known_by_its_architecture(folder):
+    for name in KNOWN:
+        known = known_as("a-folder", architecture(name))
+        assert known is not None
+        assert known.name == name
+    tiny = CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer")
+    assert known_as("tiny", tiny) is None
 
 
 def test_impossible_sizes_are_refused_with_the_nearest():
