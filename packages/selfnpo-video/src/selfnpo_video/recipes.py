@@ -30,7 +30,7 @@ COGVIDEOX: Presets = {
 
 
 def presets_for(model: str | None) -> Presets:
-    """The presets of a model by the name its user gave it; 2b was released in fp16, the others in bf16."""
+    """The presets of a model by the name its user gave it."""
     known = KNOWN.get(model or "")
     if known is not None and known.hub_id is None:
         from selfnpo_video.demo.recipe import PRESETS

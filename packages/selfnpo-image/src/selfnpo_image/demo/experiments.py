@@ -1,8 +1,7 @@
 """The arms of the demo's tables: Self-NPO, and what it is to be compared with at the same prompts and seeds.
 
 cfg                 plain classifier-free guidance
-npo                 the recipe's negative weights on the negative branch, under the prompt itself
-npo_null            the same weights under the null prompt, as in Self-NPO's paper
+npo                 the recipe's negative weights on the negative branch
 random              on the negative branch a random offset, every tensor of the norm of npo's
 full_simulation     as npo, trained on samples simulated to the end (the costly baseline of 2505.11777)
 gradient_reversal   as npo, trained with the gradient-reversal objective
@@ -37,10 +36,9 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
 }
 """Changes to the demo's recipe for each arm that trains weights of its own."""
 
-_DECIDES = ("train", "learning_rate", "lr_schedule", "steps", "seed", "rollout", "objective", "negative_condition")
+_DECIDES = ("train", "learning_rate", "lr_schedule", "steps", "seed", "rollout", "objective", "student_prompt_dropout")
 NEON_STRENGTH = 0.5
-NULL_BETA = 0.4
-ARMS = ("cfg", "npo", "npo_null", "random", "full_simulation", "gradient_reversal", "neon")
+ARMS = ("cfg", "npo", "random", "full_simulation", "gradient_reversal", "neon")
 
 
 def train_arm(arm: str, seed: int, work: Path, *, model: str = "demo") -> Path:
@@ -69,22 +67,18 @@ def make_arm(arm: str, seed: int, work: Path, *, beta: float | None = None) -> A
     run = train_arm(arm if arm in TRAINED else "npo", seed, work)
     npo = load_npo(run)
     assert npo.config is not None
+    strength = npo.config.recommended.beta if beta is None else beta
     note: dict[str, Any] = {"training_seed": seed, "recipe": npo.config.recipe}
 
     @contextmanager
     def negative(pipe: StableDiffusionPipeline) -> Iterator[None]:
-        with attach_npo(pipe, run, **({} if beta is None else {"beta": beta})):
+        with attach_npo(pipe, run, beta=strength):
             yield
 
     @contextmanager
     def random(pipe: StableDiffusionPipeline) -> Iterator[None]:
         offset = random_like(offset_of(pipe, run), torch.Generator().manual_seed(seed))
-        with NegativeDelta.attach(pipe, offset, condition=npo.config.negative_condition):
-            yield
-
-    @contextmanager
-    def null(pipe: StableDiffusionPipeline) -> Iterator[None]:
-        with attach_npo(pipe, run, condition="null", beta=NULL_BETA):
+        with NegativeDelta.attach(pipe, offset, beta=strength):
             yield
 
     @contextmanager
@@ -96,13 +90,8 @@ def make_arm(arm: str, seed: int, work: Path, *, beta: float | None = None) -> A
         finally:
             pipe.unet.load_state_dict(base)
 
-    ways = {"npo_null": null, "random": random, "neon": extrapolated}
-    if arm == "neon":
-        note["strength"] = NEON_STRENGTH
-    elif arm == "npo_null":
-        note["beta"] = NULL_BETA
-    elif beta is not None:
-        note["beta"] = beta
+    ways = {"random": random, "neon": extrapolated}
+    note |= {"strength": NEON_STRENGTH} if arm == "neon" else {"beta": strength}
     return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note)
 
 

@@ -10,8 +10,8 @@ _COMMON: dict[str, Any] = {
     "steps": 200,
     "batch_size": 32,
     "pool_size": 256,
-    "negative_condition": "prompt",
-    "recommended": {"beta": 1.0, "guidance_scale": (2.0, 5.0)},
+    "student_prompt_dropout": 0.5,
+    "recommended": {"beta": 0.5, "guidance_scale": (2.0, 5.0)},
 }
 PRESETS: Presets = {
     "full": {**_COMMON, "learning_rate": 5e-5},

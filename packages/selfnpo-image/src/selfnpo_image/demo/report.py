@@ -16,7 +16,6 @@ Cell = Mapping[str, Any]
 TITLES = {
     "cfg": "plain guidance",
     "npo": "Self-NPO",
-    "npo_null": "Self-NPO, null prompt, β 0.4",
     "random": "random offset of equal norm",
     "full_simulation": "trained on full simulation",
     "gradient_reversal": "gradient reversal",
