@@ -41,8 +41,8 @@ def demo(output: Path | None, full: bool, seed: int, samples: int | None) -> Non
     click.echo("\n" + verdict(cells))
     floor = measure.floor(len(task.prompts))
     click.echo(f"FID is biased upwards at this number: {len(task.prompts)} real pictures have {floor:.1f}.")
-    best = min((cell for cell in cells if cell["arm"] == "cfg"), key=lambda cell: cell["fid"][0])["scale"]
-    columns = {"CFG": table.pictures("cfg", best), "Self-NPO": table.pictures(arms[1].name, best)}
+    shown = max(SCALES[full])  # where guidance overshoots, the difference can be seen
+    columns = {"CFG": table.pictures("cfg", shown), "Self-NPO": table.pictures(arms[1].name, shown)}
     pictures.side_by_side(columns, task.prompts, output / "pictures.png")
     pictures.curves(cells, output / "curves.png", title="the demo model: a toy, not a real one")
     (output / "table.md").write_text(words + "\n", encoding="utf-8")

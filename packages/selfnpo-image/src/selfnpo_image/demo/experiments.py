@@ -26,6 +26,7 @@ from selfnpo_core.training import Recipe, load_npo, resolve_recipe, train
 from selfnpo_core.training.files import read_json
 from selfnpo_image.demo import world
 from selfnpo_image.demo.cells import Arm, plain
+from selfnpo_image.demo.recipe import KIND
 from selfnpo_image.recipes import presets_for
 from selfnpo_image.sd15 import SD15
 
@@ -44,7 +45,7 @@ ARMS = ("cfg", "npo", "random", "full_simulation", "gradient_reversal", "neon")
 def train_arm(arm: str, seed: int, work: Path, *, model: str = "demo") -> Path:
     """The run folder of an arm's weights: work/ARM-sSEED, trained now unless it is there already."""
     output = work / f"{arm}-s{seed}"
-    recipe = resolve_recipe(presets_for(model), None, {"model": model, "seed": seed, **TRAINED[arm]})
+    recipe = resolve_recipe(presets_for(model), None, {"model": model, "seed": seed, "train": KIND, **TRAINED[arm]})
     if _finished(output, recipe):
         return output
     train(SD15(model), recipe, world.training_captions(), output, resume=(output / "run.json").is_file())

@@ -17,3 +17,5 @@ PRESETS: Presets = {
     "full": {**_COMMON, "learning_rate": 5e-5},
     "lora": {**_COMMON, "learning_rate": 1e-3, "rank": 16, "targets": "all"},
 }
+KIND = "full"
+"""What the demo trains: on this model, LoRAs of the same effect helped less."""
