@@ -24,14 +24,16 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two updates: too short to help, long enough to act."""
+    """A LoRA run of two updates: too short to help, long enough to act."""
     work = tmp_path_factory.mktemp("work")
+    kind, experiments.KIND = experiments.KIND, "lora"
     small = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "rank": 4}
     before = dict(PRESETS["lora"])
     PRESETS["lora"].update(small)
     try:
         yield experiments.train_arm("npo", 0, work)
     finally:
+        experiments.KIND = kind
         PRESETS["lora"].clear()
         PRESETS["lora"].update(before)
 
@@ -133,6 +135,21 @@ def test_the_offset_is_the_loras_product(pipe, run):
     torch.testing.assert_close(offset[f"{name}.weight"], b @ a)  # alpha = rank
     assert norm(offset) > 0
     assert set(offset) <= {key.replace(".base_layer", "") for key, _ in pipe.unet.named_parameters()}
+
+
+def test_the_offset_of_full_weights_is_their_difference(pipe, tmp_path, monkeypatch):
+    small = {"steps": 1, "batch_size": 2, "pool_size": 4, "grid_steps": 3, "learning_rate": 1e-2, "max_drift": 10.0}
+    monkeypatch.setitem(PRESETS, "full", small)
+    monkeypatch.setattr(experiments, "KIND", "full")
+    run = experiments.train_arm("npo", 1, tmp_path)
+    offset, before = experiments.offset_of(pipe, run), pipe.unet.conv_out.weight.clone()
+    assert set(offset) == set(dict(pipe.unet.named_parameters()))
+    with experiments.make_arm("neon", 1, tmp_path).attach(pipe):
+        expected = before - experiments.NEON_STRENGTH * offset["conv_out.weight"]
+        torch.testing.assert_close(pipe.unet.conv_out.weight, expected)
+    assert torch.equal(pipe.unet.conv_out.weight, before)
+    random = experiments.make_arm("random", 1, tmp_path)
+    assert random.note["beta"] == 1.0
 
 
 def test_tasks_of_other_seeds_share_nothing():
