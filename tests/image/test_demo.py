@@ -101,6 +101,10 @@ def test_cells_are_computed_once_and_paired_with_plain_guidance(pipe, run, tmp_p
     again = table(tmp_path).cell(pipe, Arm(name="cfg", attach=refuse, note={}), 3.0)
     assert again == cells[0]
     assert (tmp_path / "cells" / "cfg-g3.json").read_bytes() == kept
+    (tmp_path / "scores" / "cfg-g3.safetensors").rename(tmp_path / "scores" / "away")
+    with pytest.raises(AssertionError, match="again"):  # without scores nothing could be paired with it
+        table(tmp_path).cell(pipe, Arm(name="cfg", attach=refuse, note={}), 3.0)
+    (tmp_path / "scores" / "away").rename(tmp_path / "scores" / "cfg-g3.safetensors")
     words = pictures.table(cells)
     assert len(words.splitlines()) == 4
     pictures.curves(cells, tmp_path / "curves.png", title="test")

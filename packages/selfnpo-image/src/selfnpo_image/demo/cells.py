@@ -53,9 +53,12 @@ class Table:
     batch: int = 64
 
     def cell(self, pipe: StableDiffusionPipeline, arm: Arm, scale: float) -> dict[str, Any]:
-        """The cell's figures: from disk, or computed now and put there. Plain guidance must come before other arms."""
+        """The cell's figures: from disk, or computed now and put there. Plain guidance must come before other arms.
+
+        Plain guidance is computed again where the judges' scores of it are not on this disk: others are paired with it.
+        """
         path = self.folder / f"{arm.name}-g{scale:g}.json"
-        if path.exists():
+        if path.exists() and (arm.name != "cfg" or self._scores_of("cfg", scale).exists()):
             return json.loads(path.read_text(encoding="utf-8"))
         with arm.attach(pipe):
             drawn = measure.sample(
@@ -82,10 +85,13 @@ class Table:
 
     def pictures(self, arm: str, scale: float) -> Tensor:
         """The first 64 pictures of a cell."""
-        return load_file(self.scores / f"{arm}-g{scale:g}.safetensors")["pictures"]
+        return load_file(self._scores_of(arm, scale))["pictures"]
+
+    def _scores_of(self, arm: str, scale: float) -> Path:
+        return self.scores / f"{arm}-g{scale:g}.safetensors"
 
     def _scores(self, arm: str, scale: float) -> measure.Scores:
-        stored = load_file(self.scores / f"{arm}-g{scale:g}.safetensors")
+        stored = load_file(self._scores_of(arm, scale))
         return measure.Scores(
             features=stored["features"], right=stored["right"].bool(), preference=stored["preference"]
         )
