@@ -1,6 +1,7 @@
 """Make the shipped demo models from nothing: autoencoder, denoiser, oracle, judge, reference statistics.
 
-    python tools/build_demo_models.py --work build/demo
+    python tools/build_demo_models.py image --work build/demo
+    python tools/build_demo_models.py video --work build/demo-video
 
 Hours on two CPU cores. Every stage is kept in the work folder and skipped when it is there; the denoiser's, the
 longest, goes on where it was interrupted.
@@ -16,11 +17,22 @@ from selfnpo_image.demo import assets, measure
 from selfnpo_image.demo.build import denoiser, judge, oracle, pack, vae
 from selfnpo_image.models import find_source
 from selfnpo_image.sd15 import load_pipeline
+from selfnpo_video.demo import assets as video_assets
+from selfnpo_video.demo import measure as video_measure
+from selfnpo_video.demo.build import denoiser as video_denoiser
+from selfnpo_video.demo.build import oracle as video_oracle
+from selfnpo_video.demo.build import pack as video_pack
+from selfnpo_video.demo.build import vae as video_vae
 
 SCALES = (1.0, 2.0, 3.0, 5.0)
 
 
-@click.command(help=__doc__)
+@click.group(help=__doc__)
+def main() -> None:
+    torch.set_flush_denormal(True)  # late in training they would slow it down several times
+
+
+@main.command("image")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the stages' results.")
 @click.option("--output", type=click.Path(path_type=Path), default=assets.FOLDER, show_default=True)
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
@@ -28,10 +40,10 @@ SCALES = (1.0, 2.0, 3.0, 5.0)
 @click.option("--samples", default=500, show_default=True, help="Pictures at each guidance scale for the check.")
 @click.option("--go-on", is_flag=True, help="Begin the denoiser with the shipped weights rather than random ones.")
 @click.option("--interim", is_flag=True, help="Write a model that is not good enough too, and say so in its card.")
-def main(work: Path, output: Path, threads: int, steps: int, samples: int, go_on: bool, interim: bool) -> None:
+def build_image(work: Path, output: Path, threads: int, steps: int, samples: int, go_on: bool, interim: bool) -> None:
+    """The SD1.5-class model of coloured shapes."""
     if threads:
         torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # late in training they would slow it down several times
     work.mkdir(parents=True, exist_ok=True)
     eyes = oracle.train(work / "oracle.safetensors")
     autoencoder = vae.train(work / "vae.safetensors")
@@ -69,6 +81,37 @@ def main(work: Path, output: Path, threads: int, steps: int, samples: int, go_on
             "by guidance scale": table,
         },
     )
+
+
+@main.command("video")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the stages' results.")
+@click.option("--output", type=click.Path(path_type=Path), default=video_assets.FOLDER, show_default=True)
+@click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
+@click.option("--steps", default=6000, show_default=True, help="Updates of the denoiser.")
+@click.option("--samples", default=256, show_default=True, help="Clips at each guidance scale for the check.")
+def build_video(work: Path, output: Path, threads: int, steps: int, samples: int) -> None:
+    """The CogVideoX-class model of moving shapes."""
+    if threads:
+        torch.set_num_threads(threads)
+    work.mkdir(parents=True, exist_ok=True)
+    eyes = video_oracle.train(work / "oracle.safetensors")
+    autoencoder = video_vae.train(work / "vae.safetensors")
+    moments = video_pack.reference(eyes)
+    reconstruction = video_pack.reconstruction_fvd(autoencoder, eyes, moments)
+    print(f"autoencoder: reconstruction distance {reconstruction:.2f}")
+    pipe = video_denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps)
+    table = video_measure.sweep(pipe, eyes, moments, scales=SCALES, count=samples, seed=9, steps=20)
+    best = max(row["accuracy"] for row in table.values())
+    video_pack.refuse_ragged(best, reconstruction)
+    parts = (pipe.transformer, pipe.text_encoder, pipe.vae)
+    figures = {
+        "parameters (transformer, text encoder, autoencoder)": [sum(p.numel() for p in m.parameters()) for m in parts],
+        "denoiser updates": steps,
+        "best prompt accuracy, motion included": best,
+        "autoencoder's reconstruction distance": round(reconstruction, 3),
+        "by guidance scale": table,
+    }
+    video_pack.write_assets(output, pipe, eyes, moments, figures)
 
 
 if __name__ == "__main__":

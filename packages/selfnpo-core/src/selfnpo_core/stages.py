@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 from tqdm import tqdm
 
@@ -22,10 +22,10 @@ def progress(steps: int, name: str, first: int = 0) -> "tqdm[int]":
 def save(module: nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, partial)
+    save_model(module, str(partial))  # also where tensors are shared, as T5's embeddings are
     partial.rename(path)
 
 
 def load(module: nn.Module, path: Path) -> nn.Module:
-    module.load_state_dict(load_file(path))
+    load_model(module, path)
     return module.eval()

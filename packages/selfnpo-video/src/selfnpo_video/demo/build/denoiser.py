@@ -178,8 +178,8 @@ def assemble(net: nn.ModuleDict, vae: AutoencoderKLCogVideoX, tokenizer: T5Token
 
 
 def _keep(path: Path, net: nn.ModuleDict, average: nn.ModuleDict, step: int) -> None:
-    state = {f"net.{k}": v.contiguous() for k, v in net.state_dict().items()}
-    state |= {f"average.{k}": v.contiguous() for k, v in average.state_dict().items()}
+    state = {f"net.{k}": v.clone() for k, v in net.state_dict().items()}
+    state |= {f"average.{k}": v.clone() for k, v in average.state_dict().items()}
     partial = path.with_suffix(".partial")
     save_file({**state, "step": torch.tensor(step)}, partial)
     partial.rename(path)

@@ -20,7 +20,7 @@ def real_batch(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def augment(clips: Tensor, generator: torch.Generator) -> Tensor:
     """Light blur on half of the clips and a little noise on all of them."""
     rows = torch.rand(len(clips), 1, 1, 1, 1, generator=generator) < 0.5
-    blurred = F.avg_pool3d(F.pad(clips, (1, 1, 1, 1), mode="replicate"), (1, 3, 3), stride=1)
+    blurred = F.avg_pool3d(F.pad(clips, (1, 1, 1, 1, 0, 0), mode="replicate"), (1, 3, 3), stride=1)
     noise = 0.04 * torch.rand(len(clips), 1, 1, 1, 1, generator=generator)
     return torch.where(rows, blurred, clips) + noise * torch.randn(clips.shape, generator=generator)
 
