@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selfnpo_core.negative import norm
-from selfnpo_image.demo import assets, experiments, measure, pictures, report
+from selfnpo_core.worlds import Task, arms, distance, judge, make_arm, sample, train_arm
+from selfnpo_image.demo import assets, shapes, world
 from selfnpo_image.demo.build import pack
-from selfnpo_image.demo.cells import Arm, Table
-from selfnpo_image.demo.recipe import PRESETS
 from selfnpo_image.models import find_source
 from selfnpo_image.sd15 import load_pipeline
 
@@ -22,24 +21,19 @@ def pipe():
     return load_pipeline(find_source("demo"))
 
 
+SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "rank": 4, "learning_rate": 1e-3}
+LORA = shapes.demo(presets={"lora": SMALL}, kind="lora")
+WORLD = LORA.world
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A LoRA run of two updates: too short to help, long enough to act."""
-    work = tmp_path_factory.mktemp("work")
-    kind, experiments.KIND = experiments.KIND, "lora"
-    small = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "rank": 4}
-    before = dict(PRESETS["lora"])
-    PRESETS["lora"].update(small)
-    try:
-        yield experiments.train_arm("npo", 0, work)
-    finally:
-        experiments.KIND = kind
-        PRESETS["lora"].clear()
-        PRESETS["lora"].update(before)
+    return train_arm(LORA, "npo", 0, tmp_path_factory.mktemp("work"))
 
 
-def table(folder, count=6):
-    return Table(folder=folder / "cells", scores=folder / "scores", task=measure.Task.draw(count, 5), steps=2, batch=4)
+def drawn(pipe, task, steps):
+    return sample(WORLD, pipe, task, guidance_scale=3.0, steps=steps).data
 
 
 def test_what_ships_is_small_safe_and_labelled():
@@ -56,13 +50,11 @@ def test_what_ships_is_small_safe_and_labelled():
 
 
 def test_the_oracle_reads_real_pictures():
-    from selfnpo_image.demo import world
-
-    drawn, labels = world.draw_world(2000, torch.Generator().manual_seed(123))
-    scores = measure.judge(drawn, labels)
+    pictures, labels = world.draw_world(2000, torch.Generator().manual_seed(123))
+    scores = judge(WORLD, pictures, labels)
     assert scores.accurate.float().mean() > 0.97
-    assert measure.fid(scores.features) < 12  # of equal distributions: what is left is the bias of 2,000 pictures
-    wrong = measure.judge(drawn, labels.roll(1, 0))
+    assert distance(WORLD, scores.features) < 12  # of equal distributions: what is left is the bias of 2,000 pictures
+    wrong = judge(WORLD, pictures, labels.roll(1, 0))
     assert (scores.preference > wrong.preference).float().mean() > 0.8
 
 
@@ -72,67 +64,38 @@ def test_a_zeroed_lora_reproduces_plain_guidance_exactly(pipe, run, tmp_path):
     file = run / "npo" / "pytorch_lora_weights.safetensors"
     state = {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in load_file(file).items()}
     save_file(state, zeroed / file.name)
-    task = measure.Task.draw(4, 5)
-    base = measure.sample(pipe, task, guidance_scale=3.0, steps=3).pictures
+    task = Task.draw(WORLD, 4, 5)
+    base = drawn(pipe, task, 3)
     from selfnpo_core.adapters import NegativeAdapters
 
     pipe.load_lora_weights(zeroed, adapter_name="zero")
     with NegativeAdapters.attach(pipe, {"zero": 1.0}):
-        same = measure.sample(pipe, task, guidance_scale=3.0, steps=3).pictures
+        same = drawn(pipe, task, 3)
     pipe.unload_lora_weights()
     assert torch.equal(base, same)
-    with experiments.make_arm("npo", 0, run.parent, beta=30.0).attach(pipe):
-        other = measure.sample(pipe, task, guidance_scale=3.0, steps=3).pictures
+    with make_arm(LORA, "npo", 0, run.parent, beta=30.0).attach(pipe):
+        other = drawn(pipe, task, 3)
     assert not torch.equal(base, other)
-    assert torch.equal(base, measure.sample(pipe, task, guidance_scale=3.0, steps=3).pictures)
-
-
-def test_cells_are_computed_once_and_paired_with_plain_guidance(pipe, run, tmp_path):
-    arms = [experiments.make_arm(name, 0, run.parent) for name in ("cfg", "npo")]
-    cells = [table(tmp_path).cell(pipe, arm, 3.0) for arm in arms]
-    assert cells[0]["against_cfg"] is None
-    assert 0 <= cells[1]["against_cfg"]["win_rate"][0] <= 1
-    assert [cell["rows_per_picture"] for cell in cells] == [4.0, 4.0]
-    kept = (tmp_path / "cells" / "cfg-g3.json").read_bytes()
-
-    def refuse(_):
-        raise AssertionError("a cell on disk was computed again")
-
-    again = table(tmp_path).cell(pipe, Arm(name="cfg", attach=refuse, note={}), 3.0)
-    assert again == cells[0]
-    assert (tmp_path / "cells" / "cfg-g3.json").read_bytes() == kept
-    (tmp_path / "scores" / "cfg-g3.safetensors").rename(tmp_path / "scores" / "away")
-    with pytest.raises(AssertionError, match="again"):  # without scores nothing could be paired with it
-        table(tmp_path).cell(pipe, Arm(name="cfg", attach=refuse, note={}), 3.0)
-    (tmp_path / "scores" / "away").rename(tmp_path / "scores" / "cfg-g3.safetensors")
-    words = pictures.table(cells)
-    assert len(words.splitlines()) == 4
-    pictures.curves(cells, tmp_path / "curves.png", title="test")
-    pictures.side_by_side(
-        {"CFG": table(tmp_path).pictures("cfg", 3.0)}, ["a prompt"] * 6, tmp_path / "pictures.png", rows=2
-    )
-    rows = report.summary(report.read_cells(tmp_path / "cells"))
-    assert [row["arm"] for row in rows] == ["cfg", "npo"]
-    assert "Self-NPO" in report.markdown(rows)
+    assert torch.equal(base, drawn(pipe, task, 3))
 
 
 def test_an_arm_is_trained_once(run):
     stamp = (run / "metrics.jsonl").stat().st_mtime_ns
-    assert experiments.train_arm("npo", 0, run.parent) == run
+    assert train_arm(LORA, "npo", 0, run.parent) == run
     assert (run / "metrics.jsonl").stat().st_mtime_ns == stamp
 
 
 def test_every_arm_samples_and_leaves_the_pipeline_as_it_was(pipe, run):
-    task = measure.Task.draw(2, 6)
-    base = measure.sample(pipe, task, guidance_scale=3.0, steps=2).pictures
+    task = Task.draw(WORLD, 2, 6)
+    base = drawn(pipe, task, 2)
     for name in ("random", "neon"):
-        with experiments.make_arm(name, 0, run.parent).attach(pipe):
-            measure.sample(pipe, task, guidance_scale=3.0, steps=2)
-        assert torch.equal(base, measure.sample(pipe, task, guidance_scale=3.0, steps=2).pictures), name
+        with make_arm(LORA, name, 0, run.parent).attach(pipe):
+            drawn(pipe, task, 2)
+        assert torch.equal(base, drawn(pipe, task, 2)), name
 
 
 def test_the_offset_is_the_loras_product(pipe, run):
-    offset = experiments.offset_of(pipe, run)
+    offset = arms.offset_of(LORA, pipe, run)
     state = load_file(run / "npo" / "pytorch_lora_weights.safetensors")
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     a, b = (state[f"unet.{name}.lora_{part}.weight"] for part in "AB")
@@ -141,25 +104,18 @@ def test_the_offset_is_the_loras_product(pipe, run):
     assert set(offset) <= {key.replace(".base_layer", "") for key, _ in pipe.unet.named_parameters()}
 
 
-def test_the_offset_of_full_weights_is_their_difference(pipe, tmp_path, monkeypatch):
+def test_the_offset_of_full_weights_is_their_difference(pipe, tmp_path):
     small = {"steps": 1, "batch_size": 2, "pool_size": 4, "grid_steps": 3, "learning_rate": 1e-2, "max_drift": 10.0}
-    monkeypatch.setitem(PRESETS, "full", small)
-    monkeypatch.setattr(experiments, "KIND", "full")
-    run = experiments.train_arm("npo", 1, tmp_path)
-    offset, before = experiments.offset_of(pipe, run), pipe.unet.conv_out.weight.clone()
+    demo = shapes.demo(presets={"full": small}, kind="full")
+    run = train_arm(demo, "npo", 1, tmp_path)
+    offset, before = arms.offset_of(demo, pipe, run), pipe.unet.conv_out.weight.clone()
     assert set(offset) == set(dict(pipe.unet.named_parameters()))
-    with experiments.make_arm("neon", 1, tmp_path).attach(pipe):
-        expected = before - experiments.NEON_STRENGTH * offset["conv_out.weight"]
+    with make_arm(demo, "neon", 1, tmp_path).attach(pipe):
+        expected = before - arms.NEON_STRENGTH * offset["conv_out.weight"]
         torch.testing.assert_close(pipe.unet.conv_out.weight, expected)
     assert torch.equal(pipe.unet.conv_out.weight, before)
-    random = experiments.make_arm("random", 1, tmp_path)
+    random = make_arm(demo, "random", 1, tmp_path)
     assert random.note["beta"] == 1.0
-
-
-def test_tasks_of_other_seeds_share_nothing():
-    one, other = measure.Task.draw(50, 2), measure.Task.draw(50, 3)
-    assert not set(one.seeds) & set(other.seeds)
-    assert one.prompts != other.prompts
 
 
 @pytest.mark.slow

@@ -5,21 +5,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from selfnpo_core.evaluation import Moments
+from selfnpo_core.worlds import measure
 from selfnpo_image import metrics
-from selfnpo_image.demo import assets, world
-from selfnpo_image.demo.judges import Judge, Oracle
-
-
-@pytest.fixture(autouse=True)
-def _judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Untrained ones: which figures come out is tested here, not what they are."""
-    torch.manual_seed(0)
-    oracle, judge = Oracle().eval().requires_grad_(False), Judge().eval().requires_grad_(False)
-    monkeypatch.setattr(assets, "load_oracle", lambda: oracle)
-    monkeypatch.setattr(assets, "load_judge", lambda: judge)
-    moments = Moments(mean=torch.zeros(64).double(), covariance=torch.eye(64).double(), count=1000)
-    monkeypatch.setattr(assets, "reference_moments", lambda: moments)
+from selfnpo_image.demo import world
 
 
 def scene(count: int) -> tuple[list[str], list[Image.Image], list[Image.Image]]:
@@ -44,12 +32,14 @@ def test_a_few_pictures_give_accuracy_and_win_rate() -> None:
     assert figures["judged"] == 4
     assert set(figures["without"]) == set(figures["with"]) == {"accuracy"}
     assert set(figures["change"]) == {"win_rate"}
+    assert figures["without"]["accuracy"][0] == 1.0
+    assert figures["with"]["accuracy"][0] < 0.5
     swapped = metrics.judge_demo(prompts, with_npo, without)
     assert swapped["change"]["win_rate"][0] == pytest.approx(1 - figures["change"]["win_rate"][0])
 
 
 def test_enough_pictures_give_a_distance_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "FID_PICTURES", 8)
+    monkeypatch.setattr(measure, "ENOUGH", 8)
     figures = metrics.judge_demo(*scene(8))
     assert "fid" in figures["with"]
     assert {"fid_change", "accuracy_change", "win_rate"} <= set(figures["change"])

@@ -1,14 +1,16 @@
 """The stages that make the video demo's model, in small."""
 
-import pytest
 import torch
 
-from selfnpo_core.errors import RunError
 from selfnpo_core.evaluation import Moments
-from selfnpo_video.demo import measure, world
+from selfnpo_core.worlds import Judges, Task, correct, judge, sample
+from selfnpo_core.worlds.assets import load_judges, write_assets
+from selfnpo_video.demo import world
 from selfnpo_video.demo.build import denoiser, pack, vae
-from selfnpo_video.demo.build.oracle import augment, real_batch
-from selfnpo_video.demo.judges import VideoOracle, correct
+from selfnpo_video.demo.build import judge as judging
+from selfnpo_video.demo.build.oracle import real_batch
+from selfnpo_video.demo.judges import VideoJudge, VideoOracle
+from selfnpo_video.demo.moving import MovingShapes
 
 
 def test_every_word_is_a_token():
@@ -25,7 +27,7 @@ def test_the_oracle_reads_clips_of_any_length():
     oracle = VideoOracle().eval()
     clips, labels = real_batch(4, torch.Generator().manual_seed(0))
     assert oracle.features(clips).shape == (4, 64)
-    assert oracle.features(augment(clips, torch.Generator().manual_seed(0))[:, :, :5]).shape == (4, 64)
+    assert oracle.features(clips[:, :, :5]).shape == (4, 64)
     assert correct(oracle(clips), labels).shape == (4, 3)
 
 
@@ -35,21 +37,39 @@ def test_a_short_training_makes_a_pipeline_that_draws(tmp_path):
     path = tmp_path / "denoiser.safetensors"
     pipe = denoiser.train(path, autoencoder, steps=2, batch=2, count=32)
     assert 2e6 < sum(p.numel() for p in pipe.transformer.parameters()) < 8e6
-    task = measure.Task.draw(2, 5)
-    clips = measure.sample(pipe, task, guidance_scale=2.0, steps=2)
-    assert clips.shape == (2, 3, 9, 64, 64)
+    world_, task = MovingShapes(), Task.draw(MovingShapes(), 2, 5)
+    clips = sample(world_, pipe, task, guidance_scale=2.0, steps=2)
+    assert clips.data.shape == (2, 3, 9, 64, 64)
+    assert clips.forward_rows == 8
     again = denoiser.train(path, autoencoder, steps=2)  # from disk
-    assert torch.equal(measure.sample(again, task, guidance_scale=2.0, steps=2), clips)
-    oracle = VideoOracle().eval()
-    features, right = measure.judge(oracle, clips, task.labels)
-    pack.write_assets(tmp_path / "assets", pipe, oracle, Moments.of(features), {"right": int(right.sum())})
+    assert torch.equal(sample(world_, again, task, guidance_scale=2.0, steps=2).data, clips.data)
+    eyes = VideoOracle().eval()
+    moments = Moments.of(eyes.features(clips.data / 255).detach())
+    world_.judges = Judges(oracle=eyes, preference=VideoJudge().eval(), reference=moments)
+    scores = judge(world_, clips.data, task.labels)
+    write_assets(tmp_path / "assets", pipe, world_.judges, {"right": int(scores.right.sum())}, pack.CARD)
     files = [file for file in (tmp_path / "assets").rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 20 * 2**20
+    loaded = load_judges(tmp_path / "assets", VideoOracle(), VideoJudge())
+    torch.testing.assert_close(loaded.reference.mean, moments.mean, atol=1e-6, rtol=0)
+    assert "toy" in (tmp_path / "assets" / "model" / "README.md").read_text()
 
 
-def test_a_ragged_model_is_refused():
-    pack.refuse_ragged(0.9, 5.0)
-    with pytest.raises(RunError, match="denoiser"):
-        pack.refuse_ragged(0.7, 5.0)
-    with pytest.raises(RunError, match="autoencoder"):
-        pack.refuse_ragged(0.9, 50.0)
+def test_more_damage_changes_a_clip_more():
+    clips = world.render(world.draw_clips(world.draw_labels(48, torch.Generator().manual_seed(3)), torch.Generator()))
+    change = []
+    for level in (0.0, 0.3, 0.9):
+        harmed = judging.damage_clips(clips, torch.full((48,), level), torch.Generator().manual_seed(5))
+        change.append((harmed - clips).square().mean().item())
+    assert change[0] < 1e-6
+    assert change[0] < change[1] < change[2]
+
+
+def test_rated_clips_carry_what_was_done_to_them():
+    torch.manual_seed(0)
+    autoencoder = vae.with_scale(vae.build().eval())
+    rated = judging.rated_clips(autoencoder, 32, torch.Generator().manual_seed(1))
+    assert rated.data.shape == (32, 3, 9, 64, 64)
+    assert rated.data.dtype == torch.uint8
+    assert 0 < rated.wrong.float().mean() < 1
+    assert VideoJudge()(rated.data[:2] / 255, rated.asked[:2]).shape == (2,)

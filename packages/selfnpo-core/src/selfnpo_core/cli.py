@@ -173,6 +173,16 @@ train_options = stack(
 )
 """Options of `train`."""
 
+demo_options = stack(
+    click.option(
+        "--output", type=click.Path(path_type=Path), help="Folder for everything. Default: a new runs/demo-N."
+    ),
+    click.option("--full", is_flag=True, help="Five guidance scales and 2,000 samples of each arm (an hour or more)."),
+    click.option("--seed", default=0, show_default=True, help="Seed of the training run."),
+    click.option("--samples", type=click.IntRange(8), help="Samples of each arm and scale."),
+)
+"""Options of `demo`."""
+
 
 def set_key(key: str, value: object) -> str:
     """An option as a `key=value` override of the recipe; JSON is YAML, so any text survives."""

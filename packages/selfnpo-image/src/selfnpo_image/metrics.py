@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 Oracle = Callable[[Sequence[str], "Sequence[Image]", "Sequence[Image]"], dict[str, Any]]
 """(prompts, pictures without, pictures with) → figures for `metrics.json`."""
 
-FID_PICTURES = 128
-"""Below this many pictures a Fréchet distance of 64 features says nothing, so none is given."""
-
 
 def oracle_for(model: str) -> Oracle | None:
     """The oracle of a model by its user's name for it, or `None`."""
@@ -23,29 +20,13 @@ def oracle_for(model: str) -> Oracle | None:
 
 def judge_demo(prompts: Sequence[str], without: "Sequence[Image]", with_npo: "Sequence[Image]") -> dict[str, Any]:
     """Prompt accuracy, win rate and, of enough pictures, FID, over the prompts that are the demo world's captions."""
-    from selfnpo_core.evaluation import win_rate
-    from selfnpo_image.demo import measure
+    from selfnpo_core.worlds.measure import compare_arms
+    from selfnpo_image.demo.shapes import Shapes
 
     labels, kept = _labels(prompts)
     if not kept:
         return {"judged": 0, "note": "no prompt is a caption of the demo's world"}
-    arms = [measure.judge(_pixels(pictures, kept), labels) for pictures in (without, with_npo)]
-    enough = len(kept) >= FID_PICTURES
-    figures: dict[str, Any] = {"judged": len(kept)}
-    for name, scores in zip(("without", "with"), arms, strict=True):
-        described = measure.describe(scores) if enough else _accuracy(scores)
-        figures[name] = {key: value for key, value in described.items() if key != "preference"}
-    if enough:
-        figures["change"] = measure.against(arms[1], arms[0])
-    else:
-        figures["change"] = {"win_rate": win_rate(arms[1].preference, arms[0].preference)}
-    return figures
-
-
-def _accuracy(scores: Any) -> dict[str, Any]:
-    from selfnpo_core.evaluation import wilson
-
-    return {"accuracy": wilson(scores.accurate.sum().item(), len(scores.accurate))}
+    return compare_arms(Shapes(), labels, _pixels(without, kept), _pixels(with_npo, kept))
 
 
 def _labels(prompts: Sequence[str]) -> tuple[Any, list[int]]:

@@ -39,6 +39,18 @@ _LARGE = {"size": ClipSize(frames=81, height=768, width=1360), "fps": 16}
 KNOWN: dict[str, KnownVideoModel] = {
     model.name: model
     for model in (
+        KnownVideoModel(
+            name="demo",
+            hub_id=None,
+            about="ships with the package: clips of one coloured shape in motion, 64×64",
+            licence="Apache-2.0",
+            parameters=4_575_904,
+            prediction_type="v_prediction",
+            dtype="fp32",
+            guidance_scale=3.0,
+            steps=20,
+            size=ClipSize(frames=9, height=64, width=64),
+        ),
         _cogvideox(
             "cogvideox-2b",
             "zai-org/CogVideoX-2b",

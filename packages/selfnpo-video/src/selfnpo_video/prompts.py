@@ -6,8 +6,14 @@ from selfnpo_core.prompts import read_prompts
 
 
 def load_prompts(name: str, model: str) -> list[str]:
-    """`builtin` is the family's list; anything else is a file."""
-    return builtin_prompts() if name == "builtin" else read_prompts(name)
+    """`builtin` is the family's list, or for the demo model captions of its own world; anything else is a file."""
+    if name != "builtin":
+        return read_prompts(name)
+    if model == "demo":
+        from selfnpo_video.demo.world import training_captions
+
+        return training_captions()
+    return builtin_prompts()
 
 
 def builtin_prompts() -> list[str]:

@@ -145,10 +145,19 @@ def write_index(output: Path) -> None:
     rows: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for record in read_records(output / METADATA):
         rows.setdefault((record["file"].split("-")[0] + record["prompt"], record["seed"]), []).append(record)
-    parts = []
+    sections = []
     for records_ in (rows[key] for key in sorted(rows)):
-        shown = "".join(_figure(record) for record in sorted(records_, key=_place))
-        parts.append(f"<section><h2>{html.escape(records_[0]['prompt'])}</h2><div>{shown}</div></section>")
+        figures = [(record["file"], _words(record)) for record in sorted(records_, key=_place)]
+        sections.append((records_[0]["prompt"], figures))
+    write_sheet(output, sections)
+
+
+def write_sheet(output: Path, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> None:
+    """OUTPUT/index.html, which plays offline. sections: heading, and what is below it as (file in OUTPUT, words)."""
+    parts = []
+    for heading, figures in sections:
+        shown = "".join(_figure(file, words) for file, words in figures)
+        parts.append(f"<section><h2>{html.escape(heading)}</h2><div>{shown}</div></section>")
     partial_ = output / f".{INDEX}.{os.getpid()}"
     partial_.write_text(_PAGE.format(rows="\n".join(parts)), encoding="utf-8")
     partial_.replace(output / INDEX)
@@ -158,18 +167,20 @@ def _place(record: Mapping[str, Any]) -> tuple[bool, float]:
     return record["npo"] is not None, record["guidance_scale"]
 
 
-def _figure(record: Mapping[str, Any]) -> str:
-    source = html.escape(record["file"], quote=True)
+def _words(record: Mapping[str, Any]) -> str:
     words = f"scale {record['guidance_scale']:g}, seed {record['seed']}"
-    if record["npo"]:
-        words += f", negative weights {record['beta']:g}"
+    return words + (f", negative weights {record['beta']:g}" if record["npo"] else "")
+
+
+def _figure(file: str, words: str) -> str:
+    source = html.escape(file, quote=True)
     if source.endswith(".mp4"):
         shown = f'<video src="{source}" muted loop autoplay playsinline controls></video>'
     elif source.endswith((".webp", ".gif")):
         shown = f'<img src="{source}" alt="">'
     else:
         shown = f'<a href="{source}/00000.png"><img src="{source}/00000.png" alt=""></a>'
-    return f"<figure>{shown}<figcaption>{words}</figcaption></figure>"
+    return f"<figure>{shown}<figcaption>{html.escape(words)}</figcaption></figure>"
 
 
 def _suffix(job: Job) -> str:

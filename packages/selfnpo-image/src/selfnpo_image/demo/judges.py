@@ -48,12 +48,6 @@ class Oracle(nn.Module):
         return [head(features) for head in self.heads]
 
 
-def correct(logits: list[Tensor], labels: Tensor) -> Tensor:
-    """Which named attributes are right: (B, 7) bool; attributes that a caption lacks (−1) count as right."""
-    answers = torch.stack([head.argmax(dim=1) for head in logits], dim=1)
-    return (answers == labels) | (labels < 0)
-
-
 class Judge(nn.Module):
     """Scores a picture for a caption's labels; sigmoid(score_a − score_b) is the probability that a is preferred."""
 

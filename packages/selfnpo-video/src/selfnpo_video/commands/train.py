@@ -50,6 +50,7 @@ def _sketch(source: "Source", recipe: "Recipe", dtype: "torch.dtype") -> "CogVid
     from selfnpo_video.cogvideox import CogVideoX
     from selfnpo_video.models import KNOWN
 
-    if source.name not in KNOWN:
+    known = KNOWN.get(source.name)
+    if known is None or known.hub_id is None:  # an unknown one, or one that is here to be read
         return None
     return CogVideoX.sketch(source.name, frames=recipe.frames, height=recipe.height, width=recipe.width, dtype=dtype)

@@ -1,5 +1,9 @@
-"""A small network that looks at clips: it reads shape, colour and motion, and gives the features for a Fréchet video
-distance (FVD, 1812.01717, with this network in place of I3D)."""
+"""Two small networks that look at clips of the video demo's world.
+
+`VideoOracle` reads shape, colour and motion, and gives the features for a Fréchet video distance (FVD, 1812.01717,
+with this network in place of I3D). `VideoJudge` scores how well a clip is drawn, moves and fits its caption; the
+difference of two scores is the log-odds that the first would be preferred (Bradley–Terry), so it decides win rates.
+"""
 
 from itertools import pairwise
 
@@ -11,10 +15,10 @@ from selfnpo_video.demo.world import ATTRIBUTES
 FEATURES = 64
 
 
-class VideoOracle(nn.Module):
+class Trunk(nn.Module):
     """2D convolutions frame by frame, then 1D convolutions over time on what they saw."""
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, features: int, width: int = 24) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = (3, width, 2 * width, 3 * width, 4 * width)
@@ -24,11 +28,10 @@ class VideoOracle(nn.Module):
         self.time = nn.Sequential(
             nn.Conv1d(96, 96, 3, padding=1), nn.GELU(), nn.Conv1d(96, 96, 3, stride=2, padding=1), nn.GELU()
         )
-        self.out = nn.Sequential(nn.Linear(3 * 96, FEATURES), nn.GELU())
-        self.heads = nn.ModuleList(nn.Linear(FEATURES, len(values)) for values in ATTRIBUTES.values())
+        self.out = nn.Sequential(nn.Linear(3 * 96, features), nn.GELU())
 
-    def features(self, clips: Tensor) -> Tensor:
-        """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 3 → features (B, 64)."""
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 3 → features (B, n)."""
         count, _, frames, _, _ = clips.shape
         seen = self.frames((clips * 2 - 1).transpose(1, 2).flatten(0, 1)).reshape(count, frames, -1)
         steps = self.time(seen.transpose(1, 2))
@@ -36,12 +39,36 @@ class VideoOracle(nn.Module):
         parts = [steps[..., :third], steps[..., third:-third], steps[..., -third:]]
         return self.out(torch.cat([part.mean(dim=-1) for part in parts if part.shape[-1]], dim=1))
 
+
+class VideoOracle(nn.Module):
+    """Reads the attributes of `world.ATTRIBUTES` from a clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = Trunk(FEATURES)
+        self.heads = nn.ModuleList(nn.Linear(FEATURES, len(values)) for values in ATTRIBUTES.values())
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 3 → features (B, 64)."""
+        return self.trunk(clips)
+
     def forward(self, clips: Tensor) -> list[Tensor]:
         """Logits of each attribute: 3 tensors (B, number of values)."""
         features = self.features(clips)
         return [head(features) for head in self.heads]
 
 
-def correct(logits: list[Tensor], labels: Tensor) -> Tensor:
-    """Which attributes are right: (B, 3) bool."""
-    return torch.stack([head.argmax(dim=1) for head in logits], dim=1) == labels
+class VideoJudge(nn.Module):
+    """Scores a clip for a caption's labels; sigmoid(score_a − score_b) is the probability that a is preferred."""
+
+    def __init__(self, features: int = 96) -> None:
+        super().__init__()
+        self.trunk = Trunk(features)
+        self.words = nn.ModuleList(nn.Embedding(len(values), features) for values in ATTRIBUTES.values())
+        self.mix = nn.Sequential(nn.Linear(3 * features, features), nn.GELU(), nn.Linear(features, 1))
+
+    def forward(self, clips: Tensor, labels: Tensor) -> Tensor:
+        """Clips (B, 3, F, 64, 64) in [0, 1] and labels (B, 3) → scores (B,)."""
+        seen = self.trunk(clips)
+        asked = torch.stack([word(labels[:, k]) for k, word in enumerate(self.words)]).sum(dim=0)
+        return self.mix(torch.cat([seen, asked, seen * asked], dim=1))[:, 0]

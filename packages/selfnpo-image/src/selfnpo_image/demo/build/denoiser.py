@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from selfnpo_core.stages import cosine, load, progress, save
 from selfnpo_image.demo import world
-from selfnpo_image.demo.build import common
+from selfnpo_image.demo.build.oracle import real_batch
 
 PROMPT_DROPOUT = 0.15
 MAX_TOKENS = 20
@@ -102,8 +103,8 @@ def encode_world(vae: AutoencoderKL, path: Path, *, count: int, seed: int) -> tu
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         latents, labels = [], []
-        for _ in common.progress(count // 256, "latents"):
-            pictures, rows = common.real_batch(256, generator)
+        for _ in progress(count // 256, "latents"):
+            pictures, rows = real_batch(256, generator)
             latents.append(vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor)
             labels.append(rows)
         save_file({"latents": torch.cat(latents).contiguous(), "labels": torch.cat(labels)}, path)
@@ -132,7 +133,7 @@ def train(
     net = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
     scheduler = build_scheduler()
     if path.exists():
-        return assemble(common.load(net, path), vae, tokenizer, scheduler)
+        return assemble(load(net, path), vae, tokenizer, scheduler)
     if initial is not None:
         net["unet"].load_state_dict(initial.unet.state_dict())
         net["text_encoder"].load_state_dict(initial.text_encoder.state_dict())
@@ -141,11 +142,11 @@ def train(
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01, betas=(0.9, 0.99))
     progress = _Progress(path.with_name("denoiser-state.safetensors"), net, average, optimizer, generator)
     first, running = progress.load(), 1.0
-    bar = common.progress(steps, "denoiser", first)
+    bar = progress(steps, "denoiser", first)
     for step in bar:
         rows = torch.randint(len(latents), (batch,), generator=generator)
         loss = _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
-        optimizer.param_groups[0]["lr"] = lr * common.cosine(step, steps, warmup=200)
+        optimizer.param_groups[0]["lr"] = lr * cosine(step, steps, warmup=200)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -158,7 +159,7 @@ def train(
             bar.set_postfix(loss=f"{running:.4f}", refresh=False)
         if step % 250 == 249:
             progress.save(step + 1)
-    common.save(average, path)
+    save(average, path)
     return assemble(average, vae, tokenizer, scheduler)
 
 

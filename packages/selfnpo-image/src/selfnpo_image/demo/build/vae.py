@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from selfnpo_image.demo.build import common
+from selfnpo_core.stages import cosine, load, progress, save
+from selfnpo_image.demo.build.oracle import real_batch
 
 
 def build() -> AutoencoderKL:
@@ -37,12 +38,12 @@ def train(path: Path, *, steps: int = 3000, batch: int = 16, lr: float = 2e-3, s
     generator = torch.Generator().manual_seed(seed)
     vae = build()
     if path.exists():
-        return with_scale(common.load(vae, path))
+        return with_scale(load(vae, path))
     optimizer = torch.optim.AdamW(vae.parameters(), lr, weight_decay=0.0, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: common.cosine(s, steps, warmup=100))
-    bar = common.progress(steps, "autoencoder")
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine(s, steps, warmup=100))
+    bar = progress(steps, "autoencoder")
     for step in bar:
-        pictures = common.real_batch(batch, generator)[0] * 2 - 1
+        pictures = real_batch(batch, generator)[0] * 2 - 1
         posterior = vae.encode(pictures).latent_dist
         output = vae.decode(posterior.sample(generator)).sample
         loss = reconstruction_loss(output, pictures) + 1e-6 * posterior.kl().mean()
@@ -53,13 +54,13 @@ def train(path: Path, *, steps: int = 3000, batch: int = 16, lr: float = 2e-3, s
         schedule.step()
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}", mse=f"{F.mse_loss(output, pictures).item():.5f}", refresh=False)
-    common.save(vae, path)
+    save(vae, path)
     return with_scale(vae.eval())
 
 
 @torch.no_grad()
 def with_scale(vae: AutoencoderKL) -> AutoencoderKL:
     """Set `scaling_factor` so that latents have unit standard deviation."""
-    pictures = common.real_batch(512, torch.Generator().manual_seed(3))[0] * 2 - 1
+    pictures = real_batch(512, torch.Generator().manual_seed(3))[0] * 2 - 1
     vae.register_to_config(scaling_factor=round(1 / vae.encode(pictures).latent_dist.mean.std().item(), 5))
     return vae

@@ -1,8 +1,8 @@
-"""Experiments on the demo world, cell by cell: an arm at a guidance scale, sampled, judged, and kept as one JSON file.
+"""Experiments cell by cell: an arm at a guidance scale, sampled, judged, and kept as one JSON file.
 
 A cell that is on disk is not computed again, so a long table can be stopped and gone on with. Arms are compared at the
-same prompts and seeds; the judges' scores of every cell are kept in a folder of their own, because
-the paired comparison with plain guidance needs them.
+same prompts and seeds; the judges' scores of every cell are kept in a folder of their own, because the paired
+comparison with plain guidance needs them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selfnpo_image.demo import measure
+from selfnpo_core.worlds.measure import Scores, Task, against, describe, judge, sample
+from selfnpo_core.worlds.world import World
 
-Attach = Callable[[StableDiffusionPipeline], AbstractContextManager[object]]
+Attach = Callable[[Any], AbstractContextManager[object]]
+KEPT = 64
+"""Samples of a cell that are kept to be looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Arm:
 
 
 @contextmanager
-def plain(_pipe: StableDiffusionPipeline) -> Iterator[None]:
+def plain(_pipe: Any) -> Iterator[None]:
     """Classifier-free guidance as it is."""
     yield
 
@@ -46,13 +48,14 @@ def plain(_pipe: StableDiffusionPipeline) -> Iterator[None]:
 class Table:
     """A folder of cells. task: the prompts and seeds of every cell; steps: sampling steps."""
 
+    world: World
     folder: Path
     scores: Path
-    task: measure.Task
+    task: Task
     steps: int
     batch: int = 64
 
-    def cell(self, pipe: StableDiffusionPipeline, arm: Arm, scale: float) -> dict[str, Any]:
+    def cell(self, pipe: Any, arm: Arm, scale: float) -> dict[str, Any]:
         """The cell's figures: from disk, or computed now and put there. Plain guidance must come before other arms.
 
         Plain guidance is computed again where the judges' scores of it are not on this disk: others are paired with it.
@@ -60,50 +63,49 @@ class Table:
         path = self.folder / f"{arm.name}-g{scale:g}.json"
         if path.exists() and (arm.name != "cfg" or self._scores_of("cfg", scale).exists()):
             return json.loads(path.read_text(encoding="utf-8"))
+        options = {"guidance_scale": scale, "steps": self.steps, "batch": self.batch, "name": path.stem}
         with arm.attach(pipe):
-            drawn = measure.sample(
-                pipe, self.task, guidance_scale=scale, steps=self.steps, batch=self.batch, name=path.stem
-            )
-        scores = measure.judge(drawn.pictures, self.task.labels)
+            drawn = sample(self.world, pipe, self.task, **options)
+        scores = judge(self.world, drawn.data, self.task.labels)
+        base = None if arm.name == "cfg" else self._scores("cfg", scale)
+        count = len(self.task.prompts)
         figures = {
             "schema": 1,
             "arm": arm.name,
             "scale": scale,
-            "samples": len(self.task.prompts),
-            **measure.describe(scores),
-            "against_cfg": None if arm.name == "cfg" else measure.against(scores, self._scores("cfg", scale)),
-            "rows_per_picture": drawn.forward_rows / len(self.task.prompts),
+            "samples": count,
+            **describe(self.world, scores),
+            "against_cfg": None if base is None else against(self.world, scores, base),
+            f"rows_per_{self.world.unit}": drawn.forward_rows / count,
             "seconds": round(drawn.seconds, 1),
             "steps": self.steps,
             "scheduler": type(pipe.scheduler).__name__,
             **arm.note,
             "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
         }
-        self._keep(path.stem, scores, drawn.pictures)
+        self._keep(path.stem, scores, drawn.data)
         _write(path, figures)
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def pictures(self, arm: str, scale: float) -> Tensor:
-        """The first 64 pictures of a cell."""
+    def kept(self, arm: str, scale: float) -> Tensor:
+        """The first samples of a cell."""
         return load_file(self._scores_of(arm, scale))["pictures"]
 
     def _scores_of(self, arm: str, scale: float) -> Path:
         return self.scores / f"{arm}-g{scale:g}.safetensors"
 
-    def _scores(self, arm: str, scale: float) -> measure.Scores:
+    def _scores(self, arm: str, scale: float) -> Scores:
         stored = load_file(self._scores_of(arm, scale))
-        return measure.Scores(
-            features=stored["features"], right=stored["right"].bool(), preference=stored["preference"]
-        )
+        return Scores(features=stored["features"], right=stored["right"].bool(), preference=stored["preference"])
 
-    def _keep(self, name: str, scores: measure.Scores, pictures: Tensor) -> None:
+    def _keep(self, name: str, scores: Scores, data: Tensor) -> None:
         self.scores.mkdir(parents=True, exist_ok=True)
         save_file(
             {
                 "features": scores.features,
                 "right": scores.right.to(torch.uint8),
                 "preference": scores.preference,
-                "pictures": pictures[:64].clone(),
+                "pictures": data[:KEPT].clone(),
             },
             self.scores / f"{name}.safetensors",
         )

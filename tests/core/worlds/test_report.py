@@ -3,14 +3,16 @@
 import json
 
 import pytest
+from tests.core.worlds.dots import Dots
 
-from selfnpo_image.demo import report
+from selfnpo_core.worlds import report
+from selfnpo_core.worlds.world import Demo
 
 
 def cell(arm, scale, fid, *, change=None, accuracy=0.8, wins=0.5):
     around = [fid, fid - 1, fid + 1]
     versus = change and {
-        "fid_change": [change, change - 1, change + 1],
+        "fd_change": [change, change - 1, change + 1],
         "accuracy_change": [-0.05, -0.08, -0.02],
         "win_rate": [wins, wins - 0.02, wins + 0.02],
     }
@@ -18,10 +20,11 @@ def cell(arm, scale, fid, *, change=None, accuracy=0.8, wins=0.5):
         "arm": arm,
         "scale": scale,
         "samples": 2000,
-        "fid": around,
+        "fd": around,
         "accuracy": [accuracy, accuracy - 0.02, accuracy + 0.02],
         "against_cfg": versus,
-        "rows_per_picture": 40.0,
+        "by_attribute": {"side": accuracy},
+        "rows_per_dot": 40.0,
     }
 
 
@@ -37,21 +40,21 @@ def cells():
 
 
 def test_seeds_are_taken_together(cells):
-    rows = report.summary(cells)
+    rows = report.summary(cells, Dots())
     assert [(row["arm"], row["scale"], row["seeds"]) for row in rows] == [
         ("cfg", 2.0, 1),
         ("cfg", 5.0, 1),
         ("npo", 2.0, 2),
         ("npo", 5.0, 1),
     ]
-    assert rows[2]["fid"] == (7.5, 6.0, 9.0)
-    assert rows[2]["against_cfg"]["fid_change"] == (-2.75, -4.0, -1.5)
+    assert rows[2]["fd"] == (7.5, 6.0, 9.0)
+    assert rows[2]["against_cfg"]["fd_change"] == (-2.75, -4.0, -1.5)
 
 
 def test_words_follow_the_figures(cells):
-    two, five = report.findings(report.summary(cells))
-    assert two == "- Scale 2: FID -28 %; FID better, prompt accuracy worse, win rate better."
-    assert "FID not told apart" in five
+    two, five = report.findings(report.summary(cells, Dots()), Dots())
+    assert two == "- Scale 2: FD -28 %; FD better, prompt accuracy worse, win rate better."
+    assert "FD not told apart" in five
     assert "win rate not told apart" in five
 
 
@@ -59,7 +62,23 @@ def test_the_page_is_written_from_the_cells(cells, tmp_path):
     (tmp_path / "cells").mkdir()
     for one in cells:
         (tmp_path / "cells" / f"{one['arm']}-g{one['scale']:g}.json").write_text(json.dumps(one))
-    page = report.write_page(tmp_path)
-    assert "2,000 pictures a cell" in page
+    (tmp_path / "notes.md").write_text("What else was seen.\n")
+    demo = Demo(
+        title="a test's model",
+        about="dots",
+        world=Dots(),
+        presets={},
+        kind="full",
+        backbone=lambda: None,
+        pipeline=lambda: None,
+        captions=list,
+        show=lambda *_: "",
+        steps=2,
+        scales=(2.0,),
+        samples=8,
+    )
+    page = report.write_page(tmp_path, demo, "make table")
+    assert "2,000 dots a cell" in page
+    assert "What else was seen." in page
     assert page.count("| Self-NPO |") == 2
     assert (tmp_path / "curves.png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""The arms of the demo's tables: Self-NPO, and what it is to be compared with at the same prompts and seeds.
+"""The arms of a demo's tables: Self-NPO, and what it is to be compared with at the same prompts and seeds.
 
 cfg                 plain classifier-free guidance
 npo                 the recipe's negative weights on the negative branch
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
@@ -24,11 +23,8 @@ from selfnpo_core.adapters import NegativeDelta, attach_npo
 from selfnpo_core.negative import neon, random_like
 from selfnpo_core.training import Recipe, load_npo, resolve_recipe, train
 from selfnpo_core.training.files import read_json
-from selfnpo_image.demo import world
-from selfnpo_image.demo.cells import Arm, plain
-from selfnpo_image.demo.recipe import KIND
-from selfnpo_image.recipes import presets_for
-from selfnpo_image.sd15 import SD15
+from selfnpo_core.worlds.cells import Arm, plain
+from selfnpo_core.worlds.world import Demo
 
 TRAINED: Mapping[str, Mapping[str, Any]] = {
     "npo": {},
@@ -42,13 +38,14 @@ NEON_STRENGTH = 0.5
 ARMS = ("cfg", "npo", "random", "full_simulation", "gradient_reversal", "neon")
 
 
-def train_arm(arm: str, seed: int, work: Path, *, model: str = "demo") -> Path:
+def train_arm(demo: Demo, arm: str, seed: int, work: Path) -> Path:
     """The run folder of an arm's weights: work/ARM-sSEED, trained now unless it is there already."""
     output = work / f"{arm}-s{seed}"
-    recipe = resolve_recipe(presets_for(model), None, {"model": model, "seed": seed, "train": KIND, **TRAINED[arm]})
+    changes = {"model": "demo", "seed": seed, "train": demo.kind, **TRAINED[arm]}
+    recipe = resolve_recipe(demo.presets, None, changes)
     if _finished(output, recipe):
         return output
-    train(SD15(model), recipe, world.training_captions(), output, resume=(output / "run.json").is_file())
+    train(demo.backbone(), recipe, demo.captions(), output, resume=(output / "run.json").is_file())
     return output
 
 
@@ -61,42 +58,43 @@ def _finished(output: Path, recipe: Recipe) -> bool:
     return done and all(made[key] == value for key, value in recipe.model_dump(mode="json").items() if key in _DECIDES)
 
 
-def make_arm(arm: str, seed: int, work: Path, *, beta: float | None = None) -> Arm:
+def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None = None) -> Arm:
     """An arm of the table, its weights trained if it needs any. `seed` is the training seed."""
     if arm == "cfg":
         return Arm(name="cfg", attach=plain, note={})
-    run = train_arm(arm if arm in TRAINED else "npo", seed, work)
+    run = train_arm(demo, arm if arm in TRAINED else "npo", seed, work)
     npo = load_npo(run)
     assert npo.config is not None
     strength = npo.config.recommended.beta if beta is None else beta
     note: dict[str, Any] = {"training_seed": seed, "recipe": npo.config.recipe}
 
     @contextmanager
-    def negative(pipe: StableDiffusionPipeline) -> Iterator[None]:
+    def negative(pipe: Any) -> Iterator[None]:
         with attach_npo(pipe, run, beta=strength):
             yield
 
     @contextmanager
-    def random(pipe: StableDiffusionPipeline) -> Iterator[None]:
-        offset = random_like(offset_of(pipe, run), torch.Generator().manual_seed(seed))
+    def random(pipe: Any) -> Iterator[None]:
+        offset = random_like(offset_of(demo, pipe, run), torch.Generator().manual_seed(seed))
         with NegativeDelta.attach(pipe, offset, beta=strength):
             yield
 
     @contextmanager
-    def extrapolated(pipe: StableDiffusionPipeline) -> Iterator[None]:
-        base = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
-        pipe.unet.load_state_dict(neon(base, offset_of(pipe, run), NEON_STRENGTH))
+    def extrapolated(pipe: Any) -> Iterator[None]:
+        denoiser = demo.world.denoiser(pipe)
+        base = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
+        denoiser.load_state_dict(neon(base, offset_of(demo, pipe, run), NEON_STRENGTH))
         try:
             yield
         finally:
-            pipe.unet.load_state_dict(base)
+            denoiser.load_state_dict(base)
 
     ways = {"random": random, "neon": extrapolated}
     note |= {"strength": NEON_STRENGTH} if arm == "neon" else {"beta": strength}
     return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note)
 
 
-def offset_of(pipe: StableDiffusionPipeline, run: Path) -> dict[str, Tensor]:
+def offset_of(demo: Demo, pipe: Any, run: Path) -> dict[str, Tensor]:
     """What a run adds to the weights, by parameter name; of a LoRA, s·B·A."""
     npo = load_npo(run)
     if npo.kind == "delta":
@@ -105,7 +103,7 @@ def offset_of(pipe: StableDiffusionPipeline, run: Path) -> dict[str, Tensor]:
     try:
         return {
             f"{name}.weight": layer.get_delta_weight("offset").detach().clone()
-            for name, layer in pipe.unet.named_modules()
+            for name, layer in demo.world.denoiser(pipe).named_modules()
             if isinstance(layer, LoraLayer)
         }
     finally:

@@ -1,0 +1,102 @@
+"""The files that ship with a demo model: its diffusers folder, its judges, the statistics of real data, its card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.evaluation import Moments, frechet_distance
+from selfnpo_core.stages import progress
+from selfnpo_core.worlds.world import Judges, World
+
+
+def model_folder(assets: Path) -> Path:
+    """The diffusers folder of the shipped model, the `demo` of `--model demo`."""
+    folder = assets / "model"
+    if not (folder / "model_index.json").is_file():
+        raise InputError("the demo model is missing from this installation: make it with tools/build_demo_models.py")
+    return folder
+
+
+def load_judges(assets: Path, oracle: nn.Module, preference: nn.Module) -> Judges:
+    """Fill both networks, in float32, from what `write_assets` wrote."""
+    for module, name in ((oracle, "oracle"), (preference, "judge")):
+        stored, own = load_file(assets / f"{name}.safetensors"), module.state_dict()
+        module.load_state_dict({key: value.to(own[key].dtype) for key, value in stored.items()})
+        module.eval().requires_grad_(False)
+    stored = load_file(assets / "reference.safetensors")
+    moments = Moments(
+        mean=stored["mean"].double(), covariance=stored["covariance"].double(), count=int(stored["count"].item())
+    )
+    return Judges(oracle=oracle, preference=preference, reference=moments)
+
+
+def write_assets(assets: Path, pipe: Any, judges: Judges, figures: Mapping[str, Any], card: str) -> None:
+    """Pipeline folder in float16, judges, reference statistics, card.json, and the card as the model's README.md.
+
+    card: Markdown with a place `{rows}` for those of `figures` that fit a table.
+    """
+    assets.mkdir(parents=True, exist_ok=True)
+    if (assets / "model").exists():
+        shutil.rmtree(assets / "model")
+    pipe.to(torch.float16).save_pretrained(assets / "model", safe_serialization=True)
+    pipe.to(torch.float32)
+    for name, module in (("oracle", judges.oracle), ("judge", judges.preference)):
+        half = {k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}
+        save_file({k: v.contiguous() for k, v in half.items()}, assets / f"{name}.safetensors")
+    moments = judges.reference
+    state = {"mean": moments.mean.float(), "covariance": moments.covariance.float()}
+    save_file({**state, "count": torch.tensor(moments.count)}, assets / "reference.safetensors")
+    (assets / "card.json").write_text(json.dumps({"schema": 1, **figures}, indent=2) + "\n", encoding="utf-8")
+    rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items() if not isinstance(value, dict))
+    (assets / "model" / "README.md").write_text(card.format(rows=rows), encoding="utf-8")
+
+
+@torch.no_grad()
+def reference(world: World, oracle: nn.Module, count: int, seed: int = 7, chunk: int = 100) -> Moments:
+    """Moments of the oracle's features of `count` real samples."""
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for _ in progress(count // chunk, "reference"):
+        parts.append(oracle.features(real_batch(world, chunk, generator)[0]))  # type: ignore[operator]
+    return Moments.of(torch.cat(parts))
+
+
+@torch.no_grad()
+def reconstruction_distance(
+    world: World, vae: nn.Module, oracle: nn.Module, moments: Moments, count: int, seed: int = 8, chunk: int = 25
+) -> float:
+    """Fréchet distance between real samples and what the autoencoder makes of others."""
+    from selfnpo_core.drawing import to_uint8
+
+    generator, features = torch.Generator().manual_seed(seed), []
+    for _ in progress(count // chunk, "reconstruction"):
+        x = real_batch(world, chunk, generator)[0] * 2 - 1
+        output = vae.decode(vae.encode(x).latent_dist.mean).sample / 2 + 0.5  # type: ignore[operator]
+        features.append(oracle.features(to_uint8(output).float() / 255))  # type: ignore[operator]
+    return frechet_distance(Moments.of(torch.cat(features)), moments)
+
+
+def real_batch(world: World, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Fresh real samples (count, 3, …) in [0, 1], quantised to bytes as stored ones are, and labels."""
+    data, labels = world.draw_real(count, generator)
+    return data.float() / 255, labels
+
+
+def refuse_ragged(accuracy: float, reconstruction: float, *, least: float, most: float) -> None:
+    """On a model that draws badly nothing can be concluded: raise rather than ship it."""
+    if accuracy < least:
+        raise RunError(
+            f"joint prompt accuracy {accuracy:.3f} at the best scale is under {least}: train the denoiser for longer"
+        )
+    if reconstruction > most:
+        raise RunError(
+            f"the autoencoder's reconstruction distance {reconstruction:.2f} is over {most}: train it for longer"
+        )

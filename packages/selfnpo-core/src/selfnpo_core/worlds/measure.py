@@ -1,0 +1,187 @@
+"""Sampling in a world, and what its judges say of the samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from selfnpo_core.evaluation import Interval, Moments, bootstrap, frechet_distance, wilson, win_rate
+from selfnpo_core.worlds.world import World, correct
+
+CHUNK = 128
+"""Samples that are judged at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked of every arm: labels (N, attributes), their captions and one seed each."""
+
+    labels: Tensor
+    prompts: list[str]
+    seeds: list[int]
+
+    @classmethod
+    def draw(cls, world: World, count: int, seed: int) -> Task:
+        """`count` random captions with seeds of their own; another `seed` shares nothing with this one."""
+        generator = torch.Generator().manual_seed(seed)
+        labels = world.draw_labels(count, generator)
+        seeds = [seed * 1_000_000 + i for i in range(count)]
+        return cls(labels=labels, prompts=world.draw_captions(labels, generator), seeds=seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples (N, 3, …) uint8, seconds spent, and rows that passed through the denoiser."""
+
+    data: Tensor
+    seconds: float
+    forward_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the judges see: features (N, d), right (N, attributes) bool, preference (N,)."""
+
+    features: Tensor
+    right: Tensor
+    preference: Tensor
+
+    @property
+    def accurate(self) -> Tensor:
+        """(N,) bool: everything that the caption names is right."""
+        return self.right.all(dim=1)
+
+
+def sample(
+    world: World, pipe: Any, task: Task, *, guidance_scale: float, steps: int, batch: int = 64, name: str = ""
+) -> Samples:
+    """Sample the task with stock pipeline calls; every sample has its own generator, so batches do not matter."""
+    parts, start = [], time.perf_counter()
+    bar = tqdm(total=len(task.prompts), desc=name, unit=world.unit, leave=False, dynamic_ncols=True)
+    with counted_rows(world.denoiser(pipe)) as rows, bar:
+        for part in world.draw_samples(pipe, task, guidance_scale=guidance_scale, steps=steps, batch=batch):
+            parts.append(part)
+            bar.update(len(part))
+    return Samples(data=torch.cat(parts), seconds=time.perf_counter() - start, forward_rows=rows[0])
+
+
+@contextmanager
+def counted_rows(denoiser: nn.Module) -> Iterator[list[int]]:
+    """Counts the rows that pass through a denoiser, in the one element of the list that it gives."""
+    rows = [0]
+
+    def count(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        rows[0] += len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states")))  # type: ignore[arg-type]
+
+    handle = denoiser.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def judge(world: World, data: Tensor, labels: Tensor) -> Scores:
+    """data: (N, 3, …) uint8, labels: (N, attributes)."""
+    oracle, preference = world.judges.oracle, world.judges.preference
+    parts = []
+    for some, asked in zip(data.split(CHUNK), labels.split(CHUNK), strict=True):
+        x = some.float() / 255
+        features = oracle.features(x)  # type: ignore[operator]
+        parts.append((features, correct([head(features) for head in oracle.heads], asked), preference(x, asked)))  # type: ignore[union-attr]
+    features, right, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Scores(features=features, right=right, preference=scores)
+
+
+def distance(world: World, features: Tensor) -> float:
+    """Fréchet distance of the oracle's features (N, d) to those of real data."""
+    return frechet_distance(Moments.of(features), world.judges.reference)
+
+
+@torch.no_grad()
+def floor(world: World, count: int, seed: int = 11) -> float:
+    """Distance of `count` real samples: what the bias of so few leaves, and no sampler can be expected to go under."""
+    generator, features = torch.Generator().manual_seed(seed), []
+    for first in range(0, count, 500):
+        data, _ = world.draw_real(min(500, count - first), generator)
+        features += [world.judges.oracle.features(some.float() / 255) for some in data.split(CHUNK)]  # type: ignore[operator]
+    return distance(world, torch.cat(features))
+
+
+def describe(world: World, scores: Scores, *, repeats: int = 100) -> dict[str, Any]:
+    """One arm's figures: distance with a bootstrap interval, prompt accuracy with Wilson's, accuracy by attribute."""
+    count, generator = len(scores.features), torch.Generator().manual_seed(0)
+    return {
+        world.distance: bootstrap(
+            lambda rows: distance(world, scores.features[rows]), count, generator=generator, repeats=repeats
+        ),
+        "accuracy": wilson(scores.accurate.sum().item(), count),
+        "preference": scores.preference.mean().item(),
+        "by_attribute": {
+            name: round(scores.right[:, k].float().mean().item(), 4) for k, name in enumerate(world.attributes)
+        },
+    }
+
+
+def against(world: World, scores: Scores, base: Scores, *, repeats: int = 100) -> dict[str, Interval]:
+    """Paired comparison of an arm with a base arm at the same prompts and seeds."""
+    count, generator = len(scores.features), torch.Generator().manual_seed(0)
+    return {
+        f"{world.distance}_change": bootstrap(
+            lambda rows: distance(world, scores.features[rows]) - distance(world, base.features[rows]),
+            count,
+            generator=generator,
+            repeats=repeats,
+        ),
+        "accuracy_change": bootstrap(
+            lambda rows: (scores.accurate[rows].float() - base.accurate[rows].float()).mean().item(),
+            count,
+            generator=generator,
+            repeats=repeats,
+        ),
+        "win_rate": win_rate(scores.preference, base.preference),
+    }
+
+
+ENOUGH = 128
+"""Below this many samples a Fréchet distance says nothing, so none is given."""
+
+
+def compare_arms(world: World, labels: Tensor, without: Tensor, with_npo: Tensor) -> dict[str, Any]:
+    """Figures of two arms of samples (N, 3, …) uint8 of the same prompts and seeds, for `metrics.json`."""
+    arms = [judge(world, data, labels) for data in (without, with_npo)]
+    enough = len(labels) >= ENOUGH
+    figures: dict[str, Any] = {"judged": len(labels)}
+    for name, scores in zip(("without", "with"), arms, strict=True):
+        if enough:
+            figures[name] = {key: value for key, value in describe(world, scores).items() if key != "preference"}
+        else:
+            figures[name] = {"accuracy": wilson(scores.accurate.sum().item(), len(labels))}
+    if enough:
+        figures["change"] = against(world, arms[1], arms[0])
+    else:
+        figures["change"] = {"win_rate": win_rate(arms[1].preference, arms[0].preference)}
+    return figures
+
+
+def sweep(
+    world: World, pipe: Any, *, scales: Sequence[float], count: int, seed: int, steps: int
+) -> dict[str, dict[str, float]]:
+    """Distance and prompt accuracy of plain classifier-free guidance at several scales."""
+    task, table = Task.draw(world, count, seed), {}
+    for scale in scales:
+        drawn = sample(world, pipe, task, guidance_scale=scale, steps=steps, name=f"scale {scale:g}")
+        scores = judge(world, drawn.data, task.labels)
+        table[f"{scale:g}"] = {
+            world.distance: round(distance(world, scores.features), 2),
+            "accuracy": round(scores.accurate.float().mean().item(), 4),
+            **{name: round(scores.right[:, k].float().mean().item(), 4) for k, name in enumerate(world.attributes)},
+        }
+    return table

@@ -1,0 +1,106 @@
+"""The demo's world and its shipped model, as `selfnpo_core.worlds` sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from selfnpo_core.drawing import to_uint8
+from selfnpo_core.worlds import Demo, Judges, Task, World
+from selfnpo_core.worlds.assets import load_judges
+from selfnpo_image.demo import assets, world
+from selfnpo_image.demo.judges import Judge, Oracle
+from selfnpo_image.demo.recipe import KIND, PRESETS
+from selfnpo_image.models import find_source
+from selfnpo_image.sd15 import SD15, load_pipeline
+
+STEPS = 10
+
+
+class Shapes(World):
+    """Pictures of coloured shapes."""
+
+    unit = "picture"
+    distance = "fid"
+    attributes = world.ATTRIBUTES
+
+    def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
+        return world.draw_labels(count, generator)
+
+    def draw_captions(self, labels: Tensor, generator: torch.Generator) -> list[str]:
+        return world.draw_captions(labels, generator)
+
+    def draw_real(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return world.draw_world(count, generator)
+
+    def draw_samples(
+        self, pipe: StableDiffusionPipeline, task: Task, *, guidance_scale: float, steps: int, batch: int
+    ) -> Iterator[Tensor]:
+        pipe.set_progress_bar_config(disable=True)
+        for first in range(0, len(task.prompts), batch):
+            part = slice(first, first + batch)
+            output = pipe(
+                task.prompts[part],
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                generator=[torch.Generator().manual_seed(seed) for seed in task.seeds[part]],
+                output_type="pt",
+            )
+            yield to_uint8(output.images.float().cpu())
+
+    def denoiser(self, pipe: StableDiffusionPipeline) -> nn.Module:
+        return pipe.unet
+
+    def shipped_judges(self) -> Judges:
+        return load_judges(assets.FOLDER, Oracle(), Judge())
+
+
+def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
+    """The shipped model, trained as its recipe says unless told otherwise."""
+    return Demo(
+        title="the image demo's model: a toy, not a real one",
+        about="coloured shapes at 64×64",
+        world=Shapes(),
+        presets=presets,
+        kind=kind,
+        backbone=lambda: SD15("demo"),
+        pipeline=lambda: load_pipeline(find_source("demo")),
+        captions=world.training_captions,
+        show=show,
+        steps=STEPS,
+        scales=(2.0, 3.0, 5.0),
+        samples=256,
+    )
+
+
+def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) -> str:
+    """folder/pictures.png: the first pictures of each arm, one row a prompt. columns: heading → (N, 3, H, W) uint8."""
+    rows, zoom, gap, head, words = 8, 2, 6, 18, 260
+    side = next(iter(columns.values())).shape[-1] * zoom
+    sheet = Image.new("RGB", (words + len(columns) * (side + gap), head + rows * (side + gap)), "white")
+    ink, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for k, (heading, pictures) in enumerate(columns.items()):
+        left = words + k * (side + gap)
+        ink.text((left, 2), heading, fill="black", font=font)
+        for r in range(min(rows, len(pictures))):
+            picture = Image.fromarray(pictures[r].permute(1, 2, 0).numpy())
+            sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left, head + r * (side + gap)))
+    for r, prompt in enumerate(prompts[:rows]):
+        ink.multiline_text((6, head + r * (side + gap) + side // 2 - 8), _wrap(prompt), fill="black", font=font)
+    sheet.save(folder / "pictures.png")
+    return "pictures.png"
+
+
+def _wrap(text: str, width: int = 38) -> str:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] += word + " "
+    return "\n".join(line.strip() for line in lines)

@@ -1,0 +1,97 @@
+"""The judge: a preference model, trained by `selfnpo_core.worlds.preference` on clips rated as they were harmed.
+
+All clips pass through the autoencoder, so that its traces tell nothing.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLCogVideoX
+from torch import Tensor
+
+from selfnpo_core.drawing import to_uint8
+from selfnpo_core.stages import load, progress
+from selfnpo_core.worlds import preference
+from selfnpo_core.worlds.preference import Rated, change_one_attribute
+from selfnpo_video.demo import world
+from selfnpo_video.demo.judges import VideoJudge, VideoOracle
+
+SIZES = [len(values) for values in world.ATTRIBUTES.values()]
+CHUNK = 32
+
+
+def damage_clips(clips: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
+    """Ghosts of another clip, outlines that wobble from frame to frame, blur, or jumps in time, by row.
+
+    clips: (B, 3, F, 64, 64), level: (B,). Two rows in six are left for noise in the latents.
+    """
+    count, frames = len(clips), clips.shape[2]
+    strength = level[:, None, None, None, None]
+    kind = torch.randint(6, (count, 1, 1, 1, 1), generator=generator)
+    ghost = torch.lerp(clips, clips[torch.randperm(count, generator=generator)], 0.6 * strength)
+    pictures = clips.transpose(1, 2).flatten(0, 1)  # (B F, 3, H, W)
+    each = level.repeat_interleave(frames)[:, None, None, None]
+    coarse = torch.randn(count * frames, 2, 8, 8, generator=generator)
+    field = F.interpolate(coarse, size=world.SIDE, mode="bicubic").permute(0, 2, 3, 1) * 0.12 * each
+    grid = F.affine_grid(torch.eye(2, 3).expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False)
+    wobble = F.grid_sample(pictures, grid + field, padding_mode="border", align_corners=False)
+    small = F.interpolate(F.avg_pool2d(pictures, 5, stride=4, padding=2), size=world.SIDE, mode="bilinear")
+    blurred = torch.lerp(pictures, small, each)
+    wobble, blurred = (x.unflatten(0, (count, frames)).transpose(1, 2) for x in (wobble, blurred))
+    jitter = 0.6 * frames * level[:, None] * (torch.rand(count, frames, generator=generator) - 0.5)
+    order = (torch.arange(frames) + jitter).round().long().clamp(0, frames - 1)
+    jumps = clips.gather(2, order[:, None, :, None, None].expand_as(clips))
+    for index, harmed in enumerate((ghost, wobble, blurred, jumps)):
+        clips = torch.where(kind == index, harmed, clips)
+    return clips
+
+
+@torch.no_grad()
+def rated_clips(vae: AutoencoderKLCogVideoX, count: int, generator: torch.Generator) -> Rated:
+    """Draw rated clips; the likest to a bad sample is noise in the latents."""
+    parts: list[tuple[Tensor, ...]] = []
+    for _ in progress(count // CHUNK, "rated clips"):
+        asked = world.draw_labels(CHUNK, generator)
+        wrong = torch.rand(CHUNK, generator=generator) < 0.4
+        drawn = torch.where(wrong[:, None], change_one_attribute(asked, SIZES, generator), asked)
+        damage = torch.rand(CHUNK, generator=generator) * (torch.rand(CHUNK, generator=generator) < 0.8)
+        clean = world.render(world.draw_clips(drawn, generator))
+        harmed = damage_clips(clean, damage, generator)
+        untouched = (harmed == clean).flatten(1).all(1)
+        latents = vae.encode(harmed * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+        level = 0.5 * (untouched * damage)[:, None, None, None, None]
+        latents = latents + level * torch.randn(latents.shape, generator=generator)
+        decoded = vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5
+        parts.append((to_uint8(decoded), asked, damage, wrong))
+    data, asked, damage, wrong = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Rated(data=data, asked=asked, damage=damage, wrong=wrong)
+
+
+def train(
+    path: Path,
+    vae: AutoencoderKLCogVideoX,
+    oracle: VideoOracle,
+    *,
+    steps: int = 700,
+    batch: int = 64,
+    count: int = 4096,
+    seed: int = 5,
+) -> VideoJudge:
+    """Train the judge, its frames' convolutions beginning as the oracle's. `batch` is drawn before filtering."""
+    torch.manual_seed(seed)
+    generator, judge = torch.Generator().manual_seed(seed), VideoJudge()
+    if path.exists():
+        load(judge, path)
+        return judge
+    judge.trunk.frames.load_state_dict(oracle.trunk.frames.state_dict())
+    judge.trunk.time.load_state_dict(oracle.trunk.time.state_dict())
+    rated = preference.kept(path.with_name("rated.safetensors"), lambda: rated_clips(vae, count, generator))
+    preference.train_judge(judge, rated, path, steps=steps, batch=batch, generator=generator)
+    return judge.eval()
+
+
+def agreement(judge: VideoJudge, vae: AutoencoderKLCogVideoX, seed: int = 6) -> dict[str, float]:
+    """Share of fresh known pairs that the judge orders rightly, by what decides them."""
+    generator = torch.Generator().manual_seed(seed)
+    return preference.agreement(judge, rated_clips(vae, 1024, generator), generator)

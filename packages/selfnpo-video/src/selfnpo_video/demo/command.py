@@ -1,0 +1,16 @@
+"""`selfnpo-video demo`: the whole story on the shipped model, in minutes on a CPU."""
+
+from typing import Any
+
+import click
+
+from selfnpo_core.cli import demo_options
+
+
+@click.command(help="Train negative weights for the shipped toy model, sample with and without them, measure.")
+@demo_options
+def demo(**options: Any) -> None:
+    from selfnpo_core.worlds.story import tell
+    from selfnpo_video.demo import moving
+
+    tell(moving.demo(), **options)

@@ -1,0 +1,88 @@
+"""The video demo's world and its shipped model, as `selfnpo_core.worlds` sees them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfnpo_core.worlds import Demo, Judges, Task, World
+from selfnpo_core.worlds.assets import load_judges
+from selfnpo_video.cogvideox import CogVideoX, load_pipeline
+from selfnpo_video.compare import beside
+from selfnpo_video.demo import assets, world
+from selfnpo_video.demo.judges import VideoJudge, VideoOracle
+from selfnpo_video.demo.recipe import KIND, PRESETS
+from selfnpo_video.models import KNOWN, find_source
+from selfnpo_video.rendering import write_sheet
+from selfnpo_video.sampling import Settings, draw
+from selfnpo_video.shapes import ClipSize
+from selfnpo_video.video_files import write_video
+
+STEPS = 10
+SHOWN = 12
+
+
+class MovingShapes(World):
+    """Clips of one coloured shape in motion."""
+
+    unit = "clip"
+    distance = "fvd"
+    attributes = world.ATTRIBUTES
+
+    def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
+        return world.draw_labels(count, generator)
+
+    def draw_captions(self, labels: Tensor, generator: torch.Generator) -> list[str]:
+        return world.draw_captions(labels, generator)
+
+    def draw_real(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return world.draw_world(count, generator)
+
+    def draw_samples(self, pipe: Any, task: Task, *, guidance_scale: float, steps: int, batch: int) -> Iterator[Tensor]:
+        size = ClipSize(frames=world.FRAMES, height=world.SIDE, width=world.SIDE)
+        settings = Settings(guidance_scale=guidance_scale, steps=steps, size=size, batch_size=batch)
+        for _, frames in draw(pipe, task.prompts, task.seeds, settings):
+            yield torch.from_numpy(frames).permute(3, 0, 1, 2)[None]
+
+    def denoiser(self, pipe: Any) -> nn.Module:
+        return pipe.transformer
+
+    def shipped_judges(self) -> Judges:
+        return load_judges(assets.FOLDER, VideoOracle(), VideoJudge())
+
+
+def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
+    """The shipped model, trained as its recipe says unless told otherwise."""
+    return Demo(
+        title="the video demo's model: a toy, not a real one",
+        about="one coloured shape in motion, nine frames at 64×64",
+        world=MovingShapes(),
+        presets=presets,
+        kind=kind,
+        backbone=lambda: CogVideoX("demo"),
+        pipeline=lambda: load_pipeline(find_source("demo")),
+        captions=world.training_captions,
+        show=show,
+        steps=STEPS,
+        scales=(2.0, 3.0, 5.0),
+        samples=128,
+        batch=32,
+    )
+
+
+def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) -> str:
+    """folder/clips/*.mp4, both arms side by side under their caption, and folder/index.html that plays them all.
+
+    columns: heading → (N, 3, F, H, W) uint8, two of them.
+    """
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    (left, right), sections = columns.values(), []
+    for index, prompt in enumerate(prompts[: min(SHOWN, len(left))]):
+        file = f"clips/{index:05d}.mp4"
+        both = (clips[index].permute(1, 2, 3, 0).numpy() for clips in (left, right))
+        write_video(folder / file, beside(*both, tuple(columns), prompt), fps=KNOWN["demo"].fps)  # type: ignore[arg-type]
+        sections.append((prompt, [(file, " | ".join(columns))]))
+    write_sheet(folder, sections)
+    return "index.html with clips side by side"
