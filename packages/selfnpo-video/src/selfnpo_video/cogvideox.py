@@ -311,6 +311,11 @@ def transformer_config(source: Source) -> dict[str, Any]:
     return _config(Path(source.location), "transformer", source.name)
 
 
+def vae_config(source: Source) -> dict[str, Any]:
+    """Configuration of a local model's VAE, as it is on disk."""
+    return _config(Path(source.location), "vae", source.name)
+
+
 def with_defaults(model: Any, values: Mapping[str, Any]) -> SimpleNamespace:
     """A model's configuration with the defaults of its class, as attributes."""
     defaults = {n: p.default for n, p in inspect.signature(model.__init__).parameters.items() if n != "self"}

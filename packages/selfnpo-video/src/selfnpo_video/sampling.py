@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
@@ -21,7 +21,8 @@ from selfnpo_core.sample_folder import SampleFolder, file_sha256, sample_name
 from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, load_eta, negative_of, prompts_of, scale_of
 from selfnpo_core.sources import Source
 from selfnpo_core.training.npo_folder import find_npo_file
-from selfnpo_video.cogvideox import load_pipeline, local, transformer_config, with_defaults
+from selfnpo_video import memory
+from selfnpo_video.cogvideox import load_pipeline, local, transformer_config, vae_config, with_defaults
 from selfnpo_video.long import windowed
 from selfnpo_video.models import KNOWN, find_source, known_as, size_for
 from selfnpo_video.prompts import load_prompts
@@ -69,10 +70,6 @@ class Job:
 
     def load(self) -> Any:
         pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype])
-        compression = compression_of(pipe)
-        compression.check(self.settings.size)
-        if self.settings.window is not None:
-            compression.latent_window(self.settings.window)
         if self.tiling:
             pipe.vae.enable_tiling()
         _check_image(pipe, self)
@@ -99,6 +96,18 @@ def plan(options: Mapping[str, Any]) -> Job:
         height=options["height"] or own.height,
         width=options["width"] or own.width,
     )
+    dtype = dtype_of(options["dtype"], device, known.dtype)
+    memory.check(
+        Path(source.location),
+        with_defaults(CogVideoXTransformer3DModel, config),
+        with_defaults(AutoencoderKLCogVideoX, vae_config(source)),
+        size,
+        rows=2 * (options["batch_size"] or 1),
+        dtype=DTYPES[dtype],
+        device=device,
+        tiling=options["tiling"],
+        window=options["window"],
+    )
     return Job(
         source=source,
         prompts=prompts,
@@ -113,7 +122,7 @@ def plan(options: Mapping[str, Any]) -> Job:
             window=options["window"],
         ),
         negative=negative,
-        dtype=dtype_of(options["dtype"], device, known.dtype),
+        dtype=dtype,
         fps=options["fps"] or known.fps,
         format=options["format"],
         tiling=options["tiling"],

@@ -1,0 +1,24 @@
+"""How much memory a piece of code needs, counted in bytes of tensors by torch's profiler."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_tensor_bytes(work: Callable[[], Any]) -> int:
+    """The most that `work` holds at once on the CPU beyond what was there before it, in bytes.
+
+    What is freed by `work` and was allocated before it counts as nothing. Work space of the kernels is counted where
+    they take it from torch's allocator.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured, torch.no_grad():
+        kept = work()  # the result counts too, while it is being made
+    del kept
+    held = peak = 0
+    changes = [event for event in measured.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
