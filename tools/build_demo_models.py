@@ -68,7 +68,7 @@ def build_image(work: Path, threads: int, interim: bool, output: Path, steps: in
 @main.command("video")
 @shared_options
 @click.option("--output", type=click.Path(path_type=Path), default=video_assets.FOLDER, show_default=True)
-@click.option("--steps", default=4500, show_default=True, help="Updates of the denoiser.")
+@click.option("--steps", default=4000, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=256, show_default=True, help="Clips at each guidance scale for the check.")
 def build_video(work: Path, threads: int, interim: bool, output: Path, steps: int, samples: int) -> None:
     """The CogVideoX-class model of moving shapes."""

@@ -83,12 +83,12 @@ def test_a_window_is_seen_at_its_own_place(folder):
 @pytest.mark.parametrize("name", list(KNOWN))
 def test_every_known_name_has_its_architecture(name):
     with torch.device("meta"):
-        transformer = CogVideoXTransformer3DModel(**architecture(name))
+        transformer = CogVideoXTransformer3DModel.from_config(dict(architecture(name)))
     assert sum(p.numel() for p in transformer.parameters()) == KNOWN[name].parameters
 
 
 def test_a_folder_is_known_by_its_architecture(folder):
-    for name in KNOWN:
+    for name in (name for name, model in KNOWN.items() if model.hub_id):
         known = known_as("a-folder", architecture(name))
         assert known is not None
         assert known.name == name

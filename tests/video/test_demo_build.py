@@ -65,11 +65,12 @@ def test_more_damage_changes_a_clip_more():
     assert change[0] < change[1] < change[2]
 
 
-def test_rated_clips_carry_what_was_done_to_them():
+def test_rated_clips_carry_what_was_done_to_them(monkeypatch):
+    monkeypatch.setattr(judging, "CHUNK", 8)
     torch.manual_seed(0)
     autoencoder = vae.with_scale(vae.build().eval())
-    rated = judging.rated_clips(autoencoder, 32, torch.Generator().manual_seed(1))
-    assert rated.data.shape == (32, 3, 9, 64, 64)
+    rated = judging.rated_clips(autoencoder, 8, torch.Generator().manual_seed(1))
+    assert rated.data.shape == (8, 3, 9, 64, 64)
     assert rated.data.dtype == torch.uint8
     assert 0 < rated.wrong.float().mean() < 1
     assert VideoJudge()(rated.data[:2] / 255, rated.asked[:2]).shape == (2,)

@@ -78,7 +78,7 @@ class TrajectoryPool:
         target = (torch.arange(size, device=shuffle.device) % n)[shuffle].to(self._index.device)
         for index in range(n - 1):
             behind = ((self._index == index) & (target > index)).nonzero()[:, 0]
-            for rows in torch.split(behind, batch_size):
+            for rows in torch.split(behind, batch_size) if len(behind) else ():
                 batch = self._take(rows, device)
                 self.put_back(batch, advance(batch.x_t, batch.t, batch.t_next, batch.prompt))
 

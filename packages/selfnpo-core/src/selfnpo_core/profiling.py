@@ -7,13 +7,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-def peak_tensor_bytes(work: Callable[[], Any]) -> int:
+def peak_tensor_bytes(work: Callable[[], Any], *, grad: bool = False) -> int:
     """The most that `work` holds at once on the CPU beyond what was there before it, in bytes.
 
     What is freed by `work` and was allocated before it counts as nothing. Work space of the kernels is counted where
     they take it from torch's allocator.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured, torch.no_grad():
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured, torch.set_grad_enabled(grad):
         kept = work()  # the result counts too, while it is being made
     del kept
     held = peak = 0

@@ -101,7 +101,10 @@ def find_source(name: str, config: str | Path | None = None) -> Source:
 
 
 def architecture(name: str) -> Mapping[str, Any]:
-    """Configuration of a known model's transformer, from the table in this package."""
+    """Configuration of a known model's transformer, from the table in this package or beside the shipped weights."""
+    if KNOWN[name].hub_id is None:
+        shipped: dict[str, Any] = json.loads((_shipped() / "transformer" / "config.json").read_text(encoding="utf-8"))
+        return shipped
     table = json.loads((files("selfnpo_video") / "architectures.json").read_text(encoding="utf-8"))
     return {**table["common"], **table["models"][name]}
 
