@@ -134,13 +134,19 @@ COGVIDEOX_KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def cogvideox(kind: str = "2b") -> diffusers.CogVideoXPipeline:
-    """With what tells CogVideoX-2b, -5b and -1.5 apart."""
+FROM_IMAGE_KINDS: dict[str, dict[str, Any]] = {
+    "5b-i2v": {**COGVIDEOX_KINDS["5b"], "in_channels": 8, "use_learned_positional_embeddings": True},
+    "1.5-i2v": {**COGVIDEOX_KINDS["1.5"], "in_channels": 8, "ofs_embed_dim": 8},
+}
+
+
+def cogvideox(kind: str = "2b") -> Any:
+    """With what tells CogVideoX-2b, -5b and -1.5 apart, and their image-to-video forms."""
     torch.manual_seed(0)
+    own = {**COGVIDEOX_KINDS, **FROM_IMAGE_KINDS}[kind]
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=16,  # rotary positions want a multiple of 16
-        in_channels=4,
         out_channels=4,
         time_embed_dim=8,
         text_embed_dim=WIDTH,
@@ -150,12 +156,13 @@ def cogvideox(kind: str = "2b") -> diffusers.CogVideoXPipeline:
         sample_frames=9,
         patch_size=2,
         max_text_seq_length=16,
-        **COGVIDEOX_KINDS[kind],
+        **{"in_channels": 4, **own},
     )
     vae = diffusers.AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
     )
-    return diffusers.CogVideoXPipeline(
+    made = diffusers.CogVideoXImageToVideoPipeline if kind in FROM_IMAGE_KINDS else diffusers.CogVideoXPipeline
+    return made(
         transformer=transformer.eval(),
         vae=vae.eval(),
         text_encoder=_t5(),
