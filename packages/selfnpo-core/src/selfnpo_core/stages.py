@@ -1,10 +1,13 @@
 """What the scripts that make the demo models share: schedule, progress, and stages kept on disk."""
 
+import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
-from safetensors.torch import load_model, save_model
-from torch import nn
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
 from tqdm import tqdm
 
 
@@ -29,3 +32,83 @@ def save(module: nn.Module, path: Path) -> None:
 def load(module: nn.Module, path: Path) -> nn.Module:
     load_model(module, path)
     return module.eval()
+
+
+def train_averaged(
+    net: nn.Module,
+    loss_of: Callable[[torch.Generator], Tensor],
+    path: Path,
+    *,
+    steps: int,
+    lr: float,
+    generator: torch.Generator,
+    keep_every: int = 250,
+) -> nn.Module:
+    """Train by AdamW; the exponential moving average of the weights goes to `path` and is returned.
+
+    loss_of: one batch's loss, all of whose randomness comes from the generator that it is given. An interrupted
+    training goes on from the state that it keeps beside `path`.
+    """
+    average = copy.deepcopy(net).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01, betas=(0.9, 0.99))
+    state = _State(path.with_name(f"{path.stem}-state.safetensors"), net, average, optimizer, generator)
+    first, running = state.load(), 1.0
+    bar = progress(steps, path.stem, first)
+    for step in bar:
+        loss = loss_of(generator)
+        optimizer.param_groups[0]["lr"] = lr * cosine(step, steps, warmup=200)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.999, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        running += 0.01 * (loss.item() - running)
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+        if (step + 1) % keep_every == 0:
+            state.save(step + 1)
+    save(average, path)
+    return average
+
+
+class _State:
+    """What an interrupted training needs to go on: weights, their average, AdamW's moments, random numbers."""
+
+    def __init__(
+        self,
+        path: Path,
+        net: nn.Module,
+        average: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> None:
+        self._path, self._net, self._average = path, net, average
+        self._optimizer, self._generator = optimizer, generator
+
+    def save(self, step: int) -> None:
+        moments = self._optimizer.state_dict()["state"]
+        state = {f"net.{k}": v for k, v in self._net.state_dict().items()}
+        state |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
+        state |= {f"moment.{i}.{key}": value for i, values in moments.items() for key, value in values.items()}
+        state |= {"step": torch.tensor(step), "generator": self._generator.get_state()}
+        partial = self._path.with_suffix(".partial")
+        save_file({k: v.clone() for k, v in state.items()}, partial)  # clones: T5 shares its embeddings
+        partial.rename(self._path)
+
+    def load(self) -> int:
+        """Put everything back; returns the number of updates made, 0 where there is no state."""
+        if not self._path.exists():
+            return 0
+        state = load_file(self._path)
+        for prefix, module in (("net.", self._net), ("average.", self._average)):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith("moment."):
+                _, index, key = name.split(".", 2)
+                moments.setdefault(int(index), {})[key] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        self._generator.set_state(state["generator"])
+        return int(state["step"])

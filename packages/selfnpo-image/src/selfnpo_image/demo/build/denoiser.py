@@ -7,7 +7,6 @@ prompt means something. What ships is the exponential moving average of the weig
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from selfnpo_core.stages import cosine, load, progress, save
+from selfnpo_core.stages import load, progress, train_averaged
 from selfnpo_image.demo import world
 from selfnpo_image.demo.build.oracle import real_batch
 
@@ -137,71 +136,14 @@ def train(
     if initial is not None:
         net["unet"].load_state_dict(initial.unet.state_dict())
         net["text_encoder"].load_state_dict(initial.text_encoder.state_dict())
-    average = copy.deepcopy(net).eval().requires_grad_(False)
     latents, labels = encode_world(vae, path.with_name("latents.safetensors"), count=40_960, seed=seed)
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01, betas=(0.9, 0.99))
-    progress = _Progress(path.with_name("denoiser-state.safetensors"), net, average, optimizer, generator)
-    first, running = progress.load(), 1.0
-    bar = progress(steps, "denoiser", first)
-    for step in bar:
+
+    def loss_of(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (batch,), generator=generator)
-        loss = _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
-        optimizer.param_groups[0]["lr"] = lr * cosine(step, steps, warmup=200)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        decay = min(0.999, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-        running += 0.01 * (loss.item() - running)
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
-        if step % 250 == 249:
-            progress.save(step + 1)
-    save(average, path)
+        return _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
+
+    average = train_averaged(net, loss_of, path, steps=steps, lr=lr, generator=generator)
     return assemble(average, vae, tokenizer, scheduler)
-
-
-class _Progress:
-    """What an interrupted training needs to go on: weights, their average, AdamW's moments, random numbers."""
-
-    def __init__(
-        self,
-        path: Path,
-        net: nn.ModuleDict,
-        average: nn.ModuleDict,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-    ) -> None:
-        self._path, self._net, self._average = path, net, average
-        self._optimizer, self._generator = optimizer, generator
-
-    def save(self, step: int) -> None:
-        moments = self._optimizer.state_dict()["state"]
-        state = {f"net.{k}": v for k, v in self._net.state_dict().items()}
-        state |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
-        state |= {f"moment.{i}.{key}": value for i, values in moments.items() for key, value in values.items()}
-        state |= {"step": torch.tensor(step), "generator": self._generator.get_state()}
-        partial = self._path.with_suffix(".partial")
-        save_file({k: v.contiguous() for k, v in state.items()}, partial)
-        partial.rename(self._path)
-
-    def load(self) -> int:
-        """Put everything back; returns the number of updates made, 0 where there is no state."""
-        if not self._path.exists():
-            return 0
-        state = load_file(self._path)
-        for prefix, module in (("net.", self._net), ("average.", self._average)):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("moment."):
-                _, index, key = name.split(".", 2)
-                moments.setdefault(int(index), {})[key] = value
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
-        self._generator.set_state(state["generator"])
-        return int(state["step"])
 
 
 def _loss(

@@ -5,7 +5,6 @@ reads captions of at most 16 tokens, one a word. 15 % of the captions are droppe
 something. What ships is the exponential moving average of the weights.
 """
 
-import copy
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from selfnpo_core.drawing import COLOURS, SHAPES
-from selfnpo_core.stages import cosine, load, progress, save
+from selfnpo_core.stages import load, progress, train_averaged
 from selfnpo_video.demo import world
 from selfnpo_video.demo.build.oracle import real_batch
 
@@ -107,7 +106,7 @@ def train(
 ) -> CogVideoXPipeline:
     """Train transformer and text encoder; returns the pipeline with their averaged weights.
 
-    An interrupted training goes on from the weights that it keeps beside `path`, every 500 updates.
+    An interrupted training goes on from the state that it keeps beside `path`.
     """
     torch.manual_seed(seed)
     tokenizer, scheduler = build_tokenizer(), build_scheduler()
@@ -116,31 +115,13 @@ def train(
         load(net, path)
         return assemble(net, vae, tokenizer)
     latents, labels = encode_world(vae, path.with_name("latents.safetensors"), count=count, seed=seed)
-    average = copy.deepcopy(net).eval().requires_grad_(False)
-    so_far, first = path.with_name("denoiser-so-far.safetensors"), 0
-    if so_far.exists():
-        first = _restore(so_far, net, average)
-    generator = torch.Generator().manual_seed(seed + first)
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01, betas=(0.9, 0.99))
-    bar, running = progress(steps, "denoiser", first), 1.0
-    for step in bar:
+
+    def loss_of(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (batch,), generator=generator)
-        loss = _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
-        optimizer.param_groups[0]["lr"] = lr * cosine(step, steps, warmup=200) * min(1.0, (step - first + 1) / 100)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        decay = min(0.999, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-        running += 0.01 * (loss.item() - running)
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
-        if step % 500 == 499:
-            _keep(so_far, net, average, step + 1)
-    save(average, path)
-    return assemble(average, vae, tokenizer)
+        return _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
+
+    generator = torch.Generator().manual_seed(seed)
+    return assemble(train_averaged(net, loss_of, path, steps=steps, lr=lr, generator=generator), vae, tokenizer)
 
 
 def _loss(
@@ -178,18 +159,3 @@ def assemble(net: nn.ModuleDict, vae: AutoencoderKLCogVideoX, tokenizer: T5Token
         transformer=net["transformer"].eval(),
         scheduler=build_scheduler(),
     )
-
-
-def _keep(path: Path, net: nn.ModuleDict, average: nn.ModuleDict, step: int) -> None:
-    state = {f"net.{k}": v.clone() for k, v in net.state_dict().items()}
-    state |= {f"average.{k}": v.clone() for k, v in average.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    save_file({**state, "step": torch.tensor(step)}, partial)
-    partial.rename(path)
-
-
-def _restore(path: Path, net: nn.ModuleDict, average: nn.ModuleDict) -> int:
-    state = load_file(path)
-    for prefix, module in (("net.", net), ("average.", average)):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    return int(state["step"])
