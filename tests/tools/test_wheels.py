@@ -1,0 +1,67 @@
+"""What `pip install` of a built package brings: its files, its dependencies, and nothing of the other family."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+PACKAGES = Path(__file__).parents[2] / "packages"
+DATA = {
+    "selfnpo-core": [],
+    "selfnpo-image": ["selfnpo_image/prompts.txt", "selfnpo_image/demo/assets/model/model_index.json"],
+    "selfnpo-video": [
+        "selfnpo_video/prompts.txt",
+        "selfnpo_video/architectures.json",
+        "selfnpo_video/demo/assets/judge.safetensors",
+        "selfnpo_video/demo/assets/model/model_index.json",
+        "selfnpo_video/demo/assets/model/transformer/diffusion_pytorch_model.safetensors",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    dist = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(dist)]
+    subprocess.run([*build, *(str(PACKAGES / name) for name in DATA)], check=True)
+    return {name: next(dist.glob(name.replace("-", "_") + "-*.whl")) for name in DATA}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_wheel_holds_its_files_and_names_its_dependencies(wheels, name):
+    with zipfile.ZipFile(wheels[name]) as wheel:
+        files = wheel.namelist()
+        meta = next(file for file in files if file.endswith(".dist-info/METADATA"))
+        required = Parser().parsestr(wheel.read(meta).decode()).get_all("Requires-Dist") or []
+    root = name.replace("-", "_") + "/"
+    assert set(DATA[name]) <= set(files)
+    assert all(file.startswith(root) or ".dist-info/" in file for file in files)
+    ours = {match[0] for line in required if (match := re.match(r"selfnpo-\w+", line))}
+    assert ours == (set() if name == "selfnpo-core" else {"selfnpo-core"})
+
+
+def test_the_video_package_works_from_its_wheels_alone(wheels, tmp_path):
+    target = tmp_path / "site"
+    for name in ("selfnpo-core", "selfnpo-video"):
+        zipfile.ZipFile(wheels[name]).extractall(target)
+    code = (
+        f"import sys; sys.path.insert(0, {str(target)!r})\n"
+        "from selfnpo_video.cli import selfnpo_video\n"
+        "from selfnpo_video.demo import moving\n"
+        "moving.demo().pipeline()\n"
+        "moving.MovingShapes().judges\n"
+        "selfnpo_video(['models'], standalone_mode=False)\n"
+        "ours = {n: m.__file__ for n, m in sys.modules.items() if n.startswith('selfnpo') and m.__file__}\n"
+        "print(*ours.values(), sep='\\n')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "cogvideox-5b" in done.stdout
+    files = [line for line in done.stdout.splitlines() if line.endswith(".py")]
+    assert files
+    assert all(file.startswith(str(target)) for file in files)
+    assert not any("selfnpo_image" in file for file in files)
