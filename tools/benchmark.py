@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from selfnpo_core.profiling import peak_tensor_bytes
-from selfnpo_core.training import build_recipe, train
+from selfnpo_core.training import Recipe, build_recipe, train
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.demo.build import denoiser, vae
 from selfnpo_video.streaming import decode_stream, encode_stream
@@ -119,10 +119,13 @@ def _training(sizes: list[int]) -> list[dict[str, Any]]:
                 },
             )
             run = Path(name) / "run"
+
+            def update(recipe: Recipe = recipe, run: Path = run) -> None:
+                backbone = CogVideoX(str(folder), frames=recipe.frames, height=SIDE, width=SIDE, device="cpu")
+                train(backbone, recipe, ["a red circle"], run)
+
             start = time.perf_counter()
-            peak = peak_tensor_bytes(
-                lambda recipe=recipe, run=run: train(CogVideoX(str(folder)), recipe, ["a red circle"], run), grad=True
-            )
+            peak = peak_tensor_bytes(update, grad=True)
             rows.append(
                 {
                     "latent frames of the clip": longest,
