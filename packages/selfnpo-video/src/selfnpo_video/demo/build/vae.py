@@ -8,6 +8,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from selfnpo_core.stages import cosine, load, progress, save
+from selfnpo_video.demo import world
 from selfnpo_video.demo.build.oracle import real_batch
 
 
@@ -31,16 +32,13 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * edges + tones
 
 
-def crop(clips: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """The same random square of `size` pixels of every clip. clips: (B, C, F, H, W)."""
-    top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in clips.shape[-2:])
-    return clips[..., top : top + size, left : left + size]
-
-
-def train(path: Path, *, steps: int = 2600, batch: int = 4, lr: float = 2e-3, seed: int = 2) -> AutoencoderKLCogVideoX:
+def train(
+    path: Path, *, pictures: int = 1300, clips: int = 700, batch: int = 4, lr: float = 2e-3, seed: int = 2
+) -> AutoencoderKLCogVideoX:
     """Train the autoencoder; its scaling factor becomes 1 / standard deviation of the latents.
 
-    Most steps take squares of half the side, twice as many, which costs half as much; the last sixth takes whole clips.
+    First for so many steps on single frames, six for each clip of a batch, since the frames of a clip tell little more
+    than one of them; then on whole clips.
     """
     torch.manual_seed(seed)
     generator, vae = torch.Generator().manual_seed(seed), build()
@@ -48,21 +46,25 @@ def train(path: Path, *, steps: int = 2600, batch: int = 4, lr: float = 2e-3, se
         load(vae, path)
         return with_scale(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr, weight_decay=0.0, betas=(0.9, 0.99))
-    bar, whole_from = progress(steps, "autoencoder"), steps * 5 // 6
+    steps, running = pictures + clips, 0.0
+    bar = progress(steps, "autoencoder")
     for step in bar:
-        clips = real_batch(batch if step >= whole_from else 2 * batch, generator)[0] * 2 - 1
-        if step < whole_from:
-            clips = crop(clips, clips.shape[-1] // 2, generator)
-        posterior = vae.encode(clips).latent_dist
+        if step < pictures:
+            frame = int(torch.randint(world.FRAMES, (), generator=generator))
+            x = real_batch(6 * batch, generator)[0][:, :, frame : frame + 1] * 2 - 1
+        else:
+            x = real_batch(batch, generator)[0] * 2 - 1
+        posterior = vae.encode(x).latent_dist
         output = vae.decode(posterior.sample(generator)).sample
-        loss = reconstruction_loss(output, clips) + 1e-6 * posterior.kl().mean()
+        loss = reconstruction_loss(output, x) + 1e-6 * posterior.kl().mean()
         optimizer.param_groups[0]["lr"] = lr * cosine(step, steps, warmup=100)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        running += (loss.item() - running) * max(0.02, 1 / (step + 1))
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
     save(vae, path)
     return with_scale(vae.eval())
 
