@@ -1,5 +1,6 @@
 """The autoencoder: AutoencoderKLCogVideoX, (9, 64, 64) × 3 → (3, 8, 8) × 8 latents, as CogVideoX's in small."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,16 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * edges + tones
 
 
+def single_frames(count: int, generator: torch.Generator) -> Tensor:
+    """One frame each of `count` real clips, the same place in all of them: (count, 3, 1, 64, 64) in [0, 1]."""
+    clips = world.draw_clips(world.draw_labels(count, generator), generator)
+    frame = int(torch.randint(world.FRAMES, (), generator=generator))
+    one = slice(frame, frame + 1)
+    return world.render(
+        replace(clips, centre=clips.centre[:, one], radius=clips.radius[:, one], angle=clips.angle[:, one])
+    )
+
+
 def train(
     path: Path, *, pictures: int = 1300, clips: int = 700, batch: int = 4, lr: float = 2e-3, seed: int = 2
 ) -> AutoencoderKLCogVideoX:
@@ -49,11 +60,7 @@ def train(
     steps, running = pictures + clips, 0.0
     bar = progress(steps, "autoencoder")
     for step in bar:
-        if step < pictures:
-            frame = int(torch.randint(world.FRAMES, (), generator=generator))
-            x = real_batch(6 * batch, generator)[0][:, :, frame : frame + 1] * 2 - 1
-        else:
-            x = real_batch(batch, generator)[0] * 2 - 1
+        x = (single_frames(6 * batch, generator) if step < pictures else real_batch(batch, generator)[0]) * 2 - 1
         posterior = vae.encode(x).latent_dist
         output = vae.decode(posterior.sample(generator)).sample
         loss = reconstruction_loss(output, x) + 1e-6 * posterior.kl().mean()
