@@ -44,11 +44,11 @@ def single_frames(count: int, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    path: Path, *, pictures: int = 1300, clips: int = 700, batch: int = 4, lr: float = 2e-3, seed: int = 2
+    path: Path, *, pictures: int = 1600, clips: int = 700, batch: int = 4, lr: float = 2e-3, seed: int = 2
 ) -> AutoencoderKLCogVideoX:
     """Train the autoencoder; its scaling factor becomes 1 / standard deviation of the latents.
 
-    First for so many steps on single frames, six for each clip of a batch, since the frames of a clip tell little more
+    First for so many steps on single frames, three for each clip of a batch, since the frames of a clip tell little more
     than one of them; then on whole clips.
     """
     torch.manual_seed(seed)
@@ -60,7 +60,7 @@ def train(
     steps, running = pictures + clips, 0.0
     bar = progress(steps, "autoencoder")
     for step in bar:
-        x = (single_frames(6 * batch, generator) if step < pictures else real_batch(batch, generator)[0]) * 2 - 1
+        x = (single_frames(3 * batch, generator) if step < pictures else real_batch(batch, generator)[0]) * 2 - 1
         posterior = vae.encode(x).latent_dist
         output = vae.decode(posterior.sample(generator)).sample
         loss = reconstruction_loss(output, x) + 1e-6 * posterior.kl().mean()
