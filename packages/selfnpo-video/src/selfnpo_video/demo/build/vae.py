@@ -48,7 +48,7 @@ def train(
 ) -> AutoencoderKLCogVideoX:
     """Train the autoencoder; its scaling factor becomes 1 / standard deviation of the latents.
 
-    First for so many steps on single frames, three for each clip of a batch, since the frames of a clip tell little more
+    First for so many steps on single frames, three for each clip of a batch: the frames of a clip tell little more
     than one of them; then on whole clips.
     """
     torch.manual_seed(seed)
