@@ -31,7 +31,7 @@ class Taste(nn.Module):
 
 
 class Dots(World):
-    unit, distance = "dot", "fd"
+    unit, distance, side = "dot", "fd", 8
     attributes: ClassVar = {"side": ("left", "right")}
 
     def draw_labels(self, count, generator):
@@ -39,6 +39,10 @@ class Dots(World):
 
     def draw_captions(self, labels, generator):
         return [f"a dot on the {self.attributes['side'][side]}" for (side,) in labels.tolist()]
+
+    def parse_caption(self, text):
+        word = text.removeprefix("a dot on the ")
+        return [self.attributes["side"].index(word)] if word in self.attributes["side"] else None
 
     def draw_real(self, count, generator):
         labels = self.draw_labels(count, generator)

@@ -11,7 +11,7 @@ from torch import nn
 from selfnpo_core.errors import RunError
 from selfnpo_core.worlds import Arm, Table, Task, against, describe, distance, floor, judge, plain, sample, sweep
 from selfnpo_core.worlds.assets import refuse_ragged
-from selfnpo_core.worlds.measure import compare_arms
+from selfnpo_core.worlds.measure import compare_arms, compare_prompts
 from selfnpo_core.worlds.oracle import augment
 from selfnpo_core.worlds.preference import Rated, change_one_attribute, known_pairs
 
@@ -79,6 +79,17 @@ def test_few_samples_have_no_distance():
     few = compare_arms(WORLD, task.labels[:100], *(data[:100] for data in arms))
     assert set(few["change"]) == {"win_rate"}
     assert few["with"]["accuracy"][0] == 1.0
+
+
+def test_prompts_that_are_no_captions_are_left_out():
+    data, labels = WORLD.draw_real(6, torch.Generator().manual_seed(8))
+    prompts = WORLD.draw_captions(labels, torch.Generator())
+    figures = compare_prompts(WORLD, [*prompts, "a red fox"], [*data, data[0]], [*data, data[0]])
+    assert figures["judged"] == 6
+    assert figures["with"]["accuracy"][0] == 1.0
+    assert compare_prompts(WORLD, ["a red fox"], data[:1], data[:1])["judged"] == 0
+    large = data.repeat(1, 1, 2, 2)
+    assert "8×8" in compare_prompts(WORLD, prompts, large, large)["note"]
 
 
 def test_cells_are_computed_once_and_paired_with_plain_guidance(tmp_path):

@@ -1,15 +1,20 @@
 """The same prompts and seeds with and without negative weights, side by side.
 
 OUTPUT/without/  OUTPUT/with/   sample folders          OUTPUT/00000-SEED.mp4   pairs under a caption
+OUTPUT/metrics.json             of the demo model, whose world has judges
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sample_folder import SampleFolder
@@ -17,15 +22,15 @@ from selfnpo_core.side_by_side import pair
 from selfnpo_video.sampling import Job, draw_into, records
 from selfnpo_video.video_files import read_video, write_video
 
-WITHOUT, WITH = "without", "with"
+WITHOUT, WITH, METRICS = "without", "with", "metrics.json"
 
 
-def compare(job: Job, output: str | Path) -> None:
-    """Draw both arms and put them side by side."""
+def compare(job: Job, output: str | Path) -> dict[str, Any] | None:
+    """Draw both arms and put them side by side. Returns the metrics, where there are judges for the model."""
     if job.negative is None:
         raise InputError("nothing to compare with: give the negative weights as --npo RUN|FILE")
     output, pipe = Path(output), job.load()
-    with SampleFolder(output, records(job, pipe), beside=(WITHOUT, WITH)) as pairs:
+    with SampleFolder(output, records(job, pipe), beside=(WITHOUT, WITH, METRICS)) as pairs:
         draw_into(pipe, replace(job, negative=None), output / WITHOUT)
         draw_into(pipe, job, output / WITH)
         scale = f"scale {job.settings.guidance_scale:g}"
@@ -35,6 +40,27 @@ def compare(job: Job, output: str | Path) -> None:
             both = (read_video(output / arm / name)[0] for arm in (WITHOUT, WITH))
             frames = beside(*both, titles, job.prompts[index])
             pairs.add(index, partial(write_video, frames=frames, fps=job.fps, format=job.format))
+        if job.source.name != "demo":
+            return None
+        clips = ([_clip(output / arm / record["file"]) for record in pairs.records] for arm in (WITHOUT, WITH))
+        metrics = judge_demo(job.prompts, *clips)
+        text = json.dumps({"schema": 1, **metrics}, indent=1) + "\n"
+        partial_ = output / f".{METRICS}"
+        partial_.write_text(text, encoding="utf-8")
+        partial_.replace(output / METRICS)
+        return metrics
+
+
+def judge_demo(prompts: Sequence[str], without: Sequence[Tensor], with_npo: Sequence[Tensor]) -> dict[str, Any]:
+    """What the judges of the demo's world say of two arms of clips (3, F, H, W) uint8."""
+    from selfnpo_core.worlds.measure import compare_prompts
+    from selfnpo_video.demo.moving import MovingShapes
+
+    return compare_prompts(MovingShapes(), prompts, without, with_npo)
+
+
+def _clip(file: Path) -> Tensor:
+    return torch.from_numpy(read_video(file)[0]).permute(3, 0, 1, 2)
 
 
 def beside(left: np.ndarray, right: np.ndarray, titles: tuple[str, str], caption: str) -> Iterator[np.ndarray]:

@@ -171,6 +171,21 @@ def compare_arms(world: World, labels: Tensor, without: Tensor, with_npo: Tensor
     return figures
 
 
+def compare_prompts(
+    world: World, prompts: Sequence[str], without: Sequence[Tensor], with_npo: Sequence[Tensor]
+) -> dict[str, Any]:
+    """As `compare_arms`, of samples (3, …, H, W) of any prompts; those that are no captions are left out."""
+    parsed = [world.parse_caption(text) for text in prompts]
+    kept = [index for index, labels in enumerate(parsed) if labels is not None]
+    if not kept:
+        return {"judged": 0, "note": "no prompt is a caption of the demo's world"}
+    size = tuple(without[kept[0]].shape[-2:])
+    if size != (world.side, world.side):
+        return {"judged": 0, "note": f"the demo's judges look at {world.side}×{world.side} pixels, not {size}"}
+    labels = torch.tensor([parsed[index] for index in kept])
+    return compare_arms(world, labels, *(torch.stack([arm[index] for index in kept]) for arm in (without, with_npo)))
+
+
 def sweep(
     world: World, pipe: Any, *, scales: Sequence[float], count: int, seed: int, steps: int
 ) -> dict[str, dict[str, float]]:

@@ -43,6 +43,8 @@ class World(ABC):
     """Key of the Fréchet distance of the oracle's features: fid, fvd."""
     attributes: ClassVar[Mapping[str, Sequence[str]]]
     """Name → values, in the order of the columns of labels (N, attributes) int64; −1 in a label is "not named"."""
+    side: ClassVar[int]
+    """Height and width that the judges take, in pixels."""
 
     @abstractmethod
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
@@ -51,6 +53,10 @@ class World(ABC):
     @abstractmethod
     def draw_captions(self, labels: Tensor, generator: torch.Generator) -> list[str]:
         """A caption for every row."""
+
+    @abstractmethod
+    def parse_caption(self, text: str) -> list[int] | None:
+        """The labels that a caption names, or None for any other sentence."""
 
     @abstractmethod
     def draw_real(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -29,12 +29,16 @@ class Shapes(World):
     unit = "picture"
     distance = "fid"
     attributes = world.ATTRIBUTES
+    side = world.SIDE
 
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
         return world.draw_labels(count, generator)
 
     def draw_captions(self, labels: Tensor, generator: torch.Generator) -> list[str]:
         return world.draw_captions(labels, generator)
+
+    def parse_caption(self, text: str) -> list[int] | None:
+        return world.parse_caption(text)
 
     def draw_real(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return world.draw_world(count, generator)

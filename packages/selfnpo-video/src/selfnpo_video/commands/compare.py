@@ -1,5 +1,6 @@
 """`compare`: both arms side by side."""
 
+import json
 from typing import Any
 
 import click
@@ -16,5 +17,7 @@ def compare(**options: Any) -> None:
     from selfnpo_video import sampling
 
     job = sampling.plan(options)
-    comparing.compare(job, options["output"])
+    metrics = comparing.compare(job, options["output"])
     click.echo(f"{len(job.prompts)} pairs in {options['output']}")
+    if metrics is not None:
+        click.echo(json.dumps(metrics, indent=1))
