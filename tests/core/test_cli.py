@@ -98,7 +98,7 @@ def test_folder_names() -> None:
 
 def test_prompts_are_the_files_lines(tmp_path: Path) -> None:
     file = tmp_path / "p.txt"
-    file.write_bytes("\ufeffa fox\r\n\n  # ein Würfel \n\u2028b\n".encode())
+    file.write_bytes("\ufeff\na fox\r\n  # ein Würfel \n\u2028b\n\n".encode())
     assert read_prompts(file) == ["a fox", "# ein Würfel", "b"]
 
 
@@ -107,6 +107,9 @@ def test_a_prompts_file_that_cannot_be_used(tmp_path: Path) -> None:
         (tmp_path / "p.txt").write_bytes(content)
         with pytest.raises(InputError, match=message):
             read_prompts(tmp_path / "p.txt")
+    (tmp_path / "p.txt").write_text("\n\na fox\n\na bird\n")
+    with pytest.raises(InputError, match="line 4 of the prompts file .* is empty"):
+        read_prompts(tmp_path / "p.txt")
     (tmp_path / "p.txt").write_bytes("gut\nschön\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"not UTF-8 \(line 2\)"):
         read_prompts(tmp_path / "p.txt")

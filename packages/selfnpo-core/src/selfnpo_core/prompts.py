@@ -1,4 +1,8 @@
-"""Prompts from a file: UTF-8, one a line, blank lines left out, everything else taken literally."""
+"""Prompts from a file: UTF-8, one a line, everything taken literally.
+
+Blank lines at the beginning and the end are left out. One in the middle is refused: it may be a lost prompt, and the
+numbers of samples would no longer be those of lines.
+"""
 
 import re
 from pathlib import Path
@@ -25,7 +29,12 @@ def read_prompts(path: str | Path) -> list[str]:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"prompts file {path} is not text (a zero byte in line {line}): save it as UTF-8 text")
-    prompts = [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
-    if not prompts:
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
+    filled = [number for number, line in enumerate(lines) if line]
+    if not filled:
         raise InputError(f"prompts file {path} has no prompts in it: write one a line")
+    prompts = lines[filled[0] : filled[-1] + 1]
+    if "" in prompts:
+        number = filled[0] + prompts.index("") + 1
+        raise InputError(f"line {number} of the prompts file {path} is empty: remove it, or write a prompt there")
     return prompts
