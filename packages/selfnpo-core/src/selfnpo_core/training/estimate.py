@@ -65,8 +65,8 @@ class DryRun:
             f"forwards an update   {self.rows_per_update:g} a row: {self.teacher_rows:g} teacher{base} + "
             f"{self.student_rows:g} student (backward counted as two)",
             "memory, estimated",
-            *(f"  {p.name:<34}{_size(p.bytes):>10}{'' if p.on_device else '  (host)'}" for p in self.memory),
-            f"  {'together on the device':<34}{_size(self.device_bytes):>10}",
+            *(f"  {p.name:<40}{_size(p.bytes):>10}{'' if p.on_device else '  (host)'}" for p in self.memory),
+            f"  {'together on the device':<40}{_size(self.device_bytes):>10}",
         ]
         return "\n".join(lines)
 
@@ -122,8 +122,9 @@ def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int) -> tuple[Part, .
     )
     if recipe.rollout != "pool":
         return (embeddings,)
-    size = recipe.pool_size * math.prod(backbone.latent_shape) * 4
-    return embeddings, Part(name="trajectory pool", bytes=size, on_device=recipe.pool_device == "device")
+    each = math.prod(backbone.latent_shape) * 4
+    name = f"pool, {recipe.pool_size} trajectories of {_size(each)}"
+    return embeddings, Part(name=name, bytes=recipe.pool_size * each, on_device=recipe.pool_device == "device")
 
 
 def _activation_bytes(backbone: Backbone, student: Student, recipe: Recipe) -> int:
