@@ -108,7 +108,7 @@ def test_a_prompts_file_that_cannot_be_used(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             read_prompts(tmp_path / "p.txt")
     (tmp_path / "p.txt").write_text("\n\na fox\n\na bird\n")
-    with pytest.raises(InputError, match="line 4 of the prompts file .* is empty"):
+    with pytest.raises(InputError, match=r"line 4 of the prompts file .* is empty"):
         read_prompts(tmp_path / "p.txt")
     (tmp_path / "p.txt").write_bytes("gut\nschön\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"not UTF-8 \(line 2\)"):
