@@ -1,6 +1,9 @@
-"""Measure what is claimed: memory of streaming and of training by windows. Figures go to docs/results as JSON.
+"""Measure what is claimed: memory of streaming and of training by windows, what is seen at the seams of long clips.
+
+Figures go to docs/results as JSON.
 
     python tools/benchmark.py memory
+    python tools/benchmark.py long
 
 Compared figures come from one run on one machine. Memory is the peak of the tensors' bytes that torch's profiler sees,
 on models of the video demo's size with random weights, for which memory is the same as for trained ones.
@@ -13,17 +16,27 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from torch import nn
+from tqdm import tqdm
 
+from selfnpo_core.adapters import attach_npo
+from selfnpo_core.evaluation import wilson
 from selfnpo_core.profiling import peak_tensor_bytes
 from selfnpo_core.training import Recipe, build_recipe, train
+from selfnpo_core.worlds import Task, World, judge
 from selfnpo_video.cogvideox import CogVideoX
+from selfnpo_video.demo import moving, world
 from selfnpo_video.demo.build import denoiser, vae
+from selfnpo_video.long import default_overlap, window_starts, windowed
+from selfnpo_video.sampling import Settings, draw
+from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream, encode_stream
 
 SIDE = 64
@@ -58,6 +71,69 @@ def memory(output: Path, latent_frames: str, windows: str, threads: int) -> None
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     click.echo(json.dumps(figures, indent=1))
+
+
+@main.command("long")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("docs/results/video-long.json"))
+@click.option("--clips", default=128, show_default=True)
+@click.option("--frames", default=25, show_default=True, help="Of each clip; the demo model was trained on 9.")
+@click.option("--guidance-scale", default=3.0, show_default=True)
+@click.option("--npo", type=click.Path(exists=True), help="Negative weights, a run of the demo model.")
+@click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
+def long(output: Path, clips: int, frames: int, guidance_scale: float, npo: str | None, threads: int) -> None:
+    """What the demo's oracle reads beside the seams of long clips, and in the middle of their windows."""
+    if threads:
+        torch.set_num_threads(threads)
+    demo = moving.demo()
+    pipe, task = demo.pipeline(), Task.draw(demo.world, clips, seed=4)
+    window = (world.FRAMES - 1) // 4 + 1
+    settings = Settings(
+        guidance_scale=guidance_scale,
+        steps=demo.steps,
+        size=ClipSize(frames=frames, height=SIDE, width=SIDE),
+        batch_size=16,
+        window=world.FRAMES,
+    )
+    with windowed(pipe.transformer, window), attach_npo(pipe, npo) if npo else nullcontext():
+        drawn = tqdm(draw(pipe, task.prompts, task.seeds, settings), total=clips, unit="clip")
+        data = torch.stack([torch.from_numpy(picture).permute(3, 0, 1, 2) for _, picture in drawn])
+    parts = parts_of(frames, window)
+    figures = {
+        "schema": 1,
+        "command": "python tools/benchmark.py long",
+        "clips": clips,
+        "frames": frames,
+        "guidance scale": guidance_scale,
+        "negative weights": npo,
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
+        "accuracy, with 95 % intervals": {
+            name: _read(demo.world, [data[:, :, first : first + world.FRAMES] for first in firsts], task.labels)
+            for name, firsts in parts.items()
+        },
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    click.echo(json.dumps(figures, indent=1))
+
+
+def parts_of(frames: int, window: int) -> dict[str, list[int]]:
+    """First frames of the parts of a trained length that are read: around the overlaps, and within the windows.
+
+    Latent frame k > 0 is frames 4k − 3 to 4k.
+    """
+    starts = window_starts((frames - 1) // 4 + 1, window, default_overlap(window))
+    overlaps = [(after + before + window - 1) / 2 for before, after in pairwise(starts)]
+    last = frames - world.FRAMES
+    return {
+        "beside the seams": [min(max(0, round(4 * middle - 5.5)), last) for middle in overlaps],
+        "within the windows": [min(4 * start, last) for start in starts],
+    }
+
+
+def _read(of: World, parts: list[torch.Tensor], labels: torch.Tensor) -> dict[str, Any]:
+    right = torch.cat([judge(of, part, labels).right for part in parts])
+    columns = {name: right[:, k] for k, name in enumerate(of.attributes)} | {"everything": right.all(dim=1)}
+    return {name: wilson(column.sum().item(), len(column)) for name, column in columns.items()}
 
 
 def _decode(autoencoder: Any, frames: int) -> dict[str, Any]:
