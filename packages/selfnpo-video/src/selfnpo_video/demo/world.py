@@ -72,7 +72,7 @@ def draw_clips(labels: Tensor, generator: torch.Generator, frames: int = FRAMES)
     along = (time - 0.5)[..., None] * way[:, None, None] * direction[:, None]
     across = middle * (1 - direction.abs()) + 0.3 * middle * direction.abs()
     centre = across[:, None] + along
-    hop = 22.0 * (2 * time * uniform(count, 1, low=0.95, high=1.05) * math.pi).sin().abs()  # two hops
+    hop = 24.0 * (time * uniform(count, 1, low=0.95, high=1.05) * math.pi).sin().abs()  # up, and down again
     bouncing = (motion == _BOUNCES)[:, None]
     floor = torch.where(bouncing, 16.0 - hop, centre[..., 1])
     centre = torch.stack([centre[..., 0], floor], dim=-1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from selfnpo_core.stages import cosine, load, progress, save
+from selfnpo_core.stages import load, train_averaged
 from selfnpo_video.demo import world
 from selfnpo_video.demo.build.oracle import real_batch
 
@@ -44,36 +44,36 @@ def single_frames(count: int, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    path: Path, *, pictures: int = 1600, clips: int = 700, batch: int = 4, lr: float = 2e-3, seed: int = 2
+    path: Path, *, pictures: int = 1600, clips: int = 3000, batch: int = 4, lr: float = 2e-3, seed: int = 2
 ) -> AutoencoderKLCogVideoX:
     """Train the autoencoder; its scaling factor becomes 1 / standard deviation of the latents.
 
     First for so many steps on single frames, three for each clip of a batch: the frames of a clip tell little more
-    than one of them; then on whole clips.
+    than one of them; then on whole clips. An interrupted training goes on from the state that it keeps beside `path`.
     """
     torch.manual_seed(seed)
-    generator, vae = torch.Generator().manual_seed(seed), build()
+    vae, single = build(), path.with_name("vae-pictures.safetensors")
     if path.exists():
         load(vae, path)
         return with_scale(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr, weight_decay=0.0, betas=(0.9, 0.99))
-    steps, running = pictures + clips, 0.0
-    bar = progress(steps, "autoencoder")
-    for step in bar:
-        x = (single_frames(3 * batch, generator) if step < pictures else real_batch(batch, generator)[0]) * 2 - 1
-        posterior = vae.encode(x).latent_dist
+
+    def loss_of(x: Tensor, generator: torch.Generator) -> Tensor:
+        posterior = vae.encode(x * 2 - 1).latent_dist
         output = vae.decode(posterior.sample(generator)).sample
-        loss = reconstruction_loss(output, x) + 1e-6 * posterior.kl().mean()
-        optimizer.param_groups[0]["lr"] = lr * cosine(step, steps, warmup=100)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        running += (loss.item() - running) * max(0.02, 1 / (step + 1))
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
-    save(vae, path)
-    return with_scale(vae.eval())
+        return reconstruction_loss(output, x * 2 - 1) + 1e-6 * posterior.kl().mean()
+
+    def of_pictures(generator: torch.Generator) -> Tensor:
+        return loss_of(single_frames(3 * batch, generator), generator)
+
+    def of_clips(generator: torch.Generator) -> Tensor:
+        return loss_of(real_batch(batch, generator)[0], generator)
+
+    if not single.exists():
+        generator = torch.Generator().manual_seed(seed)
+        train_averaged(vae, of_pictures, single, steps=pictures, lr=lr, generator=generator)
+    load(vae, single).train()
+    generator = torch.Generator().manual_seed(seed + 1)
+    return with_scale(train_averaged(vae, of_clips, path, steps=clips, lr=lr, generator=generator))
 
 
 @torch.no_grad()
