@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from selfnpo_core.adapters import attach_npo
-from selfnpo_core.evaluation import wilson
+from selfnpo_core.evaluation import bootstrap
 from selfnpo_core.profiling import peak_tensor_bytes
 from selfnpo_core.training import Recipe, build_recipe, train
 from selfnpo_core.worlds import Task, World, judge
@@ -40,6 +40,7 @@ from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream, encode_stream
 
 SIDE = 64
+SEAMS, WITHIN = "beside the seams", "within the windows"
 
 
 @click.group(help=__doc__)
@@ -97,7 +98,12 @@ def long(output: Path, clips: int, frames: int, guidance_scale: float, npo: str 
     with windowed(pipe.transformer, window), attach_npo(pipe, npo) if npo else nullcontext():
         drawn = tqdm(draw(pipe, task.prompts, task.seeds, settings), total=clips, unit="clip")
         data = torch.stack([torch.from_numpy(picture).permute(3, 0, 1, 2) for _, picture in drawn])
-    parts = parts_of(frames, window)
+    right = {
+        name: torch.stack(
+            [judge(demo.world, data[:, :, first : first + world.FRAMES], task.labels).right for first in firsts]
+        )
+        for name, firsts in parts_of(frames, window).items()
+    }
     figures = {
         "schema": 1,
         "command": "python tools/benchmark.py long",
@@ -107,8 +113,8 @@ def long(output: Path, clips: int, frames: int, guidance_scale: float, npo: str 
         "negative weights": npo,
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
         "accuracy, with 95 % intervals": {
-            name: _read(demo.world, [data[:, :, first : first + world.FRAMES] for first in firsts], task.labels)
-            for name, firsts in parts.items()
+            **{name: _accuracy(demo.world, some.float().mean(dim=0)) for name, some in right.items()},
+            "difference": _accuracy(demo.world, right[SEAMS].float().mean(dim=0) - right[WITHIN].float().mean(dim=0)),
         },
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -125,15 +131,19 @@ def parts_of(frames: int, window: int) -> dict[str, list[int]]:
     overlaps = [(after + before + window - 1) / 2 for before, after in pairwise(starts)]
     last = frames - world.FRAMES
     return {
-        "beside the seams": [min(max(0, round(4 * middle - 5.5)), last) for middle in overlaps],
-        "within the windows": [min(4 * start, last) for start in starts],
+        SEAMS: [min(max(0, round(4 * middle - 5.5)), last) for middle in overlaps],
+        WITHIN: [min(4 * start, last) for start in starts],
     }
 
 
-def _read(of: World, parts: list[torch.Tensor], labels: torch.Tensor) -> dict[str, Any]:
-    right = torch.cat([judge(of, part, labels).right for part in parts])
-    columns = {name: right[:, k] for k, name in enumerate(of.attributes)} | {"everything": right.all(dim=1)}
-    return {name: wilson(column.sum().item(), len(column)) for name, column in columns.items()}
+def _accuracy(of: World, right: torch.Tensor) -> dict[str, Any]:
+    """By attribute. right: (clips, attributes), means over a clip's parts, which are no independent samples."""
+
+    def mean(column: torch.Tensor) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        return bootstrap(lambda rows: column[rows].mean().item(), len(column), generator=generator)
+
+    return {name: mean(right[:, k]) for k, name in enumerate(of.attributes)}
 
 
 def _decode(autoencoder: Any, frames: int) -> dict[str, Any]:

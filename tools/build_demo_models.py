@@ -55,12 +55,13 @@ def build_image(work: Path, threads: int, interim: bool, output: Path, steps: in
     autoencoder = vae.train(work / "vae.safetensors")
     moments = reference(world, eyes, pack.REFERENCE_PICTURES)
     reconstruction = reconstruction_distance(world, autoencoder, eyes, moments, pack.RECONSTRUCTED_PICTURES)
+    limits = {"least": pack.MIN_JOINT_ACCURACY, "most": pack.MAX_RECONSTRUCTION_FID}
+    _check_autoencoder(reconstruction, limits, interim=interim)
     initial = shapes.demo().pipeline() if go_on else None
     pipe = denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps, initial=initial)
     critic = judge.train(work / "judge.safetensors", autoencoder, eyes)
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
     figures = _measured(world, pipe, judge.agreement(critic, autoencoder), reconstruction, steps, samples)
-    limits = {"least": pack.MIN_JOINT_ACCURACY, "most": pack.MAX_RECONSTRUCTION_FID}
     parts = {"UNet": pipe.unet, "text encoder": pipe.text_encoder, "autoencoder": pipe.vae}
     _write(output, pipe, world.judges, figures, parts, limits, pack.CARD, interim=interim)
 
@@ -74,15 +75,16 @@ def build_video(work: Path, threads: int, interim: bool, output: Path, steps: in
     """The CogVideoX-class model of moving shapes."""
     _begin(work, threads)
     world = moving.MovingShapes()
-    autoencoder = video_vae.train(work / "vae.safetensors")
-    pipe = video_denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps)
     eyes = video_oracle.train(work / "oracle.safetensors")
+    autoencoder = video_vae.train(work / "vae.safetensors")
     moments = reference(world, eyes, video_pack.REFERENCE_CLIPS)
     reconstruction = reconstruction_distance(world, autoencoder, eyes, moments, video_pack.RECONSTRUCTED_CLIPS)
+    limits = {"least": video_pack.MIN_ACCURACY, "most": video_pack.MAX_RECONSTRUCTION_FVD}
+    _check_autoencoder(reconstruction, limits, interim=interim)
+    pipe = video_denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps)
     critic = video_judge.train(work / "judge.safetensors", autoencoder, eyes)
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
     figures = _measured(world, pipe, video_judge.agreement(critic, autoencoder), reconstruction, steps, samples)
-    limits = {"least": video_pack.MIN_ACCURACY, "most": video_pack.MAX_RECONSTRUCTION_FVD}
     parts = {"transformer": pipe.transformer, "text encoder": pipe.text_encoder, "autoencoder": pipe.vae}
     _write(output, pipe, world.judges, figures, parts, limits, video_pack.CARD, interim=interim)
 
@@ -91,6 +93,13 @@ def _begin(work: Path, threads: int) -> None:
     if threads:
         torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
+
+
+def _check_autoencoder(reconstruction: float, limits: dict[str, float], *, interim: bool) -> None:
+    """Refuse a bad one before hours are spent on what is trained with it."""
+    print(f"autoencoder: reconstruction distance {reconstruction:.2f}")
+    if not interim:
+        refuse_ragged(1.0, reconstruction, **limits)
 
 
 def _measured(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfnpo_core.stages import cosine, train_averaged
+from selfnpo_core.stages import cosine, fingerprint, train_averaged
 
 
 class Halt(Exception):
@@ -31,6 +31,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(tmp_path):
     with pytest.raises(Halt):
         train(tmp_path / "halted.safetensors", halt=6)  # the state after four updates is on disk
     gone_on = train(tmp_path / "halted.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.safetensors", "halted.safetensors"}
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), gone_on.parameters(), strict=True))
 
 
@@ -47,3 +48,11 @@ def test_the_rate_rises_and_falls():
     assert rates[:10] == pytest.approx([k / 10 for k in range(1, 11)])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.02, abs=2e-3)
+
+
+def test_a_fingerprint_is_that_of_the_weights():
+    one, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    assert fingerprint(one) != fingerprint(other)
+    other.load_state_dict(one.state_dict())
+    assert fingerprint(one) == fingerprint(other)
+    assert len(fingerprint(one)) == 8

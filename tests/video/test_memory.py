@@ -1,9 +1,12 @@
 """What a clip will take: the estimate against what is measured, and the refusal of what does not fit."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import cogvideox
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.profiling import peak_tensor_bytes
@@ -18,11 +21,16 @@ CPU = torch.device("cpu")
 SIZE = ClipSize(frames=9, height=64, width=64)
 
 
-def configs(folder: Path):
+def sampler(folder: Path, **options) -> memory.Sampler:
     source, pipe = find_source(str(folder)), load_pipeline(str(folder))
     assert transformer_config(source)["num_layers"] == pipe.transformer.config.num_layers
     assert vae_config(source)["latent_channels"] == pipe.vae.config.latent_channels
-    return pipe.transformer.config, pipe.vae.config
+    return memory.Sampler(
+        folder=folder,
+        transformer=pipe.transformer.config,
+        vae=pipe.vae.config,
+        **{"rows": 2, "dtype": torch.float32, "device": CPU, **options},
+    )
 
 
 def test_peaks_of_tensors_are_those_that_can_be_counted():
@@ -38,7 +46,8 @@ def test_peaks_of_tensors_are_those_that_can_be_counted():
 
 def test_the_estimate_is_near_what_is_measured(small):
     autoencoder, transformer = vae.build().eval(), denoiser.build_transformer().eval()
-    asked = memory.need(small, transformer.config, autoencoder.config, SIZE, rows=4, dtype=torch.float32, device=CPU)
+    made = replace(sampler(small, rows=4), transformer=transformer.config, vae=autoencoder.config)
+    asked = made.need(SIZE)
     x, text, t = torch.randn(4, 3, 8, 8, 8), torch.randn(4, 16, 96), torch.full((4,), 500)
     forward = peak_tensor_bytes(
         lambda: transformer(hidden_states=x, encoder_hidden_states=text, timestep=t, return_dict=False)
@@ -49,40 +58,68 @@ def test_the_estimate_is_near_what_is_measured(small):
 
 
 def test_weights_are_counted_from_the_headers(small):
-    transformer, autoencoder = configs(small)
     pipe = load_pipeline(str(small))
-    numbers = sum(p.numel() for part in (pipe.transformer, pipe.vae, pipe.text_encoder) for p in part.parameters())
-    asked = memory.need(small, transformer, autoencoder, SIZE, rows=2, dtype=torch.bfloat16, device=CPU)
-    assert asked.weights == pytest.approx(2 * numbers, rel=0.05)
-    on_gpu = memory.need(
-        small, transformer, autoencoder, SIZE, rows=2, dtype=torch.bfloat16, device=torch.device("cuda")
-    )
-    assert on_gpu.weights < asked.weights  # one component at a time
+    sizes = {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("transformer", "vae")}
+    asked = sampler(small, dtype=torch.bfloat16).need(SIZE)
+    assert (asked.transformer, asked.vae) == (2 * sizes["transformer"], 2 * sizes["vae"])
+    assert asked.peak == asked.transformer + asked.vae + asked.text_encoder + max(asked.denoising, asked.decoding)
+    gpu = sampler(small, dtype=torch.bfloat16, device=torch.device("cuda")).need(SIZE)  # one component at a time
+    assert gpu.peak == max(gpu.transformer + gpu.denoising, gpu.vae + gpu.decoding, gpu.text_encoder) < asked.peak
+    full = sampler(small, dtype=torch.bfloat16, full_negative=True).need(SIZE)
+    assert full.transformer == 2 * asked.transformer
 
 
-def test_what_does_not_fit_is_refused_with_what_would(small, monkeypatch):
-    transformer, autoencoder = configs(small)
+LONG, LARGE = ClipSize(frames=8001, height=64, width=64), ClipSize(frames=9, height=512, width=512)
 
-    def check(size, free, rows=2, **more):
-        monkeypatch.setattr(memory, "available", lambda device: free)
-        memory.check(small, transformer, autoencoder, size, rows=rows, dtype=torch.float32, device=CPU, **more)
 
-    def peak(size, rows=2):
-        return memory.need(small, transformer, autoencoder, size, rows=rows, dtype=torch.float32, device=CPU)
+@pytest.mark.parametrize(
+    ("options", "size", "given_up", "hint"),
+    [
+        ({"rows": 32}, LONG, {"rows": 2}, "--batch-size 1"),
+        ({}, LARGE, {"tiling": True}, "--tiling"),
+        ({"rows": 512}, LARGE, {"rows": 2, "tiling": True}, "--batch-size 1 --tiling"),
+        ({"rows": 4}, LONG, None, r"--frames (\d+) --height 64 --width 64 --batch-size 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(small, monkeypatch, options, size, given_up, hint):
+    made = sampler(small, **options)
+    monkeypatch.setattr(memory, "available", lambda device: made.need(size).peak)
+    made.check(size)
+    if given_up is None:
+        small_enough = replace(made, rows=2).need(replace(size, frames=4001)).peak
+    else:
+        small_enough = replace(made, **given_up).need(size).peak
+    monkeypatch.setattr(memory, "available", lambda device: small_enough)
+    with pytest.raises(InputError, match=rf"takes about .* GiB free: use {hint}$") as refused:
+        made.check(size)
+    if given_up is None:  # what is advised fits, and one step more would not
+        frames = int(re.search(r"--frames (\d+)", str(refused.value))[1])
+        assert frames == 4001
+        replace(made, rows=2).check(replace(size, frames=frames))
+        with pytest.raises(InputError):
+            replace(made, rows=2).check(replace(size, frames=frames + 8))
 
-    long = ClipSize(frames=8001, height=64, width=64)
-    check(long, peak(long).peak)
-    with pytest.raises(InputError, match=r"8001×64×64 takes about .* GiB free: use --frames \d+ --height 64"):
-        check(long, peak(long).peak - 1)
-    many = peak(long, rows=32)
-    assert many.denoising > many.decoding
-    with pytest.raises(InputError, match="use --batch-size 1"):
-        check(long, many.peak - 1, rows=32)
-    check(long, peak(ClipSize(frames=17, height=64, width=64)).peak, window=17)
-    short = ClipSize(frames=9, height=512, width=512)
-    assert peak(short).decoding > peak(short).denoising
-    with pytest.raises(InputError, match="use --tiling"):
-        check(short, peak(short).peak - 1)
-    check(short, peak(short).peak - 1, tiling=True)
-    with pytest.raises(InputError, match="another device"):
-        check(short, 1000)
+
+def test_a_window_makes_long_clips_fit(small, monkeypatch):
+    short = sampler(small).need(ClipSize(frames=17, height=64, width=64)).peak
+    monkeypatch.setattr(memory, "available", lambda device: short)
+    sampler(small, window=17).check(LONG)
+
+
+def test_nothing_would_fit(small, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(InputError, match="use another device"):
+        sampler(small).check(LARGE)
+
+
+def test_a_model_of_one_size_is_told_so_by_its_memory(tmp_path, monkeypatch):
+    cogvideox("5b-i2v").save_pretrained(tmp_path)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(InputError, match=r"takes about .* use another device"):
+        sampler(tmp_path).check(SIZE)
+
+
+def test_on_a_gpu_the_estimate_is_a_warning(small, monkeypatch, caplog):
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    sampler(small, device=torch.device("cuda")).check(SIZE)
+    assert "takes about" in caplog.text

@@ -40,6 +40,17 @@ def test_loops(tmp_path, clip, suffix):
     assert np.abs(frames.astype(int) - clip).mean() < 6
 
 
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+def test_frames_that_stand_still_come_back(tmp_path, suffix):
+    frames = np.zeros((9, 32, 32, 3), np.uint8)
+    frames[5:] = 200
+    write_video(tmp_path / f"clip.{suffix}", frames, fps=8)
+    back, fps = read_video(tmp_path / f"clip.{suffix}")
+    assert [int(frame.mean() > 100) for frame in back] == [0] * 5 + [1] * 4
+    assert fps == pytest.approx(8, rel=0.1)
+    assert len(read_video(tmp_path / f"clip.{suffix}", limit=7)[0]) == 7
+
+
 def test_frames_become_a_folder(tmp_path, clip):
     write_video(tmp_path / "clip", clip, fps=8, format="frames")
     assert np.array_equal(read_video(tmp_path / "clip")[0], clip)

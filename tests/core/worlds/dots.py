@@ -31,7 +31,7 @@ class Taste(nn.Module):
 
 
 class Dots(World):
-    unit, distance, side = "dot", "fd", 8
+    unit, distance, shape = "dot", "fd", (3, 8, 8)
     attributes: ClassVar = {"side": ("left", "right")}
 
     def draw_labels(self, count, generator):

@@ -8,7 +8,7 @@ import torch
 from tests.core.worlds.dots import Dots
 from torch import nn
 
-from selfnpo_core.errors import RunError
+from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.worlds import Arm, Table, Task, against, describe, distance, floor, judge, plain, sample, sweep
 from selfnpo_core.worlds.assets import refuse_ragged
 from selfnpo_core.worlds.measure import compare_arms, compare_prompts
@@ -107,6 +107,11 @@ def test_cells_are_computed_once_and_paired_with_plain_guidance(tmp_path):
 
     again = table(tmp_path).cell(painter, Arm(name="cfg", attach=refuse, note={}), 3.0)
     assert again == cells[0] == json.loads(kept)
+    for count in (100, 300):
+        with pytest.raises(InputError, match=f"made with 200 samples of 2 steps, not {count} of 2"):
+            table(tmp_path, count).cell(painter, arms[0], 3.0)
+    with pytest.raises(InputError, match="draw the arm cfg at scale 5 first"):
+        table(tmp_path).cell(painter, Arm(name="npo-s1", attach=refuse, note={}), 5.0)
     (tmp_path / "scores" / "cfg-g3.safetensors").unlink()
     with pytest.raises(AssertionError, match="again"):  # without scores nothing could be paired with it
         table(tmp_path).cell(painter, Arm(name="cfg", attach=refuse, note={}), 3.0)

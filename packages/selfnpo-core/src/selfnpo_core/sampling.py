@@ -26,6 +26,8 @@ class Negative:
     alpha: float
     condition: Literal["null", "prompt"]
     other_base: bool = False
+    full: bool = False
+    """An offset of all weights rather than a LoRA."""
 
     def attach(self, pipe: Any) -> AbstractContextManager[Any]:
         """On the pipeline's negative branch for the duration of a `with` block."""
@@ -81,6 +83,7 @@ def negative_of(options: Mapping[str, Any]) -> tuple[Negative | None, NpoConfig 
         alpha=recommended.alpha if options["alpha"] is None else options["alpha"],
         condition=condition,
         other_base=options["other_base"],
+        full=npo.kind == "delta",
     )
     return negative, npo.config
 

@@ -1,8 +1,9 @@
 """What the scripts that make the demo models share: schedule, progress, and stages kept on disk."""
 
 import copy
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -27,6 +28,22 @@ def save(module: nn.Module, path: Path) -> None:
     partial = path.with_suffix(".partial")
     save_model(module, str(partial))  # also where tensors are shared, as T5's embeddings are
     partial.rename(path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    partial.replace(path)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Eight hex digits of the weights: part of the name of what was made with them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def load(module: nn.Module, path: Path) -> nn.Module:
@@ -70,6 +87,7 @@ def train_averaged(
         if (step + 1) % keep_every == 0:
             state.save(step + 1)
     save(average, path)
+    state.clear()
     return average
 
 
@@ -93,9 +111,11 @@ class _State:
         state |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
         state |= {f"moment.{i}.{key}": value for i, values in moments.items() for key, value in values.items()}
         state |= {"step": torch.tensor(step), "generator": self._generator.get_state()}
-        partial = self._path.with_suffix(".partial")
-        save_file({k: v.clone() for k, v in state.items()}, partial)  # clones: T5 shares its embeddings
-        partial.rename(self._path)
+        save_tensors({k: v.clone() for k, v in state.items()}, self._path)  # clones: T5 shares its embeddings
+
+    def clear(self) -> None:
+        """Another training of this name begins anew."""
+        self._path.unlink(missing_ok=True)
 
     def load(self) -> int:
         """Put everything back; returns the number of updates made, 0 where there is no state."""

@@ -311,6 +311,11 @@ def transformer_config(source: Source) -> dict[str, Any]:
     return _config(Path(source.location), "transformer", source.name)
 
 
+def pipeline_class(source: Source) -> Any:
+    """Of a local model: CogVideoXPipeline or CogVideoXImageToVideoPipeline."""
+    return _pipeline_class(Path(source.location), source.name)
+
+
 def vae_config(source: Source) -> dict[str, Any]:
     """Configuration of a local model's VAE, as it is on disk."""
     return _config(Path(source.location), "vae", source.name)

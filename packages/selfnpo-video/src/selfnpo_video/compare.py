@@ -64,8 +64,12 @@ def _clip(file: Path) -> Tensor:
 
 
 def beside(left: np.ndarray, right: np.ndarray, titles: tuple[str, str], caption: str) -> Iterator[np.ndarray]:
-    """Frames of both clips (F, H, W, 3) beside each other; sides are even numbers, as H.264 wants them."""
-    for one, other in zip(left, right, strict=True):
+    """Frames of both clips (F, H, W, 3) beside each other; sides are even numbers, as H.264 wants them.
+
+    The shorter one stays at its last frame: a clip in which nothing moves may come back from a file as one frame.
+    """
+    for frame in range(max(len(left), len(right))):
+        one, other = left[min(frame, len(left) - 1)], right[min(frame, len(right) - 1)]
         picture = pair(Image.fromarray(one), Image.fromarray(other), titles, caption)
         width, height = (side + side % 2 for side in picture.size)
         sheet = Image.new("RGB", (width, height), "white")

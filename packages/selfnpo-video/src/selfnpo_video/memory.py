@@ -5,6 +5,8 @@ Two moments matter: a forward of the transformer, and the decoding of one chunk 
 within a third) and grow with the sizes below. Attention takes no memory of its own: no kernel here holds the scores.
 """
 
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors import safe_open
 from selfnpo_core.errors import InputError
 from selfnpo_video.shapes import ClipSize, Compression
 
+log = logging.getLogger(__name__)
 FORWARD = 12.6
 """Peak of a transformer's forward: this many tensors of (rows, tokens, width)."""
 DECODE = {"cpu": 75.0, "cuda": 24.0}
@@ -29,48 +32,102 @@ _PARTS = ("transformer", "vae", "text_encoder")
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Bytes that sampling takes on the device. weights: what is there at once."""
+    """Bytes that sampling takes on the device: of weights by component, and what comes on top of them."""
 
-    weights: int
+    transformer: int
+    vae: int
+    text_encoder: int
     denoising: int
     decoding: int
+    one_at_a_time: bool
+    """Only the component at work is on the device (GPU); else all are (CPU)."""
+
+    @property
+    def weights(self) -> int:
+        parts = self.transformer, self.vae, self.text_encoder
+        return max(parts) if self.one_at_a_time else sum(parts)
 
     @property
     def peak(self) -> int:
-        return self.weights + max(self.denoising, self.decoding)
+        if not self.one_at_a_time:
+            return self.weights + max(self.denoising, self.decoding)
+        return max(self.transformer + self.denoising, self.vae + self.decoding, self.text_encoder)
 
 
-def need(
-    folder: Path,
-    transformer: Any,
-    vae: Any,
-    size: ClipSize,
-    *,
-    rows: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    window: int | None = None,
-) -> Need:
-    """Estimate for a clip of `size`; rows: of a forward, guidance's two included; window: frames seen at a time.
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A model and how it is asked. folder: of diffusers; transformer, vae: their configurations.
 
-    transformer, vae: their configurations. On a GPU one component is there at a time, on the CPU all are.
+    rows: of a forward, guidance's two included; window: frames seen at a time; full_negative: negative weights that are
+    an offset of all weights, which is on the device beside them; tiling: a tile is taken to fit.
     """
-    compression = Compression.of(transformer, vae)
-    frames, _, height, width = compression.latent_shape(size)
-    if window is not None:
-        frames = min(frames, compression.latent_window(window))
-    patches = frames // compression.patch_time * (height // compression.patch) * (width // compression.patch)
-    tokens = patches + transformer.max_text_seq_length
-    channels = transformer.num_attention_heads * transformer.attention_head_dim
-    chunk = 9 if size.frames > 1 else 1  # the first three latent frames, at most
-    pixels = chunk * size.height * size.width * vae.block_out_channels[0]
-    factor = DECODE.get(device.type, DECODE["cuda"])
-    parts = [_weights(folder / part, dtype) for part in _PARTS]
-    return Need(
-        weights=sum(parts) if device.type == "cpu" else max(parts),
-        denoising=int(FORWARD * rows * tokens * channels * dtype.itemsize),
-        decoding=int(factor * pixels * dtype.itemsize),
-    )
+
+    folder: Path
+    transformer: Any
+    vae: Any
+    rows: int
+    dtype: torch.dtype
+    device: torch.device
+    window: int | None = None
+    full_negative: bool = False
+    tiling: bool = False
+
+    def need(self, size: ClipSize) -> Need:
+        """Estimate for a clip of `size`."""
+        compression = Compression.of(self.transformer, self.vae)
+        frames, _, height, width = compression.latent_shape(size)
+        if self.window is not None:
+            frames = min(frames, compression.latent_window(self.window))
+        patches = frames // compression.patch_time * (height // compression.patch) * (width // compression.patch)
+        tokens = patches + self.transformer.max_text_seq_length
+        channels = self.transformer.num_attention_heads * self.transformer.attention_head_dim
+        chunk = 9 if size.frames > 1 else 1  # the first three latent frames, at most
+        pixels = chunk * size.height * size.width * self.vae.block_out_channels[0]
+        factor = DECODE.get(self.device.type, DECODE["cuda"])
+        transformer, vae, text_encoder = (_weights(self.folder / part, self.dtype) for part in _PARTS)
+        return Need(
+            transformer=transformer * (2 if self.full_negative else 1),
+            vae=vae,
+            text_encoder=text_encoder,
+            denoising=int(FORWARD * self.rows * tokens * channels * self.dtype.itemsize),
+            decoding=0 if self.tiling else int(factor * pixels * self.dtype.itemsize),
+            one_at_a_time=self.device.type != "cpu",
+        )
+
+    def check(self, size: ClipSize) -> None:
+        """Raise `InputError` for a clip that will not fit, and say what would; on a GPU, where it is a guess, warn."""
+        free, asked = available(self.device), self.need(size)
+        if asked.peak <= free:
+            return
+        message = (
+            f"a clip of {size} takes about {asked.peak / 2**30:.1f} GiB ({asked.weights / 2**30:.1f} of weights, "
+            f"{asked.denoising / 2**30:.1f} to denoise, {asked.decoding / 2**30:.1f} to decode), "
+            f"and {self.device} has {free / 2**30:.1f} GiB free: use {self._instead(size, free)}"
+        )
+        if self.device.type != "cpu":
+            log.warning("%s", message)
+            return
+        raise InputError(message)
+
+    def _instead(self, size: ClipSize, free: int) -> str:
+        """The least that has to be given up."""
+        single = min(self.rows, 2)
+        less = "--batch-size 1" if single < self.rows else ""
+        tiles = "" if self.tiling else "--tiling"
+        for rows, tiling, words in (
+            (single, self.tiling, [less]),
+            (self.rows, True, [tiles]),
+            (single, True, [less, tiles]),
+        ):
+            if replace(self, rows=rows, tiling=tiling).need(size).peak <= free:
+                return " ".join(filter(None, words))
+        fixed = Compression.of(self.transformer, self.vae).fixed is not None
+        for smaller in () if fixed else _smaller(size):
+            for tiling, words in ((self.tiling, [less]), (True, [less, tiles])):
+                if replace(self, rows=single, tiling=tiling).need(smaller).peak <= free:
+                    asked = f"--frames {smaller.frames} --height {smaller.height} --width {smaller.width}"
+                    return " ".join(filter(None, [asked, *words]))
+        return "another device, or a 16-bit dtype"
 
 
 def available(device: torch.device) -> int:
@@ -80,60 +137,13 @@ def available(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def check(
-    folder: Path,
-    transformer: Any,
-    vae: Any,
-    size: ClipSize,
-    *,
-    rows: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    tiling: bool = False,
-    window: int | None = None,
-) -> None:
-    """Raise `InputError` for a clip that will not fit, and say what would. A tile is taken to fit."""
-
-    def estimate(some: ClipSize, rows: int) -> Need:
-        return need(folder, transformer, vae, some, rows=rows, dtype=dtype, device=device, window=window)
-
-    def fits(some: ClipSize, rows: int, tiled: bool) -> bool:
-        asked = estimate(some, rows)
-        decoding = 0 if tiled else asked.decoding
-        return asked.weights + max(asked.denoising, decoding) <= free
-
-    free = available(device)
-    if fits(size, rows, tiling):
-        return
-    asked = estimate(size, rows)
-    hints = []
-    if rows > 2 and fits(size, 2, tiling):
-        hints.append("--batch-size 1")
-    if not tiling and fits(size, rows, True):
-        hints.append("--tiling")
-    shorter = _largest(size, lambda some: fits(some, 2, tiling))
-    if shorter is not None and not hints:
-        hints.append(f"--frames {shorter.frames} --height {shorter.height} --width {shorter.width}")
-    what = " or ".join(hints) or "another device, or a 16-bit dtype"
-    raise InputError(
-        f"a clip of {size} takes about {asked.peak / 2**30:.1f} GiB ({asked.weights / 2**30:.1f} of weights, "
-        f"{asked.denoising / 2**30:.1f} to denoise, {asked.decoding / 2**30:.1f} to decode), "
-        f"and {device} has {free / 2**30:.1f} GiB free: use {what}"
-    )
-
-
-def _largest(size: ClipSize, fits: Any) -> ClipSize | None:
-    """The longest clip of this height and width that fits, else the largest of a single frame."""
+def _smaller(size: ClipSize) -> Iterator[ClipSize]:
+    """Shorter clips of this height and width, then smaller single frames."""
     for frames in range(size.frames - 8, 0, -8):
-        if fits(replace(size, frames=frames)):
-            return replace(size, frames=frames)
+        yield replace(size, frames=frames)
     for divisor in (2, 4, 8):
-        smaller = ClipSize(
-            frames=1, height=size.height // divisor // 16 * 16 or 16, width=size.width // divisor // 16 * 16 or 16
-        )
-        if fits(smaller):
-            return smaller
-    return None
+        height, width = (max(16, side // divisor // 16 * 16) for side in (size.height, size.width))
+        yield ClipSize(frames=1, height=height, width=width)
 
 
 def _weights(folder: Path, dtype: torch.dtype) -> int:

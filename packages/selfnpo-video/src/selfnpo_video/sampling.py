@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXTransformer3DModel,
+)
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
@@ -22,7 +27,7 @@ from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, load_eta, neg
 from selfnpo_core.sources import Source
 from selfnpo_core.training.npo_folder import find_npo_file
 from selfnpo_video import memory
-from selfnpo_video.cogvideox import load_pipeline, local, transformer_config, vae_config, with_defaults
+from selfnpo_video.cogvideox import load_pipeline, local, pipeline_class, transformer_config, vae_config, with_defaults
 from selfnpo_video.long import windowed
 from selfnpo_video.models import KNOWN, find_source, known_as, size_for
 from selfnpo_video.prompts import load_prompts
@@ -72,7 +77,6 @@ class Job:
         pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype])
         if self.tiling:
             pipe.vae.enable_tiling()
-        _check_image(pipe, self)
         if self.device.type == "cuda":  # T5 and transformer do not fit together
             pipe.enable_model_cpu_offload(device=self.device)
         if self.eta is not None:
@@ -97,23 +101,25 @@ def plan(options: Mapping[str, Any]) -> Job:
         width=options["width"] or own.width,
     )
     dtype = dtype_of(options["dtype"], device, known.dtype)
-    memory.check(
-        Path(source.location),
-        with_defaults(CogVideoXTransformer3DModel, config),
-        with_defaults(AutoencoderKLCogVideoX, vae_config(source)),
-        size,
-        rows=2 * (options["batch_size"] or 1),
+    scale, image = scale_of(options, npo_config, known.guidance_scale), options["image"]
+    _check_image(source, image, options["window"])
+    memory.Sampler(
+        folder=Path(source.location),
+        transformer=with_defaults(CogVideoXTransformer3DModel, config),
+        vae=with_defaults(AutoencoderKLCogVideoX, vae_config(source)),
+        rows=(2 if scale > 1 else 1) * (options["batch_size"] or 1),
         dtype=DTYPES[dtype],
         device=device,
-        tiling=options["tiling"],
         window=options["window"],
-    )
+        full_negative=negative is not None and negative.full,
+        tiling=options["tiling"],
+    ).check(size)
     return Job(
         source=source,
         prompts=prompts,
         seeds=[options["seed"] + i for i in range(len(prompts))],
         settings=Settings(
-            guidance_scale=scale_of(options, npo_config, known.guidance_scale),
+            guidance_scale=scale,
             steps=options["steps"] or known.steps,
             size=size,
             negative_prompt=options["negative_prompt"],
@@ -126,7 +132,7 @@ def plan(options: Mapping[str, Any]) -> Job:
         fps=options["fps"] or known.fps,
         format=options["format"],
         tiling=options["tiling"],
-        image=None if options["image"] is None else Path(options["image"]),
+        image=None if image is None else Path(image),
         eta=None if options["eta"] is None else find_npo_file(options["eta"]),
         device=device,
     )
@@ -276,17 +282,17 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _check_image(pipe: Any, job: Job) -> None:
-    wants = "image" in pipe.components or "ImageToVideo" in type(pipe).__name__
-    if wants and job.image is None:
-        raise InputError(f"model {job.source.name} turns an image into a video: give the first frame as --image FILE")
-    if not wants and job.image is not None:
-        raise InputError(f"model {job.source.name} takes no image: leave --image out, or use an image-to-video model")
-    if wants and job.settings.window is not None:
-        raise InputError(f"--window is for text to video: {job.source.name} knows its first frame only there")
-    if job.image is not None:
+def _check_image(source: Source, image: str | None, window: int | None) -> None:
+    wants = pipeline_class(source) is CogVideoXImageToVideoPipeline
+    if wants and image is None:
+        raise InputError(f"model {source.name} turns an image into a video: give the first frame as --image FILE")
+    if not wants and image is not None:
+        raise InputError(f"model {source.name} takes no image: leave --image out, or use an image-to-video model")
+    if wants and window is not None:
+        raise InputError(f"--window is for text to video: {source.name} knows its first frame only there")
+    if image is not None:
         try:
-            with Image.open(job.image) as picture:
+            with Image.open(image) as picture:
                 picture.verify()
         except Exception as error:  # PIL raises several kinds
-            raise InputError(f"{job.image} is no image that can be read ({type(error).__name__})") from None
+            raise InputError(f"{image} is no image that can be read ({type(error).__name__})") from None

@@ -4,6 +4,7 @@ Frames are uint8 RGB arrays (H, W, 3). Writing goes through imageio's ffmpeg: H.
 plays. Reading: decord (or decord2, which has the same module name), else PyAV, else imageio's ffmpeg.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
@@ -98,11 +99,12 @@ def _write_mp4(path: Path, frames: Iterable[Frame], fps: int) -> int:
 
 
 def _write_loop(path: Path, frames: Iterable[Frame], fps: int) -> int:
-    """webp and gif: all frames are needed at once."""
+    """webp and gif: all frames are needed at once. Gif counts in hundredths of a second."""
     pictures = [Image.fromarray(frame) for frame in frames]
     if pictures:
         extra = {"quality": 80, "method": 4} if path.suffix == ".webp" else {}
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **extra)
+        duration = 10 * max(1, round(100 / fps)) if path.suffix == ".gif" else round(1000 / fps)
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, **extra)
     return len(pictures)
 
 
@@ -124,9 +126,15 @@ _WRITERS: dict[str, Callable[[Path, Iterable[Frame], int], int]] = {
 
 
 def _read_loop(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+    """Frames that are equal to the one before are stored as a longer duration of it, and come back as often."""
     with Image.open(path) as picture:
-        frames = [np.asarray(frame.convert("RGB")) for frame in _first(ImageSequence.Iterator(picture), limit)]
-        return _stacked(frames), 1000 / (picture.info.get("duration") or 125)
+        shown = [
+            (np.asarray(frame.convert("RGB")), int(frame.info.get("duration") or 125))
+            for frame in ImageSequence.Iterator(picture)
+        ]
+    each = math.gcd(*(duration for _, duration in shown))
+    frames = (frame for frame, duration in shown for _ in range(duration // each))
+    return _stacked(_first(frames, limit)), 1000 / each
 
 
 def _read_decord(path: Path, limit: int | None) -> tuple[np.ndarray, float]:

@@ -23,6 +23,7 @@ from selfnpo_core.adapters import NegativeDelta, attach_npo
 from selfnpo_core.negative import neon, random_like
 from selfnpo_core.training import Recipe, load_npo, resolve_recipe, train
 from selfnpo_core.training.files import read_json
+from selfnpo_core.training.recipe import build_recipe, changed_keys
 from selfnpo_core.worlds.cells import Arm, plain
 from selfnpo_core.worlds.world import Demo
 
@@ -33,7 +34,6 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
 }
 """Changes to the demo's recipe for each arm that trains weights of its own."""
 
-_DECIDES = ("train", "learning_rate", "lr_schedule", "steps", "seed", "rollout", "objective", "student_prompt_dropout")
 NEON_STRENGTH = 0.5
 ARMS = ("cfg", "npo", "random", "full_simulation", "gradient_reversal", "neon")
 
@@ -53,9 +53,9 @@ def _finished(output: Path, recipe: Recipe) -> bool:
     config = output / "npo" / "npo_config.json"
     if not config.is_file():
         return False
-    made = read_json(config)["recipe"]
+    made = build_recipe(read_json(config)["recipe"])
     done = (output / "checkpoints" / f"step-{recipe.steps:06d}").is_dir()
-    return done and all(made[key] == value for key, value in recipe.model_dump(mode="json").items() if key in _DECIDES)
+    return done and made.recommended == recipe.recommended and not changed_keys(made, recipe)
 
 
 def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None = None) -> Arm:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from selfnpo_core.errors import InputError
+from selfnpo_core.stages import save_tensors
 from selfnpo_core.worlds.measure import Scores, Task, against, describe, judge, sample
 from selfnpo_core.worlds.world import World
 
@@ -59,15 +61,16 @@ class Table:
         """The cell's figures: from disk, or computed now and put there. Plain guidance must come before other arms.
 
         Plain guidance is computed again where the judges' scores of it are not on this disk: others are paired with it.
+        Raises `InputError` for cells of another number of samples or steps, and where plain guidance is missing.
         """
         path = self.folder / f"{arm.name}-g{scale:g}.json"
         if path.exists() and (arm.name != "cfg" or self._scores_of("cfg", scale).exists()):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return self._checked(path)
+        base = None if arm.name == "cfg" else self._scores("cfg", scale)
         options = {"guidance_scale": scale, "steps": self.steps, "batch": self.batch, "name": path.stem}
         with arm.attach(pipe):
             drawn = sample(self.world, pipe, self.task, **options)
         scores = judge(self.world, drawn.data, self.task.labels)
-        base = None if arm.name == "cfg" else self._scores("cfg", scale)
         count = len(self.task.prompts)
         figures = {
             "schema": 1,
@@ -87,6 +90,16 @@ class Table:
         _write(path, figures)
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def _checked(self, path: Path) -> dict[str, Any]:
+        cell: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        made, wanted = (cell["samples"], cell["steps"]), (len(self.task.prompts), self.steps)
+        if made != wanted:
+            raise InputError(
+                f"{path} was made with {made[0]} samples of {made[1]} steps, not {wanted[0]} of {wanted[1]}: "
+                "choose another output folder, or ask for the same"
+            )
+        return cell
+
     def kept(self, arm: str, scale: float) -> Tensor:
         """The first samples of a cell."""
         return load_file(self._scores_of(arm, scale))["pictures"]
@@ -95,12 +108,16 @@ class Table:
         return self.scores / f"{arm}-g{scale:g}.safetensors"
 
     def _scores(self, arm: str, scale: float) -> Scores:
-        stored = load_file(self._scores_of(arm, scale))
+        path = self._scores_of(arm, scale)
+        if not path.exists():
+            raise InputError(f"{path} is missing: draw the arm {arm} at scale {scale:g} first, to be paired with")
+        stored = load_file(path)
+        if len(stored["features"]) != len(self.task.prompts):
+            raise InputError(f"{path} is of {len(stored['features'])} samples, not {len(self.task.prompts)}: remove it")
         return Scores(features=stored["features"], right=stored["right"].bool(), preference=stored["preference"])
 
     def _keep(self, name: str, scores: Scores, data: Tensor) -> None:
-        self.scores.mkdir(parents=True, exist_ok=True)
-        save_file(
+        save_tensors(
             {
                 "features": scores.features,
                 "right": scores.right.to(torch.uint8),

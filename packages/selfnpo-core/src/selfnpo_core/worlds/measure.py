@@ -179,9 +179,10 @@ def compare_prompts(
     kept = [index for index, labels in enumerate(parsed) if labels is not None]
     if not kept:
         return {"judged": 0, "note": "no prompt is a caption of the demo's world"}
-    size = tuple(without[kept[0]].shape[-2:])
-    if size != (world.side, world.side):
-        return {"judged": 0, "note": f"the demo's judges look at {world.side}×{world.side} pixels, not {size}"}
+    shapes = {tuple(arm[index].shape) for arm in (without, with_npo) for index in kept}
+    if shapes != {world.shape}:
+        sizes, wanted = ("×".join(map(str, shape[1:])) for shape in (min(shapes), world.shape))
+        return {"judged": 0, "note": f"the demo's judges look at {world.unit}s of {wanted} pixels, not {sizes}"}
     labels = torch.tensor([parsed[index] for index in kept])
     return compare_arms(world, labels, *(torch.stack([arm[index] for index in kept]) for arm in (without, with_npo)))
 

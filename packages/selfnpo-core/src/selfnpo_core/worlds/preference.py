@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selfnpo_core.stages import cosine, progress, save
+from selfnpo_core.stages import cosine, progress, save, save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def train_judge(
 def kept(path: Path, make: Callable[[], Rated]) -> Rated:
     """Rated samples from disk, or made now and put there."""
     if not path.exists():
-        save_file({k: v.to(torch.uint8) if v.dtype == torch.bool else v for k, v in vars(make()).items()}, path)
+        save_tensors({k: v.to(torch.uint8) if v.dtype == torch.bool else v for k, v in vars(make()).items()}, path)
     stored = load_file(path)
     return Rated(**{**stored, "wrong": stored["wrong"].bool()})
 

@@ -43,8 +43,8 @@ class World(ABC):
     """Key of the Fréchet distance of the oracle's features: fid, fvd."""
     attributes: ClassVar[Mapping[str, Sequence[str]]]
     """Name → values, in the order of the columns of labels (N, attributes) int64; −1 in a label is "not named"."""
-    side: ClassVar[int]
-    """Height and width that the judges take, in pixels."""
+    shape: ClassVar[tuple[int, ...]]
+    """Of one sample, (3, …, height, width): what the judges take."""
 
     @abstractmethod
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:

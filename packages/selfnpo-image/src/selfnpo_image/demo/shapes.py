@@ -29,7 +29,7 @@ class Shapes(World):
     unit = "picture"
     distance = "fid"
     attributes = world.ATTRIBUTES
-    side = world.SIDE
+    shape = (3, world.SIDE, world.SIDE)
 
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
         return world.draw_labels(count, generator)

@@ -31,7 +31,7 @@ class Trunk(nn.Module):
         self.out = nn.Sequential(nn.Linear(3 * 96, features), nn.GELU())
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 3 → features (B, n)."""
+        """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 5 → features (B, n)."""
         count, _, frames, _, _ = clips.shape
         seen = self.frames((clips * 2 - 1).transpose(1, 2).flatten(0, 1)).reshape(count, frames, -1)
         steps = self.time(seen.transpose(1, 2))
@@ -49,7 +49,7 @@ class VideoOracle(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(FEATURES, len(values)) for values in ATTRIBUTES.values())
 
     def features(self, clips: Tensor) -> Tensor:
-        """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 3 → features (B, 64)."""
+        """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 5 → features (B, 64)."""
         return self.trunk(clips)
 
     def forward(self, clips: Tensor) -> list[Tensor]:

@@ -30,7 +30,7 @@ class MovingShapes(World):
     unit = "clip"
     distance = "fvd"
     attributes = world.ATTRIBUTES
-    side = world.SIDE
+    shape = (3, world.FRAMES, world.SIDE, world.SIDE)
 
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
         return world.draw_labels(count, generator)

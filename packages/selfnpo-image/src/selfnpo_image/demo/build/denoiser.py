@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from selfnpo_core.stages import load, progress, train_averaged
+from selfnpo_core.stages import fingerprint, load, progress, save_tensors, train_averaged
 from selfnpo_image.demo import world
 from selfnpo_image.demo.build.oracle import real_batch
 
@@ -106,7 +106,7 @@ def encode_world(vae: AutoencoderKL, path: Path, *, count: int, seed: int) -> tu
             pictures, rows = real_batch(256, generator)
             latents.append(vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor)
             labels.append(rows)
-        save_file({"latents": torch.cat(latents).contiguous(), "labels": torch.cat(labels)}, path)
+        save_tensors({"latents": torch.cat(latents), "labels": torch.cat(labels)}, path)
     stored = load_file(path)
     return stored["latents"], stored["labels"]
 
@@ -136,7 +136,8 @@ def train(
     if initial is not None:
         net["unet"].load_state_dict(initial.unet.state_dict())
         net["text_encoder"].load_state_dict(initial.text_encoder.state_dict())
-    latents, labels = encode_world(vae, path.with_name("latents.safetensors"), count=40_960, seed=seed)
+    store = path.with_name(f"latents-{fingerprint(vae)}.safetensors")
+    latents, labels = encode_world(vae, store, count=40_960, seed=seed)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (batch,), generator=generator)

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from selfnpo_core.drawing import to_uint8
-from selfnpo_core.stages import load, progress
+from selfnpo_core.stages import fingerprint, load, progress
 from selfnpo_core.worlds import preference
 from selfnpo_core.worlds.preference import Rated, change_one_attribute
 from selfnpo_image.demo import world
@@ -74,7 +74,8 @@ def train(
     if path.exists():
         return load(judge, path)
     judge.trunk[:-2].load_state_dict(oracle.trunk[:-2].state_dict())
-    rated = preference.kept(path.with_name("rated.safetensors"), lambda: rated_pictures(vae, count, generator))
+    store = path.with_name(f"rated-{fingerprint(vae)}.safetensors")
+    rated = preference.kept(store, lambda: rated_pictures(vae, count, generator))
     preference.train_judge(judge, rated, path, steps=steps, batch=batch, generator=generator)
     return judge.eval()
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from selfnpo_core.drawing import COLOURS, SHAPES
-from selfnpo_core.stages import load, progress, train_averaged
+from selfnpo_core.stages import fingerprint, load, progress, save_tensors, train_averaged
 from selfnpo_video.demo import world
 from selfnpo_video.demo.build.oracle import real_batch
 
@@ -89,7 +89,7 @@ def encode_world(vae: AutoencoderKLCogVideoX, path: Path, *, count: int, seed: i
             mean = vae.encode(clips * 2 - 1).latent_dist.mean * vae.config.scaling_factor
             latents.append(mean.permute(0, 2, 1, 3, 4))
             labels.append(rows)
-        save_file({"latents": torch.cat(latents).contiguous(), "labels": torch.cat(labels)}, path)
+        save_tensors({"latents": torch.cat(latents), "labels": torch.cat(labels)}, path)
     stored = load_file(path)
     return stored["latents"], stored["labels"]
 
@@ -114,7 +114,8 @@ def train(
     if path.exists():
         load(net, path)
         return assemble(net, vae, tokenizer)
-    latents, labels = encode_world(vae, path.with_name("latents.safetensors"), count=count, seed=seed)
+    store = path.with_name(f"latents-{fingerprint(vae)}.safetensors")
+    latents, labels = encode_world(vae, store, count=count, seed=seed)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (batch,), generator=generator)

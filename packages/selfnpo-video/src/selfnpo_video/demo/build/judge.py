@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from selfnpo_core.drawing import to_uint8
-from selfnpo_core.stages import load, progress
+from selfnpo_core.stages import fingerprint, load, progress
 from selfnpo_core.worlds import preference
 from selfnpo_core.worlds.preference import Rated, change_one_attribute
 from selfnpo_video.demo import world
@@ -86,7 +86,8 @@ def train(
         return judge
     judge.trunk.frames.load_state_dict(oracle.trunk.frames.state_dict())
     judge.trunk.time.load_state_dict(oracle.trunk.time.state_dict())
-    rated = preference.kept(path.with_name("rated.safetensors"), lambda: rated_clips(vae, count, generator))
+    store = path.with_name(f"rated-{fingerprint(vae)}.safetensors")
+    rated = preference.kept(store, lambda: rated_clips(vae, count, generator))
     preference.train_judge(judge, rated, path, steps=steps, batch=batch, generator=generator)
     return judge.eval()
 
