@@ -3,6 +3,7 @@
 import torch
 
 from selfnpo_core.evaluation import Moments
+from selfnpo_core.stages import fingerprint, load
 from selfnpo_core.worlds import Judges, Task, correct, judge, sample
 from selfnpo_core.worlds.assets import load_judges, write_assets
 from selfnpo_video.demo import world
@@ -29,6 +30,16 @@ def test_the_oracle_reads_clips_of_any_length():
     assert oracle.features(clips).shape == (4, 64)
     assert oracle.features(clips[:, :, :5]).shape == (4, 64)
     assert correct(oracle(clips), labels).shape == (4, 3)
+
+
+def test_the_last_stage_of_the_autoencoder_leaves_the_latents(tmp_path):
+    trained = vae.train(tmp_path / "vae.safetensors", pictures=1, clips=1, decoding=1, batch=1)
+    clips = load(vae.build(), tmp_path / "vae-clips.safetensors")
+    assert fingerprint(trained.encoder) == fingerprint(clips.encoder)
+    assert fingerprint(trained.decoder) != fingerprint(clips.decoder)
+    again = vae.train(tmp_path / "vae.safetensors")  # from disk
+    assert fingerprint(again) == fingerprint(trained)
+    assert again.config.scaling_factor == trained.config.scaling_factor != 1
 
 
 def test_a_short_training_makes_a_pipeline_that_draws(tmp_path):

@@ -18,17 +18,21 @@ FEATURES = 64
 class Trunk(nn.Module):
     """2D convolutions frame by frame, then 1D convolutions over time on what they saw."""
 
+    SEEN = 96
+    """Numbers seen in a frame."""
+
     def __init__(self, features: int, width: int = 24) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = (3, width, 2 * width, 3 * width, 4 * width)
         for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
-        self.frames = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * 16, 96))
+        self.frames = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * 16, self.SEEN))
+        seen = self.SEEN
         self.time = nn.Sequential(
-            nn.Conv1d(96, 96, 3, padding=1), nn.GELU(), nn.Conv1d(96, 96, 3, stride=2, padding=1), nn.GELU()
+            nn.Conv1d(seen, seen, 3, padding=1), nn.GELU(), nn.Conv1d(seen, seen, 3, stride=2, padding=1), nn.GELU()
         )
-        self.out = nn.Sequential(nn.Linear(3 * 96, features), nn.GELU())
+        self.out = nn.Sequential(nn.Linear(3 * seen, features), nn.GELU())
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 5 → features (B, n)."""

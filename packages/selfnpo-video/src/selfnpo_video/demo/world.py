@@ -6,7 +6,7 @@ open. Time runs from 0 at the first frame to 1 at the last, whatever the number 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -152,3 +152,12 @@ def draw_world(count: int, generator: torch.Generator, frames: int = FRAMES) -> 
     labels = draw_labels(count, generator)
     parts = [to_uint8(render(draw_clips(part, generator, frames))) for part in labels.split(256)]
     return torch.cat(parts), labels
+
+
+def draw_stills(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Single frames (count, 3, 64, 64) uint8 of as many clips, each at a random time, and labels (count, 3)."""
+    labels = draw_labels(count, generator)
+    clips, rows = draw_clips(labels, generator), torch.arange(count)
+    at = torch.randint(FRAMES, (count,), generator=generator)
+    one = {name: getattr(clips, name)[rows, at][:, None] for name in ("centre", "radius", "angle")}
+    return to_uint8(render(replace(clips, **one)))[:, :, 0], labels

@@ -114,7 +114,7 @@ def train(
     if path.exists():
         load(net, path)
         return assemble(net, vae, tokenizer)
-    store = path.with_name(f"latents-{fingerprint(vae)}.safetensors")
+    store = path.with_name(f"latents-{fingerprint(vae.encoder)}.safetensors")
     latents, labels = encode_world(vae, store, count=count, seed=seed)
 
     def loss_of(generator: torch.Generator) -> Tensor:

@@ -1,6 +1,5 @@
 """The autoencoder: AutoencoderKLCogVideoX, (9, 64, 64) × 3 → (3, 8, 8) × 8 latents, as CogVideoX's in small."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from selfnpo_core.stages import load, train_averaged
+from selfnpo_core.stages import load, save, train_averaged
 from selfnpo_video.demo import world
 from selfnpo_video.demo.build.oracle import real_batch
 
@@ -33,47 +32,56 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * edges + tones
 
 
-def single_frames(count: int, generator: torch.Generator) -> Tensor:
-    """One frame each of `count` real clips, the same place in all of them: (count, 3, 1, 64, 64) in [0, 1]."""
-    clips = world.draw_clips(world.draw_labels(count, generator), generator)
-    frame = int(torch.randint(world.FRAMES, (), generator=generator))
-    one = slice(frame, frame + 1)
-    return world.render(
-        replace(clips, centre=clips.centre[:, one], radius=clips.radius[:, one], angle=clips.angle[:, one])
-    )
-
-
 def train(
-    path: Path, *, pictures: int = 1600, clips: int = 3000, batch: int = 4, lr: float = 2e-3, seed: int = 2
+    path: Path,
+    *,
+    pictures: int = 1600,
+    clips: int = 1500,
+    decoding: int = 1500,
+    batch: int = 4,
+    lr: float = 2e-3,
+    seed: int = 2,
 ) -> AutoencoderKLCogVideoX:
     """Train the autoencoder; its scaling factor becomes 1 / standard deviation of the latents.
 
     First for so many steps on single frames, three for each clip of a batch: the frames of a clip tell little more
-    than one of them; then on whole clips. An interrupted training goes on from the state that it keeps beside `path`.
+    than one of them; then on whole clips; then the decoder alone. An interrupted training goes on from the state that
+    it keeps beside `path`.
     """
     torch.manual_seed(seed)
-    vae, single = build(), path.with_name("vae-pictures.safetensors")
+    vae = build()
     if path.exists():
         load(vae, path)
         return with_scale(vae)
 
-    def loss_of(x: Tensor, generator: torch.Generator) -> Tensor:
-        posterior = vae.encode(x * 2 - 1).latent_dist
+    def loss_of(x: Tensor, generator: torch.Generator, *, encoder: bool = True) -> Tensor:
+        with torch.set_grad_enabled(encoder):
+            posterior = vae.encode(x * 2 - 1).latent_dist
         output = vae.decode(posterior.sample(generator)).sample
         return reconstruction_loss(output, x * 2 - 1) + 1e-6 * posterior.kl().mean()
 
     def of_pictures(generator: torch.Generator) -> Tensor:
-        return loss_of(single_frames(3 * batch, generator), generator)
+        pictures, _ = world.draw_stills(3 * batch, generator)
+        return loss_of(pictures[:, :, None] / 255, generator)
 
     def of_clips(generator: torch.Generator) -> Tensor:
         return loss_of(real_batch(batch, generator)[0], generator)
 
-    if not single.exists():
-        generator = torch.Generator().manual_seed(seed)
-        train_averaged(vae, of_pictures, single, steps=pictures, lr=lr, generator=generator)
-    load(vae, single).train()
-    generator = torch.Generator().manual_seed(seed + 1)
-    return with_scale(train_averaged(vae, of_clips, path, steps=clips, lr=lr, generator=generator))
+    def of_decoding(generator: torch.Generator) -> Tensor:
+        return loss_of(real_batch(batch, generator)[0], generator, encoder=False)
+
+    stages = (
+        (path.with_name("vae-pictures.safetensors"), of_pictures, pictures, vae),
+        (path.with_name("vae-clips.safetensors"), of_clips, clips, vae),
+        (path.with_name("vae-decoder.safetensors"), of_decoding, decoding, vae.decoder),
+    )
+    for number, (kept, loss, steps, trained) in enumerate(stages):
+        if not kept.exists():
+            generator = torch.Generator().manual_seed(seed + number)
+            train_averaged(trained.train(), loss, kept, steps=steps, lr=lr, generator=generator)
+        load(trained, kept)
+    save(vae, path)
+    return with_scale(vae)
 
 
 @torch.no_grad()
