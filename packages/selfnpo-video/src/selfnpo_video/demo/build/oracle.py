@@ -1,6 +1,7 @@
 """The oracle: a small network trained on real clips."""
 
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,12 @@ class Stills(MovingShapes):
     """Single frames of the world's clips: shape and colour, no motion."""
 
     unit = "frame"
-    attributes = {name: values for name, values in world.ATTRIBUTES.items() if name != "motion"}
+    attributes = MappingProxyType({name: world.ATTRIBUTES[name] for name in ("shape", "colour")})
     shape = (3, world.SIDE, world.SIDE)
 
     def draw_real(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return world.draw_stills(count, generator)
+        pictures, labels = world.draw_stills(count, generator)
+        return pictures, labels[:, : len(self.attributes)]
 
 
 class StillReader(nn.Module):
