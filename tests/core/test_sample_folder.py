@@ -49,6 +49,23 @@ def test_a_sample_without_its_line_or_a_line_without_its_sample_is_drawn_again(t
     assert (tmp_path / METADATA).read_text(encoding="utf-8").count("\n") == 2
 
 
+def test_what_a_killed_process_had_begun_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".partial" / "deep").mkdir(parents=True)
+    (tmp_path / ".partial" / "deep" / "00000-10.png").write_bytes(b"half")
+    fill(tmp_path, [0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "00000-10.png", METADATA]
+
+
+def test_processes_that_divide_the_work_otherwise_are_refused(tmp_path: Path) -> None:
+    with SampleFolder(tmp_path, records(), shard=(0, 2)):
+        with SampleFolder(tmp_path, records(), shard=(1, 2)):
+            pass
+        for shard in ((0, 1), (0, 3)):
+            with pytest.raises(InputError, match="in use"), SampleFolder(tmp_path, records(), shard=shard):
+                pass
+    fill(tmp_path, [0])
+
+
 def test_a_failure_leaves_no_half_sample(tmp_path: Path) -> None:
     def fail(path: Path) -> None:
         path.write_bytes(b"half")

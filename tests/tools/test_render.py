@@ -16,6 +16,7 @@ from tests.tiny import cogvideox
 
 from selfnpo_core.cli import run
 from selfnpo_core.errors import InputError
+from selfnpo_core.sample_folder import read_records
 from selfnpo_video import rendering, sampling
 from selfnpo_video.cogvideox import save_lora
 from selfnpo_video.shapes import ClipSize
@@ -127,6 +128,12 @@ def test_processes_share_the_prompts(folder, lora, tmp_path):
     check(tmp_path / "out")
 
 
+def test_another_scale_keeps_the_clips_that_are_there(folder, lora, tmp_path):
+    wanted = job(folder, lora, tmp_path)
+    assert rendering.render(wanted, [2.0, 3.0], tmp_path / "out") == 8
+    assert rendering.render(wanted, [2.0, 3.0, 6.0], tmp_path / "out") == 4
+
+
 def test_other_settings_need_another_folder(folder, lora, tmp_path):
     wanted = job(folder, lora, tmp_path)
     rendering.render(wanted, [2.0], tmp_path / "out")
@@ -143,11 +150,14 @@ def test_killed_half_way_and_gone_on_with_by_two_processes(folder, lora, tmp_pat
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    before = len(list(output.glob("[0-9]*.mp4")))
-    assert 3 <= before < 10
+    written = [record["file"] for record in read_records(output / "metadata.jsonl")]
+    before = {name: (output / name).stat().st_mtime_ns for name in written if (output / name).exists()}
+    assert 2 <= len(before) < 8
     both = [
         subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"})
         for rank in (0, 1)
     ]
     assert [process.wait(timeout=600) for process in both] == [0, 0]
     check(output)
+    assert {name: (output / name).stat().st_mtime_ns for name in before} == before  # none was rendered twice
+    assert {path.name for path in output.glob(".*")} <= {".lock", ".lock-0-of-2", ".lock-1-of-2"}

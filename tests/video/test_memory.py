@@ -55,6 +55,17 @@ def test_the_estimate_is_near_what_is_measured(small):
     decode = peak_tensor_bytes(lambda: [None for _ in decode_stream(autoencoder, x[:1])])
     assert asked.denoising == pytest.approx(forward, rel=0.3)
     assert asked.decoding == pytest.approx(decode, rel=0.3)
+    autoencoder.enable_tiling()
+    tiled = peak_tensor_bytes(lambda: [None for _ in decode_stream(autoencoder, x[:1])])
+    assert replace(made, tiling=True).need(SIZE).decoding == pytest.approx(tiled, rel=0.3)
+    long = x[:1].repeat(1, 13, 1, 1, 1)
+    grows = peak_tensor_bytes(lambda: [None for _ in decode_stream(autoencoder, long)]) - tiled
+    size = replace(SIZE, frames=4 * 38 + 1)
+    assert replace(made, tiling=True).need(size).decoding - asked_tiled(made) == pytest.approx(grows, rel=0.4)
+
+
+def asked_tiled(made: memory.Sampler) -> int:
+    return replace(made, tiling=True).need(SIZE).decoding
 
 
 def test_weights_are_counted_from_the_headers(small):
@@ -119,7 +130,11 @@ def test_a_model_of_one_size_is_told_so_by_its_memory(tmp_path, monkeypatch):
         sampler(tmp_path).check(SIZE)
 
 
-def test_on_a_gpu_the_estimate_is_a_warning(small, monkeypatch, caplog):
-    monkeypatch.setattr(memory, "available", lambda device: 1000)
-    sampler(small, device=torch.device("cuda")).check(SIZE)
+def test_on_a_gpu_the_estimate_is_a_warning_unless_not_even_the_weights_fit(small, monkeypatch, caplog):
+    made = sampler(small, device=torch.device("cuda"))
+    monkeypatch.setattr(memory, "available", lambda device: made.need(SIZE).weights)
+    made.check(SIZE)
     assert "takes about" in caplog.text
+    monkeypatch.setattr(memory, "available", lambda device: made.need(SIZE).weights - 1)
+    with pytest.raises(InputError, match="takes about"):
+        made.check(SIZE)

@@ -1,5 +1,9 @@
 """Videos written and read back; files that are none."""
 
+import errno
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +85,52 @@ def test_what_is_no_whole_video_is_refused(tmp_path, clip):
             read_video(tmp_path / name)
     with pytest.raises(InputError, match="format"):
         write_video(tmp_path / "clip.avi", clip, fps=8)
+
+
+def test_a_clip_that_is_cut_in_its_frames_is_refused(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), dtype=np.uint8)  # noise is large
+    write_video(tmp_path / "clip.mp4", frames, fps=8)
+    whole = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 7 // 10])
+    assert len(read_video(tmp_path / "clip.mp4")[0]) == 17
+    with pytest.raises(InputError, match=r"cut\.mp4"):
+        read_video(tmp_path / "cut.mp4")
+    write_video(tmp_path / "frames", frames, fps=8, format="frames")
+    picture = tmp_path / "frames" / "00003.png"
+    picture.write_bytes(picture.read_bytes()[:500])
+    with pytest.raises(InputError, match="frames cannot be read"):
+        read_video(tmp_path / "frames")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no frames"):
+        read_video(tmp_path / "empty")
+
+
+LIMITED = """
+import resource, shutil, sys
+from collections import namedtuple
+from pathlib import Path
+import numpy as np
+from selfnpo_video.video_files import write_video
+folder, count, free = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+frames = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+shutil.disk_usage = lambda path: namedtuple("usage", "free")(free)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+try:
+    write_video(folder / "clip.mp4", iter(frames), fps=8)
+except Exception as error:
+    print(type(error).__name__, getattr(error, "errno", None))
+"""
+
+
+@pytest.mark.parametrize("count", [5, 200])  # ffmpeg fails at its end, or while frames are still being sent
+@pytest.mark.parametrize(("free", "said"), [(0, f"OSError {errno.ENOSPC}"), (1 << 30, "RunError None")])
+def test_what_ffmpeg_could_not_write_is_an_error(tmp_path, count, free, said):
+    """No file may grow beyond 4,000 bytes here."""
+    (tmp_path / "clip.mp4").write_bytes(b"before")
+    command = [sys.executable, "-c", LIMITED, str(tmp_path), str(count), str(free)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == said
+    assert (tmp_path / "clip.mp4").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
 def test_tensors_become_frames_and_a_strip():

@@ -68,7 +68,7 @@ class ToyBackbone:
         condition = self.table.to(x_t.device)[prompt]
         return self.denoiser(x_t.to(self.dtype), t, condition.to(self.dtype))
 
-    def use_attention(self, name: str) -> None:
+    def use_attention(self, name: str, amp: torch.dtype | None = None) -> None:
         assert name == "auto"
 
     def draw_samples(

@@ -69,8 +69,9 @@ def _prepare_messages() -> None:
         os.environ.setdefault(variable, "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("selfnpo_core").setLevel(logging.INFO)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("selfnpo_"))
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
 
 
 def describe_error(error: BaseException, name: str) -> tuple[int, str]:

@@ -108,8 +108,12 @@ class TrajectoryPool:
 
     def _take(self, rows: Tensor, device: torch.device | str | None) -> Batch:
         index = self._index[rows]
-        here = (self._x[rows], index, self.grid[index], self._timesteps[index + 1], self._prompt[rows])
-        return Batch(rows, *(tensor.to(device) if device is not None else tensor for tensor in here))
+        x = self._x[rows]
+        if self._x.is_pinned():
+            x = x.pin_memory()  # indexing leaves pinned memory
+        here = (x, index, self.grid[index], self._timesteps[index + 1], self._prompt[rows])
+        move = device is not None
+        return Batch(rows, *(tensor.to(device, non_blocking=True) if move else tensor for tensor in here))
 
     def _restart(self, rows: Tensor) -> None:
         """Fresh noise and a new prompt at the grid's beginning."""

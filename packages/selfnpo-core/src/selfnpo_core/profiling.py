@@ -1,8 +1,9 @@
-"""How much memory a piece of code needs, counted in bytes of tensors by torch's profiler."""
+"""How much memory a piece of code needs, counted in bytes of tensors by torch's profiler, and how much there is."""
 
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -22,3 +23,10 @@ def peak_tensor_bytes(work: Callable[[], Any], *, grad: bool = False) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def available(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

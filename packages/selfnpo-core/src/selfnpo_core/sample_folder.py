@@ -55,7 +55,8 @@ class SampleFolder:
         self.records = [json.loads(json.dumps(record)) for record in records]
         self._beside = {*beside, METADATA}
         self._rank, self._world, self._together = *shard, together
-        self._lock = FolderLock(self.path / (".lock" if self._world == 1 else f".lock-{self._rank}-of-{self._world}"))
+        own = "" if self._world == 1 else f"-{self._rank}-of-{self._world}"
+        self._lock, self._aside = FolderLock(self.path / f".lock{own}"), self.path / f".partial{own}"
         self._done: set[str] = set()
 
     def __enter__(self) -> "SampleFolder":
@@ -65,6 +66,8 @@ class SampleFolder:
             raise InputError(f"output {self.path} is a file: choose a folder") from None
         self._lock.acquire()
         try:
+            self._refuse_others()
+            shutil.rmtree(self._aside, ignore_errors=True)  # what a killed process had begun
             self._done = self._check()
         except BaseException:
             self._lock.release()
@@ -72,6 +75,7 @@ class SampleFolder:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        shutil.rmtree(self._aside, ignore_errors=True)
         self._lock.release()
 
     @property
@@ -86,16 +90,15 @@ class SampleFolder:
     def add(self, index: int, write: Callable[[Path], object]) -> None:
         """Put one sample there: `write` makes the file it is given, which then gets its name and its line."""
         record = self.records[index]
-        partial = self.path / f".{record['file']}"
+        partial = self._aside / record["file"]
+        self._aside.mkdir(exist_ok=True)
         try:
             write(partial)
             if (self.path / record["file"]).is_dir():  # whole, but without its line: the last process was killed
                 shutil.rmtree(self.path / record["file"])
             os.replace(partial, self.path / record["file"])
         except BaseException:
-            if partial.is_dir():
-                shutil.rmtree(partial)
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(self._aside, ignore_errors=True)
             raise
         with open(self.path / METADATA, "ab+") as file:
             file.seek(0, os.SEEK_END)
@@ -103,6 +106,17 @@ class SampleFolder:
             line = json.dumps(record, ensure_ascii=False) + "\n"
             file.write(("\n" if cut else "").encode() + line.encode())
         self._done.add(record["file"])
+
+    def _refuse_others(self) -> None:
+        """Processes that divide the work otherwise would draw the same samples. Raises `InputError`."""
+        from selfnpo_core.training.run_folder import FolderLock
+
+        for path in self.path.glob(".lock*"):
+            together = self._world > 1 and path.name.endswith(f"-of-{self._world}")
+            if path != self._lock.path and not together:
+                other = FolderLock(path)
+                other.acquire()
+                other.release()
 
     def _check(self) -> set[str]:
         """Names of the samples that are there. Raises `InputError` if anything else is."""

@@ -162,7 +162,7 @@ class SD15:
         output: Tensor = self.denoiser(x_t.to(dtype), t, encoder_hidden_states=context, return_dict=False)[0]
         return output
 
-    def use_attention(self, name: str) -> None:
+    def use_attention(self, name: str, amp: torch.dtype | None = None) -> None:
         """ "auto" leaves diffusers' choice; "sdpa", "eager", or "xformers" on CUDA."""
         if name == "auto":
             return

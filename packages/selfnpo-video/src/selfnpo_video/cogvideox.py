@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
@@ -178,6 +179,7 @@ class CogVideoX:
         self.max_tokens = int(self._config.max_text_seq_length)
         self.bytes_per_prompt = self.max_tokens * self._config.text_embed_dim * dtype.itemsize
         self._table: Tensor | None = None
+        self._shown: tuple[list[str], Tensor] | None = None  # prompts of the drawings, and their embeddings
         self._rotary: dict[tuple[int, int, torch.device], Rotary | None] = {}
 
     @torch.no_grad()
@@ -209,9 +211,9 @@ class CogVideoX:
             )[0]
         return output
 
-    def use_attention(self, name: str) -> None:
-        """ "auto", "sdpa", "xformers" or "flash" (`selfnpo_video.attention`)."""
-        use_attention(self.denoiser, name, self.device, self.dtype)
+    def use_attention(self, name: str, amp: torch.dtype | None = None) -> None:
+        """ "auto", "sdpa", "xformers" or "flash" (`selfnpo_video.attention`), as they run in autocast's dtype."""
+        use_attention(self.denoiser, name, self.device, amp or self.dtype)
 
     def draw_samples(
         self,
@@ -222,19 +224,21 @@ class CogVideoX:
         steps: int,
         negative: "Negative",
     ) -> "Sequence[Image]":
-        """A strip of frames a prompt. The transformer waits on the CPU while T5 reads the prompts."""
+        """A strip of frames a prompt. The transformer waits on the CPU while T5 reads the prompts, and while the VAE
+        decodes; the prompts are read once a run."""
         from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
-        from selfnpo_video.sampling import Settings, draw
+        from selfnpo_video.sampling import Settings, frames_of, latent_clips
         from selfnpo_video.video_files import strip
 
         device = next(self.denoiser.parameters()).device
-        self.denoiser.to("cpu")
-        table = encode(self._source, [*prompts, ""], self.max_tokens, self.device, self.dtype)
-        self.denoiser.to(device)
+        if self._shown is None or self._shown[0] != list(prompts):
+            self.denoiser.to("cpu")
+            table = encode(self._source, [*prompts, ""], self.max_tokens, self.device, self.dtype)
+            self.denoiser.to(device)
+            self._shown = list(prompts), table
         pipe = load_pipeline(
             self._source, dtype=self.dtype, transformer=self.denoiser, text_encoder=None, tokenizer=None
         )
-        pipe.vae.to(device)
         if negative is None:
             attached: Any = nullcontext()
         elif isinstance(negative, str):
@@ -243,9 +247,12 @@ class CogVideoX:
             attached = NegativeDelta.attach(pipe, negative)
         settings = Settings(guidance_scale=guidance_scale, steps=steps, size=self.size, batch_size=1)
         with attached:
-            clips = draw(pipe, prompts, seeds, settings, embeddings=table)
-            strips = [strip(frames) for _, frames in clips]
+            drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=self._shown[1])
+            clips = [latents.cpu() for _, latents in drawn]
+        self.denoiser.to("cpu")
+        strips = [strip(np.stack(list(frames_of(pipe, clip, self.device)))) for clip in clips]
         del pipe
+        self.denoiser.to(device)
         _empty_cache(self.device)
         return strips
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import safe_open
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.profiling import available
 from selfnpo_video.shapes import ClipSize, Compression
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,9 @@ DECODE = {"cpu": 75.0, "cuda": 24.0}
 CPU kernels unfold a convolution's 27 inputs, which is two thirds of it; the figure for GPUs is what is left, and has
 not been measured.
 """
+TILES, TILED = 1.5, 3.5
+"""Decoding by tiles holds all frames: so many of (frames, H, W, 3) in overlapping tiles while they are decoded, and in
+tiles, rows of tiles and the result afterwards."""
 _PARTS = ("transformer", "vae", "text_encoder")
 
 
@@ -59,7 +62,7 @@ class Sampler:
     """A model and how it is asked. folder: of diffusers; transformer, vae: their configurations.
 
     rows: of a forward, guidance's two included; window: frames seen at a time; full_negative: negative weights that are
-    an offset of all weights, which is on the device beside them; tiling: a tile is taken to fit.
+    an offset of all weights, which is on the device beside them; tiling: decoding by diffusers' tiles.
     """
 
     folder: Path
@@ -81,21 +84,30 @@ class Sampler:
         patches = frames // compression.patch_time * (height // compression.patch) * (width // compression.patch)
         tokens = patches + self.transformer.max_text_seq_length
         channels = self.transformer.num_attention_heads * self.transformer.attention_head_dim
-        chunk = 9 if size.frames > 1 else 1  # the first three latent frames, at most
-        pixels = chunk * size.height * size.width * self.vae.block_out_channels[0]
-        factor = DECODE.get(self.device.type, DECODE["cuda"])
         transformer, vae, text_encoder = (_weights(self.folder / part, self.dtype) for part in _PARTS)
         return Need(
             transformer=transformer * (2 if self.full_negative else 1),
             vae=vae,
             text_encoder=text_encoder,
             denoising=int(FORWARD * self.rows * tokens * channels * self.dtype.itemsize),
-            decoding=0 if self.tiling else int(factor * pixels * self.dtype.itemsize),
+            decoding=self._decoding(size),
             one_at_a_time=self.device.type != "cpu",
         )
 
+    def _decoding(self, size: ClipSize) -> int:
+        chunk = 9 if size.frames > 1 else 1  # the first three latent frames, at most
+        factor = DECODE.get(self.device.type, DECODE["cuda"]) * chunk * self.vae.block_out_channels[0]
+        if not self.tiling:
+            return int(factor * size.height * size.width * self.dtype.itemsize)
+        height, width = min(size.height, self.vae.sample_height // 2), min(size.width, self.vae.sample_width // 2)
+        whole = size.frames * size.height * size.width * 3
+        return int(max(factor * height * width + TILES * whole, TILED * whole) * self.dtype.itemsize)
+
     def check(self, size: ClipSize) -> None:
-        """Raise `InputError` for a clip that will not fit, and say what would; on a GPU, where it is a guess, warn."""
+        """Raise `InputError` for a clip that will not fit, and say what would.
+
+        On a GPU, where what comes on top of the weights is a guess, warn where that alone is too much.
+        """
         free, asked = available(self.device), self.need(size)
         if asked.peak <= free:
             return
@@ -104,7 +116,7 @@ class Sampler:
             f"{asked.denoising / 2**30:.1f} to denoise, {asked.decoding / 2**30:.1f} to decode), "
             f"and {self.device} has {free / 2**30:.1f} GiB free: use {self._instead(size, free)}"
         )
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" and asked.weights <= free:
             log.warning("%s", message)
             return
         raise InputError(message)
@@ -128,13 +140,6 @@ class Sampler:
                     asked = f"--frames {smaller.frames} --height {smaller.height} --width {smaller.width}"
                     return " ".join(filter(None, [asked, *words]))
         return "another device, or a 16-bit dtype"
-
-
-def available(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _smaller(size: ClipSize) -> Iterator[ClipSize]:

@@ -67,7 +67,7 @@ def render(job: Job, scales: Sequence[float], output: str | Path, *, shard: tupl
         for cell in cells
     ]
     grids = [_grid_name(wanted[i * len(cells)], cells[0], cells, job) for i in range(len(job.prompts))]
-    beside = (*grids, INDEX)
+    beside = (*grids, *(path.name for path in output.glob("[0-9]*-grid-*")), INDEX)  # also those of other scales
     shard = shard or shard_of_environment()
     with SampleFolder(output, wanted, beside=beside, shard=shard, together=len(cells)) as folder:
         todo = folder.missing

@@ -27,6 +27,7 @@ from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, load_eta, neg
 from selfnpo_core.sources import Source
 from selfnpo_core.training.npo_folder import find_npo_file
 from selfnpo_video import memory
+from selfnpo_video.attention import use_attention
 from selfnpo_video.cogvideox import load_pipeline, local, pipeline_class, transformer_config, vae_config, with_defaults
 from selfnpo_video.long import windowed
 from selfnpo_video.models import KNOWN, find_source, known_as, size_for
@@ -67,6 +68,7 @@ class Job:
     format: str = "mp4"
     tiling: bool = False
     """Decode tile by tile: less memory, and slightly other pixels at the tiles' borders."""
+    attention: str = "auto"
     image: Path | None = None
     """First frame, for image-to-video checkpoints."""
     eta: Path | None = None
@@ -75,6 +77,7 @@ class Job:
 
     def load(self) -> Any:
         pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype])
+        use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
         if self.tiling:
             pipe.vae.enable_tiling()
         if self.device.type == "cuda":  # T5 and transformer do not fit together
@@ -132,6 +135,7 @@ def plan(options: Mapping[str, Any]) -> Job:
         fps=options["fps"] or known.fps,
         format=options["format"],
         tiling=options["tiling"],
+        attention=options["attention"],
         image=None if image is None else Path(image),
         eta=None if options["eta"] is None else find_npo_file(options["eta"]),
         device=device,
@@ -239,10 +243,13 @@ def latent_clips(
 
 
 @torch.no_grad()
-def frames_of(pipe: Any, latents: Tensor) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 of one clip's latents (1, F, C, h, w), decoded chunk by chunk."""
+def frames_of(pipe: Any, latents: Tensor, device: torch.device | None = None) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 of one clip's latents (1, F, C, h, w), decoded chunk by chunk.
+
+    device: where; the pipeline's own if not given.
+    """
     vae = pipe.vae
-    device = getattr(pipe, "_execution_device", latents.device)
+    device = device or getattr(pipe, "_execution_device", latents.device)
     if vae.device != device:
         vae.to(device)
     for chunk in decode_stream(vae, latents.to(device, vae.dtype)):
@@ -293,6 +300,6 @@ def _check_image(source: Source, image: str | None, window: int | None) -> None:
     if image is not None:
         try:
             with Image.open(image) as picture:
-                picture.verify()
+                picture.convert("RGB")  # reads all of it; verify() would not
         except Exception as error:  # PIL raises several kinds
             raise InputError(f"{image} is no image that can be read ({type(error).__name__})") from None

@@ -30,6 +30,8 @@ class Compression:
     """Of the latents that are denoised."""
     fixed: ClipSize | None = None
     """The only size, where positions were learned for it alone."""
+    largest: tuple[int, int] | None = None
+    """Height and width in pixels beyond which there are no positions (1.5)."""
 
     @classmethod
     def of(cls, transformer: Any, vae: Any) -> "Compression":
@@ -49,6 +51,9 @@ class Compression:
             patch_time=transformer.patch_size_t or 1,
             channels=transformer.out_channels,
             fixed=fixed,
+            largest=None
+            if transformer.patch_size_t is None
+            else (transformer.sample_height * space, transformer.sample_width * space),
         )
 
     def latent_shape(self, size: ClipSize) -> tuple[int, int, int, int]:
@@ -78,9 +83,10 @@ class Compression:
         if self.nearest(size) != size:
             if self.fixed:
                 raise InputError(f"this model draws clips of {self.fixed} (frames × height × width) only, not {size}")
+            most = "" if self.largest is None else f" of at most {self.largest[0]} and {self.largest[1]}"
             raise InputError(
                 f"a clip of {size} (frames × height × width) is not possible: frames must be a multiple of "
-                f"{2 * self.time} plus 1, height and width multiples of {self.space * self.patch}; "
+                f"{2 * self.time} plus 1, height and width multiples of {self.space * self.patch}{most}; "
                 f"the nearest is {self.nearest(size)}"
             )
 
@@ -94,5 +100,7 @@ class Compression:
             return self.fixed
         frames = 1 + 2 * self.time * max(0, round((size.frames - 1) / (2 * self.time)))
         step = self.space * self.patch
-        height, width = (max(step, step * round(n / step)) for n in (size.height, size.width))
+        most = self.largest or (size.height + step, size.width + step)
+        sides = zip((size.height, size.width), most, strict=True)
+        height, width = (max(step, step * min(round(n / step), limit // step)) for n, limit in sides)
         return ClipSize(frames=frames, height=height, width=width)

@@ -4,8 +4,10 @@ Frames are uint8 RGB arrays (H, W, 3). Writing goes through imageio's ffmpeg: H.
 plays. Reading: decord (or decord2, which has the same module name), else PyAV, else imageio's ffmpeg.
 """
 
+import errno
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +16,19 @@ from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
+from imageio_ffmpeg import count_frames_and_secs
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from selfnpo_core.errors import InputError
+from selfnpo_core.errors import InputError, RunError
 
 FORMATS = ("mp4", "webp", "gif", "frames")
 Frame = np.ndarray
+Read = tuple[np.ndarray, float, int]
+"""Frames, their rate, and how many the file says it has (0 where it does not say)."""
+Reader = Callable[[Path, int | None], Read]
+_LITTLE_SPACE = 1 << 20
+"""Bytes; where fewer are free, a video that could not be written is the full disk's fault."""
 _H264: dict[str, Any] = {
     "codec": "libx264",
     "quality": None,
@@ -60,23 +68,25 @@ def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarra
     Raises `InputError` for what is no whole video.
     """
     path = Path(path)
-    if path.is_dir():
-        files = sorted(path.glob("*.png"))[:limit]
-        return _stacked(np.asarray(Image.open(file).convert("RGB")) for file in files), 0.0
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"video {path} does not exist: give a video file")
-    try:
+    if path.is_dir():
+        read = _read_frames
+    else:
         read = _read_loop if path.suffix in (".webp", ".gif") else reader()
-        frames, fps = read(path, limit)
+    try:
+        frames, fps, declared = read(path, limit)
     except Exception as error:  # every library has errors of its own
         detail = " ".join(str(error).split())[:120]
         raise InputError(f"{path} cannot be read as a video ({detail}): it may be cut off") from None
     if len(frames) == 0:
         raise InputError(f"{path} has no frames that can be read: it may be cut off, or no video at all")
+    if len(frames) < min(declared, declared if limit is None else limit):
+        raise InputError(f"{path} is cut off: it has {len(frames)} of {declared} frames that can be read")
     return frames, fps
 
 
-def reader() -> Callable[[Path, int | None], tuple[np.ndarray, float]]:
+def reader() -> Reader:
     """The fastest way to read that is installed."""
     if find_spec("decord"):
         return _read_decord
@@ -90,12 +100,35 @@ def strip(frames: np.ndarray, most: int = 5) -> Image.Image:
 
 
 def _write_mp4(path: Path, frames: Iterable[Frame], fps: int) -> int:
-    count = 0
-    with imageio.get_writer(path, format="FFMPEG", mode="I", fps=fps, ffmpeg_log_level="error", **_H264) as writer:
-        for frame in frames:
-            writer.append_data(frame)
-            count += 1
+    """ffmpeg's exit is not told, so what it wrote is counted."""
+    count, sending = 0, False
+    try:
+        with imageio.get_writer(path, format="FFMPEG", mode="I", fps=fps, ffmpeg_log_level="error", **_H264) as writer:
+            for frame in frames:
+                sending = True
+                writer.append_data(frame)
+                sending = False
+                count += 1
+    except OSError as error:
+        if sending:
+            raise _unwritten(path) from error
+        raise
+    if count and _stored_frames(path) != count:
+        raise _unwritten(path)
     return count
+
+
+def _stored_frames(path: Path) -> int:
+    try:
+        return int(count_frames_and_secs(str(path))[0])
+    except (OSError, RuntimeError):
+        return 0
+
+
+def _unwritten(path: Path) -> Exception:
+    if shutil.disk_usage(path.parent).free < _LITTLE_SPACE:
+        return OSError(errno.ENOSPC, "no space left for a video", str(path))
+    return RunError(f"{path.name} could not be written whole: ffmpeg stopped early; is the disk, or a quota, full?")
 
 
 def _write_loop(path: Path, frames: Iterable[Frame], fps: int) -> int:
@@ -125,7 +158,13 @@ _WRITERS: dict[str, Callable[[Path, Iterable[Frame], int], int]] = {
 }
 
 
-def _read_loop(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+def _read_frames(path: Path, limit: int | None) -> Read:
+    files = sorted(path.glob("*.png"))
+    frames = _stacked(np.asarray(Image.open(file).convert("RGB")) for file in files[:limit])
+    return frames, 0.0, len(files)
+
+
+def _read_loop(path: Path, limit: int | None) -> Read:
     """Frames that are equal to the one before are stored as a longer duration of it, and come back as often."""
     with Image.open(path) as picture:
         shown = [
@@ -134,29 +173,32 @@ def _read_loop(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
         ]
     each = math.gcd(*(duration for _, duration in shown))
     frames = (frame for frame, duration in shown for _ in range(duration // each))
-    return _stacked(_first(frames, limit)), 1000 / each
+    return _stacked(_first(frames, limit)), 1000 / each, 0
 
 
-def _read_decord(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+def _read_decord(path: Path, limit: int | None) -> Read:
     import decord
 
     video = decord.VideoReader(str(path), num_threads=1)
     count = len(video) if limit is None else min(limit, len(video))
-    return video.get_batch(range(count)).asnumpy(), float(video.get_avg_fps())
+    return video.get_batch(range(count)).asnumpy(), float(video.get_avg_fps()), len(video)
 
 
-def _read_av(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+def _read_av(path: Path, limit: int | None) -> Read:
     import av
 
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        rate = float(stream.average_rate or 0)
-        return _stacked(frame.to_ndarray(format="rgb24") for frame in _first(container.decode(stream), limit)), rate
+        frames = _stacked(frame.to_ndarray(format="rgb24") for frame in _first(container.decode(stream), limit))
+        return frames, float(stream.average_rate or 0), stream.frames
 
 
-def _read_imageio(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+def _read_imageio(path: Path, limit: int | None) -> Read:
+    """The header tells a duration only; one frame less than it promises may be rounding."""
     with imageio.get_reader(path, format="FFMPEG") as video:
-        return _stacked(_first(iter(video), limit)), float(video.get_meta_data()["fps"])
+        about = video.get_meta_data()
+        frames = _stacked(_first(iter(video), limit))
+        return frames, float(about["fps"]), math.floor(about["fps"] * about["duration"] - 0.75)
 
 
 def _first(frames: Iterator[Any], limit: int | None) -> Iterator[Any]:

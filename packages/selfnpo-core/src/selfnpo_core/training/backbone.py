@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from selfnpo_core.schedule import NoiseSchedule
@@ -63,8 +64,10 @@ class Backbone(Protocol):
     #     predict_window(x_t, t, prompt, *, first)
     #                                  as `predict`, x_t being frames first … first + n − 1 (its dimension 1) of a clip
 
-    def use_attention(self, name: str) -> None:
+    def use_attention(self, name: str, amp: torch.dtype | None = None) -> None:
         """Choose the attention implementation by the recipe's `attention`; "auto" is the family's own choice.
+
+        amp: dtype of the autocast that the network will run under; `None` for none.
 
         Raises `InputError` for one that the family has not or that cannot run here.
         """

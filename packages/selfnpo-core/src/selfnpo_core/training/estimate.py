@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
+from selfnpo_core.profiling import available
 from selfnpo_core.training.accelerators import AMP
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
@@ -97,6 +99,20 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> DryRu
         teacher_rows=teacher_rows(recipe),
         base_rows=reference_rows(recipe),
     )
+
+
+def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device) -> None:
+    """Raise `InputError` for a pool that does not fit where it is to lie."""
+    if recipe.rollout != "pool":
+        return
+    each = math.prod(backbone.latent_shape) * 4
+    where = device if recipe.pool_device == "device" else torch.device("cpu")
+    free = available(where)
+    if recipe.pool_size * each > free:
+        raise InputError(
+            f"a pool of {recipe.pool_size} trajectories of {_size(each)} takes {_size(recipe.pool_size * each)}, and "
+            f"{where} has {_size(free)} free: set pool_size to {free // (2 * each)} or less"
+        )
 
 
 def _weights(student: Student, recipe: Recipe, base_bytes: int) -> tuple[Part, ...]:

@@ -12,10 +12,11 @@ import torch
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError, RunError
-from selfnpo_core.training.accelerators import make_accelerator, start_trackers
+from selfnpo_core.training.accelerators import AMP, make_accelerator, start_trackers
 from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from selfnpo_core.training.engine import Engine, Update
+from selfnpo_core.training.estimate import check_pool
 from selfnpo_core.training.files import is_disk_full
 from selfnpo_core.training.hashing import fingerprint
 from selfnpo_core.training.npo_folder import NpoConfig, write_npo
@@ -49,7 +50,8 @@ def train(
     if recipe.train == "lora":
         lora_target_modules(backbone, recipe.targets)
     check_window(backbone, recipe)
-    backbone.use_attention(recipe.attention)
+    check_pool(backbone, recipe, accelerator.device)
+    backbone.use_attention(recipe.attention, AMP[recipe.mixed_precision])
     facts = {"family": backbone.family, "base_hash": backbone.base_hash}
     with ExitStack() as stack:
         try:

@@ -6,12 +6,23 @@ import click
 
 from selfnpo_core.cli import sampling_options, stack
 
+ATTENTION = click.Choice(["auto", "sdpa", "xformers", "flash"])
+
 clip_options = stack(
     click.option("--frames", type=click.IntRange(min=1), help="Of each clip. Default: what the model was made for."),
-    click.option("--window", type=click.IntRange(min=1), help="Frames that the model sees at a time, for long clips."),
-    click.option("--tiling", is_flag=True, help="Decode tile by tile: less memory."),
+    click.option(
+        "--window",
+        type=click.IntRange(min=1),
+        help="Frames that the model sees at a time, for long clips. A step's time grows with the number of windows.",
+    ),
+    click.option(
+        "--tiling",
+        is_flag=True,
+        help="Decode tile by tile: less memory for large frames, slightly other pixels where tiles meet.",
+    ),
     click.option("--fps", type=click.IntRange(min=1), help="Frames a second. Default: the model's."),
     click.option("--format", type=click.Choice(["mp4", "webp", "gif", "frames"]), default="mp4", show_default=True),
+    click.option("--attention", type=ATTENTION, default="auto", show_default=True, help="What computes attention."),
     click.option("--image", metavar="FILE", help="First frame, for image-to-video models."),
     click.option(
         "--dynamic-guidance", is_flag=True, help="A guidance scale that depends on the timestep, as CogVideoX's own."

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from selfnpo_core.cli import train_options
+from selfnpo_core.cli import set_key, train_options
+from selfnpo_video.commands.sample import ATTENTION
 
 if TYPE_CHECKING:
     import torch
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
 
 @click.command(help="Train negative weights. The result is RUN/npo; --resume goes on from RUN's last checkpoint.")
 @train_options
-def train(**options: Any) -> None:
+@click.option("--attention", type=ATTENTION, help="What computes attention. Default: the recipe's, auto.")
+def train(attention: str | None, **options: Any) -> None:
     from selfnpo_core.training.command import run_train
 
+    if attention is not None:
+        options["overrides"] = (*options["overrides"], set_key("attention", attention))
     run_train(family(), options)
 
 
@@ -50,7 +54,7 @@ def _sketch(source: "Source", recipe: "Recipe", dtype: "torch.dtype") -> "CogVid
     from selfnpo_video.cogvideox import CogVideoX
     from selfnpo_video.models import KNOWN
 
-    known = KNOWN.get(source.name)
+    known = next((model for model in KNOWN.values() if source.name in (model.name, model.hub_id)), None)
     if known is None or known.hub_id is None:  # an unknown one, or one that is here to be read
         return None
-    return CogVideoX.sketch(source.name, frames=recipe.frames, height=recipe.height, width=recipe.width, dtype=dtype)
+    return CogVideoX.sketch(known.name, frames=recipe.frames, height=recipe.height, width=recipe.width, dtype=dtype)

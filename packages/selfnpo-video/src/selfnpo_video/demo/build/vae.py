@@ -37,7 +37,7 @@ def train(
     *,
     pictures: int = 1600,
     clips: int = 1500,
-    decoding: int = 1500,
+    decoding: int = 1000,
     batch: int = 4,
     lr: float = 2e-3,
     seed: int = 2,
