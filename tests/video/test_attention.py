@@ -1,6 +1,8 @@
 """Our joint attention against diffusers' own, and what happens where a kernel cannot run."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,3 +59,12 @@ def test_a_kernel_that_runs_is_used(monkeypatch):
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match="auto, sdpa, xformers, flash"):
         attention.use_attention(cogvideox().transformer, "fast", torch.device("cpu"), torch.float32)
+
+
+def test_the_command_says_what_attention_was_chosen(tmp_path):
+    cogvideox().save_pretrained(tmp_path / "model")
+    size = ["--frames", "9", "--height", "32", "--width", "32", "--steps", "1", "--guidance-scale", "1"]
+    command = ["--model", tmp_path / "model", "--prompt", "x", *size, "--output", tmp_path / "clips"]
+    asked = [sys.executable, "-m", "selfnpo_video.cli", "sample", *map(str, command), "--attention", "xformers"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert done.stderr.count("attention: sdpa (xformers cannot run here: it needs a CUDA GPU, and this is cpu)") == 1

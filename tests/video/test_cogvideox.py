@@ -1,5 +1,7 @@
 """The CogVideoX adapter against diffusers' own pipeline."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -105,6 +107,10 @@ def test_impossible_sizes_are_refused_with_the_nearest():
         compression.latent_shape(ClipSize(frames=53, height=480, width=720))
     padded = Compression(time=4, space=8, patch=2, patch_time=2, channels=16)
     assert padded.latent_shape(ClipSize(frames=81, height=768, width=1360)) == (22, 16, 96, 170)
+    limited = replace(padded, largest=(2400, 2400))
+    assert limited.latent_shape(ClipSize(frames=9, height=2400, width=2400))[2:] == (300, 300)
+    with pytest.raises(InputError, match=r"at most 2400 and 2400; the nearest is 9×2400×2400"):
+        limited.latent_shape(ClipSize(frames=9, height=2416, width=4000))
     fixed = Compression(
         time=4, space=8, patch=2, patch_time=1, channels=16, fixed=ClipSize(frames=49, height=480, width=720)
     )

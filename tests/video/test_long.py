@@ -5,9 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from peft import LoraConfig
 from tests.tiny import COGVIDEOX_KINDS, cogvideox, sample
 
-from selfnpo_core.adapters import NegativeDelta
+from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
 from selfnpo_core.errors import InputError
 from selfnpo_video.long import blend_weights, default_overlap, window_starts, windowed
 
@@ -108,6 +109,27 @@ def test_windows_and_full_weights_outlive_offloading():
         remove_hook_from_module(transformer)
     count.remove()
     assert transformer.forward == plain
+
+
+def test_a_lora_in_windows_equals_its_offset_of_all_weights():
+    pipe = cogvideox()
+    transformer = pipe.transformer
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_v"]), adapter_name="npo")
+    delta = {}
+    for index, block in enumerate(transformer.transformer_blocks):
+        down, up = block.attn1.to_v.lora_A["npo"].weight, block.attn1.to_v.lora_B["npo"].weight
+        with torch.no_grad():
+            up.normal_(generator=torch.Generator().manual_seed(index))
+        scale = block.attn1.to_v.scaling["npo"]
+        delta[f"transformer_blocks.{index}.attn1.to_v.weight"] = (scale * up @ down).detach()
+    with windowed(transformer, 4), NegativeAdapters.attach(pipe, {"npo": 1.0}):
+        steered = sample("cogvideox", pipe, **LONG)
+    other = cogvideox()
+    with windowed(other.transformer, 4):
+        plain = sample("cogvideox", other, **LONG)
+        with NegativeDelta.attach(other, delta):
+            torch.testing.assert_close(steered, sample("cogvideox", other, **LONG), rtol=1e-4, atol=1e-4)
+    assert (steered - plain).abs().mean() > 1e-2
 
 
 def test_negative_guidance_acts_in_every_window():

@@ -12,7 +12,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.training import build_recipe, dry_run
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
-from selfnpo_core.training.updates import check_window, noised_looks, update_loss
+from selfnpo_core.training.updates import check_window, draw_windows, noised_looks, update_loss
 from selfnpo_video.attention import JointAttention, sdpa
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.cogvideox import CogVideoX
@@ -80,6 +80,31 @@ def test_windows_begin_everywhere(backbone):
     assert firsts == set(range(0, frames - 2 + 1, step))
 
 
+def test_processes_train_on_windows_of_their_own(backbone, monkeypatch):
+    recipe = build_recipe({**SMALL, **CLIP, "chunk_frames": 2})
+    engine = Engine(backbone, recipe, len(PROMPTS), make_accelerator(recipe))
+    windows = []
+    try:
+        for rank in range(2):
+            monkeypatch.setattr(type(engine.accelerator), "process_index", property(lambda _, rank=rank: rank))
+            seeds = [engine._seed(step) for step in range(20)]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            windows.append([draw_windows(backbone, recipe, generator) for generator in generators])
+    finally:
+        engine.close()
+    assert windows[0] != windows[1]
+
+
+def test_a_pool_that_does_not_fit_is_refused(folder, tmp_path, capsys, monkeypatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    monkeypatch.setattr("selfnpo_core.training.estimate.available", lambda device: 1 << 20)
+    words = ["--prompts", prompts, "--output", tmp_path / "run", "--set", "pool_size=100000", "--set", "trackers=[]"]
+    assert command("train", "--model", folder, *words) == 2
+    assert "pool_size" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_windows_that_do_not_fit_are_refused(backbone):
     for wrong in (backbone.latent_shape[0] + 2, *([3] if backbone.window_step == 2 else [])):
         with pytest.raises(InputError, match="chunk_frames"):
@@ -105,11 +130,13 @@ def test_a_sketch_costs_what_the_model_costs(folder, backbone, monkeypatch, chec
         assert ours.bytes == pytest.approx(theirs.bytes, rel=0.1)
 
 
-def test_dry_run_of_a_known_model_without_its_weights(capsys):
-    assert command("train", "--model", "cogvideox-2b", "--dry-run") == 0
+@pytest.mark.parametrize("name", ["cogvideox-2b", "zai-org/CogVideoX-2b"])
+def test_dry_run_of_a_known_model_without_its_weights(capsys, name):
+    assert command("train", "--model", name, "--dry-run") == 0
     said = capsys.readouterr().out
     assert "29,491,200 of 1,693,783,872" in said
     assert "4 a row" in said
+    assert "pool, 50 trajectories of 4.3 MiB" in said
 
 
 def test_a_run_from_the_command_line(folder, tmp_path, capsys):
