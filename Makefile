@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.selfnpo-ready
 PROJECTS := $(wildcard packages/*/pyproject.toml)
 
-.PHONY: demo test test-fast check setup clean
+.PHONY: demo test test-fast check dist setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -31,6 +31,9 @@ check: setup  ## lint, format, types of the mathematics, import arrows
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+dist: setup  ## the three wheels
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist $(dir $(PROJECTS))
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,10 +1,12 @@
 """What `pip install` of a built package brings: its files, its dependencies, and nothing of the other family."""
 
+import ast
 import re
 import subprocess
 import sys
 import zipfile
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -34,17 +36,45 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: next(dist.glob(name.replace("-", "_") + "-*.whl")) for name in DATA}
 
 
+def required(path: Path) -> list[str]:
+    """Requires-Dist of a wheel."""
+    with zipfile.ZipFile(path) as wheel:
+        meta = next(file for file in wheel.namelist() if file.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(wheel.read(meta).decode()).get_all("Requires-Dist") or []
+
+
+def plain(name: str) -> str:
+    """A distribution's normalised name."""
+    return re.match(r"[\w.-]+", name)[0].lower().replace("_", "-")
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_a_wheel_holds_its_files_and_names_its_dependencies(wheels, name):
     with zipfile.ZipFile(wheels[name]) as wheel:
         files = wheel.namelist()
-        meta = next(file for file in files if file.endswith(".dist-info/METADATA"))
-        required = Parser().parsestr(wheel.read(meta).decode()).get_all("Requires-Dist") or []
     root = name.replace("-", "_") + "/"
     assert set(DATA[name]) <= set(files)
     assert all(file.startswith(root) or ".dist-info/" in file for file in files)
-    ours = {match[0] for line in required if (match := re.match(r"selfnpo-\w+", line))}
+    ours = {match[0] for line in required(wheels[name]) if (match := re.match(r"selfnpo-\w+", line))}
     assert ours == (set() if name == "selfnpo-core" else {"selfnpo-core"})
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_what_a_package_imports_it_asks_for(wheels, name):
+    """Third-party imports at the top of its modules; what is imported within functions may be an extra."""
+    lines = [line for each in {name, "selfnpo-core"} for line in required(wheels[each])]
+    asked = {plain(line) for line in lines if "extra ==" not in line}
+    owners, imported = packages_distributions(), set()
+    for file in (PACKAGES / name / "src").rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    others = {module for module in imported - sys.stdlib_module_names if not module.startswith("selfnpo_")}
+    assert "torch" in others
+    unasked = {module for module in others if not asked & {plain(owner) for owner in owners[module]}}
+    assert not unasked
 
 
 def test_the_video_package_works_from_its_wheels_alone(wheels, tmp_path):
