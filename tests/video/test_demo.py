@@ -14,6 +14,7 @@ from selfnpo_video.cogvideox import load_pipeline
 from selfnpo_video.demo import assets, moving, world
 from selfnpo_video.demo.build import pack
 from selfnpo_video.models import find_source
+from selfnpo_video.video_files import read_video
 
 if not (assets.FOLDER / "card.json").exists():
     pytest.skip("the video demo's model is still to be trained", allow_module_level=True)
@@ -100,3 +101,4 @@ def test_the_demo_tells_its_whole_story(tmp_path):
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count("<video") == len(list((tmp_path / "demo" / "clips").glob("*.mp4"))) == moving.SHOWN
     assert (tmp_path / "demo" / "curves.png").is_file()
+    assert len(read_video(tmp_path / "demo" / "clips.webp")[0]) == world.FRAMES

@@ -25,7 +25,7 @@ from selfnpo_core.errors import InputError, RunError
 FORMATS = ("mp4", "webp", "gif", "frames")
 Frame = np.ndarray
 Read = tuple[np.ndarray, float, int]
-"""Frames, their rate, and how many the file says it has (0 where it does not say)."""
+"""Frames, their rate, and how many the file says it has at least (0 where it does not say)."""
 Reader = Callable[[Path, int | None], Read]
 _LITTLE_SPACE = 1 << 20
 """Bytes; where fewer are free, a video that could not be written is the full disk's fault."""
@@ -82,7 +82,7 @@ def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarra
     if len(frames) == 0:
         raise InputError(f"{path} has no frames that can be read: it may be cut off, or no video at all")
     if len(frames) < min(declared, declared if limit is None else limit):
-        raise InputError(f"{path} is cut off: it has {len(frames)} of {declared} frames that can be read")
+        raise InputError(f"{path} is cut off: {len(frames)} frames can be read, of {declared} or more that it announces")
     return frames, fps
 
 
@@ -194,11 +194,11 @@ def _read_av(path: Path, limit: int | None) -> Read:
 
 
 def _read_imageio(path: Path, limit: int | None) -> Read:
-    """The header tells a duration only; one frame less than it promises may be rounding."""
+    """The header tells a duration and a mean rate, from which the number follows to within a tenth."""
     with imageio.get_reader(path, format="FFMPEG") as video:
         about = video.get_meta_data()
         frames = _stacked(_first(iter(video), limit))
-        return frames, float(about["fps"]), math.floor(about["fps"] * about["duration"] - 0.75)
+        return frames, float(about["fps"]), math.floor(0.9 * about["fps"] * about["duration"])
 
 
 def _first(frames: Iterator[Any], limit: int | None) -> Iterator[Any]:

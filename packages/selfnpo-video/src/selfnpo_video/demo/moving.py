@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +16,14 @@ from selfnpo_video.demo import assets, world
 from selfnpo_video.demo.judges import VideoJudge, VideoOracle
 from selfnpo_video.demo.recipe import KIND, PRESETS
 from selfnpo_video.models import KNOWN, find_source
-from selfnpo_video.rendering import write_sheet
+from selfnpo_video.rendering import grid, write_sheet
 from selfnpo_video.sampling import Settings, draw
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.video_files import write_video
 
 STEPS = 10
-SHOWN = 12
+SHOWN, FEW = 12, 6
+DOUBLE = np.ones((1, 2, 2, 1), np.uint8)
 
 
 class MovingShapes(World):
@@ -77,7 +79,8 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
 
 
 def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) -> str:
-    """folder/clips/*.mp4, both arms side by side under their caption, and folder/index.html that plays them all.
+    """folder/clips/*.mp4, both arms side by side under their caption, folder/index.html that plays them all, and
+    folder/clips.webp, a row of the same clips for each arm.
 
     columns: heading → (N, 3, F, H, W) uint8, two of them.
     """
@@ -89,4 +92,8 @@ def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) ->
         write_video(folder / file, beside(*both, tuple(columns), prompt), fps=KNOWN["demo"].fps)  # type: ignore[arg-type]
         sections.append((prompt, [(file, " | ".join(columns))]))
     write_sheet(folder, sections)
+    few = min(FEW, len(left))
+    rows = [np.kron(clips[i].permute(1, 2, 3, 0), DOUBLE) for clips in (left, right) for i in range(few)]
+    titles = [name for name in columns for _ in range(few)]
+    write_video(folder / "clips.webp", grid(rows, titles, few, ""), fps=KNOWN["demo"].fps)
     return "index.html with clips side by side"
