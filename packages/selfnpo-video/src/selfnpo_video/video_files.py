@@ -82,7 +82,7 @@ def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarra
     if len(frames) == 0:
         raise InputError(f"{path} has no frames that can be read: it may be cut off, or no video at all")
     if len(frames) < min(declared, declared if limit is None else limit):
-        raise InputError(f"{path} is cut off: {len(frames)} frames can be read, of {declared} or more that it announces")
+        raise InputError(f"{path} is cut off: {len(frames)} frames can be read, {declared} or more are announced")
     return frames, fps
 
 
