@@ -80,18 +80,17 @@ def build_scheduler() -> CogVideoXDDIMScheduler:
 
 @torch.no_grad()
 def encode_world(vae: AutoencoderKLCogVideoX, path: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Scaled latents (count, F, C, 8, 8) of real clips and their labels; kept on disk between runs."""
+    """Scaled latents (count, F, C, 8, 8) of real clips and their labels; kept on disk, unscaled, between runs."""
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         latents, labels = [], []
         for _ in progress(count // 32, "latents"):
             clips, rows = real_batch(32, generator)
-            mean = vae.encode(clips * 2 - 1).latent_dist.mean * vae.config.scaling_factor
-            latents.append(mean.permute(0, 2, 1, 3, 4))
+            latents.append(vae.encode(clips * 2 - 1).latent_dist.mean.permute(0, 2, 1, 3, 4))
             labels.append(rows)
         save_tensors({"latents": torch.cat(latents), "labels": torch.cat(labels)}, path)
     stored = load_file(path)
-    return stored["latents"], stored["labels"]
+    return stored["latents"] * vae.config.scaling_factor, stored["labels"]
 
 
 def train(
