@@ -32,6 +32,7 @@ SCALES = (1.0, 2.0, 3.0, 5.0)
 shared_options = stack(
     click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the stages' results."),
     click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice."),
+    click.option("--go-on", is_flag=True, help="Begin the denoiser with the shipped weights rather than random ones."),
     click.option("--interim", is_flag=True, help="Write a model that is not good enough too, and say so in its card."),
 )
 
@@ -46,8 +47,7 @@ def main() -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=assets.FOLDER, show_default=True)
 @click.option("--steps", default=4500, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=500, show_default=True, help="Pictures at each guidance scale for the check.")
-@click.option("--go-on", is_flag=True, help="Begin the denoiser with the shipped weights rather than random ones.")
-def build_image(work: Path, threads: int, interim: bool, output: Path, steps: int, samples: int, go_on: bool) -> None:
+def build_image(work: Path, threads: int, go_on: bool, interim: bool, output: Path, steps: int, samples: int) -> None:
     """The SD1.5-class model of coloured shapes."""
     _begin(work, threads)
     world = shapes.Shapes()
@@ -71,7 +71,7 @@ def build_image(work: Path, threads: int, interim: bool, output: Path, steps: in
 @click.option("--output", type=click.Path(path_type=Path), default=video_assets.FOLDER, show_default=True)
 @click.option("--steps", default=4000, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=256, show_default=True, help="Clips at each guidance scale for the check.")
-def build_video(work: Path, threads: int, interim: bool, output: Path, steps: int, samples: int) -> None:
+def build_video(work: Path, threads: int, go_on: bool, interim: bool, output: Path, steps: int, samples: int) -> None:
     """The CogVideoX-class model of moving shapes."""
     _begin(work, threads)
     world = moving.MovingShapes()
@@ -81,7 +81,8 @@ def build_video(work: Path, threads: int, interim: bool, output: Path, steps: in
     reconstruction = reconstruction_distance(world, autoencoder, eyes, moments, video_pack.RECONSTRUCTED_CLIPS)
     limits = {"least": video_pack.MIN_ACCURACY, "most": video_pack.MAX_RECONSTRUCTION_FVD}
     _check_autoencoder(reconstruction, limits, interim=interim)
-    pipe = video_denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps)
+    initial = moving.demo().pipeline() if go_on else None
+    pipe = video_denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps, initial=initial)
     critic = video_judge.train(work / "judge.safetensors", autoencoder, eyes)
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
     figures = _measured(world, pipe, video_judge.agreement(critic, autoencoder), reconstruction, steps, samples)

@@ -102,10 +102,12 @@ def train(
     lr: float = 1e-3,
     count: int = 8192,
     seed: int = 4,
+    initial: CogVideoXPipeline | None = None,
 ) -> CogVideoXPipeline:
     """Train transformer and text encoder; returns the pipeline with their averaged weights.
 
-    An interrupted training goes on from the state that it keeps beside `path`.
+    initial: a pipeline of this script to go on from, rather than random weights. An interrupted training goes on from
+    the state that it keeps beside `path`.
     """
     torch.manual_seed(seed)
     tokenizer, scheduler = build_tokenizer(), build_scheduler()
@@ -113,6 +115,9 @@ def train(
     if path.exists():
         load(net, path)
         return assemble(net, vae, tokenizer)
+    if initial is not None:
+        net["transformer"].load_state_dict(initial.transformer.state_dict())
+        net["text_encoder"].load_state_dict(initial.text_encoder.state_dict())
     store = path.with_name(f"latents-{fingerprint(vae.encoder)}.safetensors")
     latents, labels = encode_world(vae, store, count=count, seed=seed)
 

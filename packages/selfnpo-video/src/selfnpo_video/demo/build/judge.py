@@ -60,7 +60,7 @@ def rated_clips(vae: AutoencoderKLCogVideoX, count: int, generator: torch.Genera
         harmed = damage_clips(clean, damage, generator)
         untouched = (harmed == clean).flatten(1).all(1)
         latents = vae.encode(harmed * 2 - 1).latent_dist.mean * vae.config.scaling_factor
-        level = 0.5 * (untouched * damage)[:, None, None, None, None]
+        level = 1.1 * (untouched * damage)[:, None, None, None, None]
         latents = latents + level * torch.randn(latents.shape, generator=generator)
         decoded = vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5
         parts.append((to_uint8(decoded), asked, damage, wrong))
