@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    path.write_text("a red fox\n\n  ein blauer Würfel \na small boat\n", encoding="utf-8")
+    path.write_text("a red fox\n  ein blauer Würfel \na small boat\n", encoding="utf-8")
     return path
 
 

@@ -108,7 +108,10 @@ class SampleFolder:
         self._done.add(record["file"])
 
     def _refuse_others(self) -> None:
-        """Processes that divide the work otherwise would draw the same samples. Raises `InputError`."""
+        """Processes that divide the work otherwise would draw the same samples. Raises `InputError` if there are any.
+
+        What such a process had begun when it was killed is removed.
+        """
         from selfnpo_core.training.run_folder import FolderLock
 
         for path in self.path.glob(".lock*"):
@@ -116,6 +119,7 @@ class SampleFolder:
             if path != self._lock.path and not together:
                 other = FolderLock(path)
                 other.acquire()
+                shutil.rmtree(path.with_name(path.name.replace(".lock", ".partial")), ignore_errors=True)
                 other.release()
 
     def _check(self) -> set[str]:
