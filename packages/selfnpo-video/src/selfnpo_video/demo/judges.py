@@ -45,20 +45,23 @@ class Trunk(nn.Module):
 
 
 class VideoOracle(nn.Module):
-    """Reads the attributes of `world.ATTRIBUTES` from a clip."""
+    """Reads the attributes of `world.ATTRIBUTES` from a clip. scale: of the features, see `with_unit_features`."""
+
+    scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("scale", torch.ones(()))
         self.trunk = Trunk(FEATURES)
         self.heads = nn.ModuleList(nn.Linear(FEATURES, len(values)) for values in ATTRIBUTES.values())
 
     def features(self, clips: Tensor) -> Tensor:
         """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 5 → features (B, 64)."""
-        return self.trunk(clips)
+        return self.scale * self.trunk(clips)
 
     def forward(self, clips: Tensor) -> list[Tensor]:
         """Logits of each attribute: 3 tensors (B, number of values)."""
-        features = self.features(clips)
+        features = self.trunk(clips)
         return [head(features) for head in self.heads]
 
 

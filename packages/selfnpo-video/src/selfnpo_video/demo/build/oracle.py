@@ -6,6 +6,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from selfnpo_core.stages import load, save
 from selfnpo_core.worlds.assets import real_batch as batch_of
 from selfnpo_core.worlds.oracle import train_oracle
 from selfnpo_video.demo import world
@@ -51,7 +52,20 @@ def train(path: Path, *, stills: int = 1500, steps: int = 500, batch: int = 48, 
     """
     torch.manual_seed(seed)
     generator, oracle = torch.Generator().manual_seed(seed), VideoOracle()
-    reader, kept = StillReader(oracle), path.with_name("oracle-stills.safetensors")
-    train_oracle(Stills(), reader, kept, steps=stills, batch=3 * batch, lr=2e-3, generator=generator)
-    train_oracle(MovingShapes(), oracle.train(), path, steps=steps, batch=batch, lr=2e-3, generator=generator)
+    if path.exists():
+        load(oracle, path)
+        return oracle
+    stages = path.with_name("oracle-stills.safetensors"), path.with_name("oracle-clips.safetensors")
+    train_oracle(Stills(), StillReader(oracle), stages[0], steps=stills, batch=3 * batch, lr=2e-3, generator=generator)
+    train_oracle(MovingShapes(), oracle.train(), stages[1], steps=steps, batch=batch, lr=2e-3, generator=generator)
+    save(with_unit_features(oracle), path)
+    return oracle
+
+
+@torch.no_grad()
+def with_unit_features(oracle: VideoOracle) -> VideoOracle:
+    """Scale the features so that those of real clips have unit variance on average: what a distance of them means."""
+    generator = torch.Generator().manual_seed(3)
+    features = torch.cat([oracle.trunk(real_batch(64, generator)[0]) for _ in range(16)])
+    oracle.scale.copy_(features.var(dim=0).mean().rsqrt())
     return oracle
