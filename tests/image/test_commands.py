@@ -16,6 +16,7 @@ from tests.tiny import sd15
 
 from selfnpo_core.training import checkpoint
 from selfnpo_core.training.run_folder import FolderLock
+from selfnpo_image.models import KNOWN
 
 SETS = [word for item in (*QUICK, "steps=1") for word in ("--set", item)]
 
@@ -89,8 +90,8 @@ def test_models_of_other_families_and_pickles(
 ) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"x")
     refused(capsys, command("train", "--model", tmp_path / "model.ckpt"), ["pickle", ".safetensors"])
-    save_file({"conditioner.embedders.0.w": torch.zeros(1)}, tmp_path / "xl.safetensors")
-    refused(capsys, command("train", "--model", tmp_path / "xl.safetensors"), ["SDXL", "SD1.5 family"])
+    save_file({"double_blocks.0.w": torch.zeros(1)}, tmp_path / "flux.safetensors")
+    refused(capsys, command("train", "--model", tmp_path / "flux.safetensors"), ["a FLUX checkpoint", "SD1.5, SDXL"])
 
 
 def test_negative_weights_of_another_base_or_without_effect(
@@ -182,7 +183,7 @@ def test_models_are_listed(command: Command, capsys: pytest.CaptureFixture[str])
     assert command("models", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["schema"] == 1
-    assert [model["name"] for model in listed["models"]] == ["demo", "sd15", "dreamshaper"]
+    assert [model["name"] for model in listed["models"]] == list(KNOWN)
 
 
 def test_help_needs_no_torch() -> None:

@@ -12,8 +12,8 @@ from selfnpo_core.negative import norm
 from selfnpo_core.worlds import Task, arms, distance, judge, make_arm, sample, train_arm
 from selfnpo_image.demo import assets, shapes, world
 from selfnpo_image.demo.build import pack
+from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import find_source
-from selfnpo_image.sd15 import load_pipeline
 
 
 @pytest.fixture(scope="module")

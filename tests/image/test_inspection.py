@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from selfnpo_core import inspection
 from selfnpo_core.errors import InputError
 from selfnpo_core.training.npo_folder import LORA_FILE, Npo, load_npo
-from selfnpo_image.sd15 import SD15, load_pipeline
+from selfnpo_image.loading import load_pipeline
+from selfnpo_image.sd15 import SD15
 
 
 def test_strength_of_an_offset_that_scales_the_output(folder: Path) -> None:

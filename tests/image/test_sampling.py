@@ -11,8 +11,8 @@ from PIL import Image
 
 from selfnpo_core.errors import InputError
 from selfnpo_image import sampling
+from selfnpo_image.loading import load_pipeline
 from selfnpo_image.prompts import builtin_prompts, load_prompts
-from selfnpo_image.sd15 import load_pipeline
 
 PROMPTS = ["a red fox", "a small boat", "two birds"]
 

@@ -13,8 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from selfnpo_core.errors import InputError
 from selfnpo_image import single_file as single
+from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import find_source
-from selfnpo_image.sd15 import SD15, load_pipeline
+from selfnpo_image.sd15 import SD15
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_another_size_needs_its_configurations(file: Path) -> None:
 def test_a_tokenizer_is_asked_for_where_there_is_none(
     file: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single, "cross_attention_dim", lambda shapes: 768)
+    monkeypatch.setattr(single.Layout, "text_width", 32)
     with pytest.raises(InputError, match=r"has no tokenizer.*--model-config"):
         load_pipeline(str(file))
 
@@ -69,7 +70,7 @@ def test_a_file_without_its_autoencoder_is_named(folder: Path, tmp_path: Path) -
 
 def test_the_known_configurations_are_those_of_sd15() -> None:
     """Parameters as published: UNet 859.5 M, autoencoder 83.7 M, text encoder 123.1 M."""
-    configs = single.sd15_configs()
+    configs = single.configs_for(single.SD15, {})
     with init_empty_weights():
         unet = UNet2DConditionModel.from_config(configs["unet/config.json"])
         vae = AutoencoderKL.from_config(configs["vae/config.json"])
@@ -79,8 +80,8 @@ def test_the_known_configurations_are_those_of_sd15() -> None:
 
 
 def test_marks_of_v_prediction() -> None:
-    configs = single._configs_for({"v_pred": (0,), "ztsnr": (0,)})
+    configs = single.configs_for(single.SD15, {"v_pred": (0,), "ztsnr": (0,)})
     scheduler = configs["scheduler/scheduler_config.json"]
     assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
     assert configs["model_index.json"]["scheduler"] == ["diffusers", scheduler["_class_name"]]
-    assert single._configs_for({})["scheduler/scheduler_config.json"]["prediction_type"] == "epsilon"
+    assert single.configs_for(single.SD15, {})["scheduler/scheduler_config.json"]["prediction_type"] == "epsilon"

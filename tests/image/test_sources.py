@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
 from selfnpo_core.errors import InputError
-from selfnpo_image.family import check_file, check_index, check_scheduler, check_unet
+from selfnpo_image.families import check_network, check_scheduler, kind_of_index
+from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import KNOWN, find_source
-from selfnpo_image.sd15 import load_pipeline
+from selfnpo_image.sd3 import SD3
+from selfnpo_image.sd15 import SD15
+from selfnpo_image.sdxl import SDXL
 
 
 def test_known_names_are_hub_ids() -> None:
@@ -34,7 +38,7 @@ def test_other_names_are_hub_ids_folders_or_files(folder: Path, tmp_path: Path) 
     ("name", "message"),
     [
         ("sd51", "did you mean sd15"),
-        ("nothing-like-it", "known are demo, sd15, dreamshaper"),
+        ("nothing-like-it", "known are demo, sd15, dreamshaper, sdxl"),
         ("./no/such/folder", "does not exist"),
         ("gone.safetensors", "does not exist"),
         ("a/b/c", "does not exist"),
@@ -74,8 +78,8 @@ def test_a_folder_with_pickled_weights_is_refused(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "is a StableDiffusionXLPipeline, not"),
-        ("model_index.json", {"_class_name": "CogVideoXPipeline"}, "is a CogVideoXPipeline, not"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "addition_embed_type None, not of the SDXL"),
+        ("model_index.json", {"_class_name": "CogVideoXPipeline"}, "is a CogVideoXPipeline: give one of"),
         ("unet/config.json", {"in_channels": 9}, "inpainting"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type"),
     ],
@@ -109,19 +113,21 @@ def test_damaged_folders(folder: Path, tmp_path: Path) -> None:
         load_pipeline(str(copy))
 
 
-def test_configurations_of_the_family_pass() -> None:
-    check_index({"_class_name": "StableDiffusionPipeline"}, "m")
-    check_unet({"_class_name": "UNet2DConditionModel", "in_channels": 4, "addition_embed_type": None}, "m")
-    assert check_scheduler({"prediction_type": "v_prediction"}, "m") == "v_prediction"
+def test_configurations_of_the_families_pass() -> None:
+    kind = kind_of_index({"_class_name": "StableDiffusionPipeline"}, "m")
+    assert kind is SD15.kind
+    check_network(kind, {"_class_name": "UNet2DConditionModel", "in_channels": 4, "addition_embed_type": None}, "m")
+    check_network(SDXL.kind, {"addition_embed_type": "text_time"}, "m")
+    assert check_scheduler(DDIMScheduler(prediction_type="v_prediction"), kind, "m") == "v_prediction"
     with pytest.raises(InputError, match="predicts 'flow'"):
-        check_scheduler({"prediction_type": "flow"}, "m")
+        check_scheduler(FlowMatchEulerDiscreteScheduler(), kind, "m")
+    assert check_scheduler(FlowMatchEulerDiscreteScheduler(), SD3.kind, "m") == "flow"
 
 
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("conditioner.embedders.0.transformer.weight", "an SDXL checkpoint"),
-        ("model.diffusion_model.joint_blocks.0.x.weight", "an SD3 checkpoint"),
+        ("model.diffusion_model.joint_blocks.0.x.weight", "a video or transformer model"),
         ("double_blocks.0.img_attn.weight", "a FLUX checkpoint"),
         ("cond_stage_model.model.ln_final.weight", "a Stable Diffusion 2"),
         ("lora_unet_down_blocks_0.lora_up.weight", "a LoRA"),
@@ -137,10 +143,11 @@ def test_single_files_of_other_families(tmp_path: Path, name: str, what: str) ->
         load_pipeline(str(tmp_path / "m.safetensors"))
 
 
-def test_an_inpainting_file_is_refused() -> None:
-    shapes = {"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3), "cond_stage_model.transformer.x": (1,)}
+def test_an_inpainting_file_is_refused(tmp_path: Path) -> None:
+    tensors = {"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3), "cond_stage_model.transformer.x": (1,)}
+    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="9 input channels"):
-        check_file(shapes, "m")
+        load_pipeline(str(tmp_path / "m.safetensors"))
 
 
 def test_without_a_network_the_error_says_what_to_do(offline: None) -> None:

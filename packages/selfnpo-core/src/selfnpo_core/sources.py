@@ -18,6 +18,7 @@ class KnownModel:
     """A line of the table that `models` prints."""
 
     name: str
+    family: str
     hub_id: str | None
     about: str
     licence: str

@@ -1,9 +1,14 @@
-"""Known base models of the SD1.5 family, and what a name given to `--model` stands for."""
+"""Known base models, and what a name given to `--model` stands for."""
 
 from pathlib import Path
+from typing import Any
 
 from selfnpo_core import sources
 from selfnpo_core.sources import KnownModel, Source
+
+_SD15: dict[str, Any] = {"family": "sd15", "parameters": 859_520_964, "prediction_type": "epsilon", "dtype": "fp16"}
+_SDXL: dict[str, Any] = {"family": "sdxl", "parameters": 2_567_463_684, "prediction_type": "epsilon", "dtype": "fp16"}
+_SD3: dict[str, Any] = {"family": "sd3", "prediction_type": "flow", "dtype": "bf16"}
 
 KNOWN = {
     model.name: model
@@ -13,9 +18,7 @@ KNOWN = {
             hub_id=None,
             about="ships with the package: 64×64 pictures of coloured shapes",
             licence="Apache-2.0",
-            parameters=2_800_000,
-            prediction_type="epsilon",
-            dtype="fp32",
+            **{**_SD15, "parameters": 2_800_000, "dtype": "fp32"},
             guidance_scale=3.0,
         ),
         KnownModel(
@@ -23,18 +26,56 @@ KNOWN = {
             hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
             about="Stable Diffusion 1.5",
             licence="CreativeML Open RAIL-M",
-            parameters=859_520_964,
-            prediction_type="epsilon",
-            dtype="fp16",
+            **_SD15,
         ),
         KnownModel(
             name="dreamshaper",
             hub_id="Lykon/dreamshaper-8",
             about="DreamShaper 8, a preference-tuned SD1.5",
             licence="CreativeML Open RAIL-M",
-            parameters=859_520_964,
-            prediction_type="epsilon",
-            dtype="fp16",
+            **_SD15,
+        ),
+        KnownModel(
+            name="sdxl",
+            hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+            about="Stable Diffusion XL 1.0, the base model",
+            licence="CreativeML Open RAIL++-M",
+            **_SDXL,
+            guidance_scale=5.0,
+        ),
+        KnownModel(
+            name="juggernaut-xl",
+            hub_id="RunDiffusion/Juggernaut-XL-v9",
+            about="Juggernaut XL 9, a preference-tuned SDXL",
+            licence="CreativeML Open RAIL-M",
+            **_SDXL,
+            guidance_scale=5.0,
+        ),
+        KnownModel(
+            name="dreamshaper-xl",
+            hub_id="Lykon/dreamshaper-xl-1-0",
+            about="DreamShaper XL 1.0, a preference-tuned SDXL",
+            licence="CreativeML Open RAIL++-M",
+            **_SDXL,
+            guidance_scale=5.0,
+        ),
+        KnownModel(
+            name="sd3.5-medium",
+            hub_id="stabilityai/stable-diffusion-3.5-medium",
+            about="Stable Diffusion 3.5 Medium",
+            licence="Stability AI Community",
+            **{**_SD3, "parameters": 2_243_171_520},
+            steps=28,
+            guidance_scale=4.5,
+        ),
+        KnownModel(
+            name="sd3.5-large",
+            hub_id="stabilityai/stable-diffusion-3.5-large",
+            about="Stable Diffusion 3.5 Large",
+            licence="Stability AI Community",
+            **{**_SD3, "parameters": 8_056_627_520},
+            steps=28,
+            guidance_scale=3.5,
         ),
     )
 }
@@ -47,6 +88,11 @@ def find_source(name: str, config: str | Path | None = None) -> Source:
     return sources.find_source(name, KNOWN, model_folder, config)
 
 
-def defaults(name: str) -> KnownModel:
-    """Sampling defaults of a model; those of SD1.5 for one that is not known."""
-    return KNOWN.get(name, KNOWN["sd15"])
+def defaults(name: str, source: Source) -> KnownModel:
+    """Sampling defaults of a model; for one that is not known, those of the first of its family."""
+    if name in KNOWN:
+        return KNOWN[name]
+    from selfnpo_image.loading import kind_of
+
+    family = kind_of(source).name
+    return next(model for model in KNOWN.values() if model.family == family and model.hub_id)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL.Image import Image
 from tqdm import tqdm
 
@@ -18,9 +17,9 @@ from selfnpo_core.sample_folder import SampleFolder, sample_name
 from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, load_eta, negative_of, prompts_of, scale_of
 from selfnpo_core.sources import Source
 from selfnpo_core.training.npo_folder import find_npo_file
+from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import defaults, find_source
 from selfnpo_image.prompts import load_prompts
-from selfnpo_image.sd15 import load_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class Job:
     """A preference-tuned LoRA, active on both branches."""
     device: torch.device = field(default_factory=best_device)
 
-    def load(self) -> StableDiffusionPipeline:
+    def load(self) -> Any:
         pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype]).to(self.device)
         if self.eta is not None:
             load_eta(pipe, self.eta)
@@ -65,7 +64,7 @@ def plan(options: Mapping[str, Any]) -> Job:
     source = find_source(options["model"], options["model_config"])
     prompts = [text for text in prompts_of(options, load_prompts) for _ in range(options["count"])]
     negative, config = negative_of(options)
-    known, device = defaults(options["model"]), best_device(options["device"])
+    known, device = defaults(options["model"], source), best_device(options["device"])
     return Job(
         source=source,
         prompts=prompts,
@@ -79,7 +78,7 @@ def plan(options: Mapping[str, Any]) -> Job:
             batch_size=options["batch_size"] or 8,
         ),
         negative=negative,
-        dtype=dtype_of(options["dtype"], device),
+        dtype=dtype_of(options["dtype"], device, known.dtype),
         eta=None if options["eta"] is None else find_npo_file(options["eta"]),
         device=device,
     )
@@ -91,7 +90,7 @@ def sample(job: Job, output: str | Path) -> int:
     return draw_into(pipe, job, output)
 
 
-def draw_into(pipe: StableDiffusionPipeline, job: Job, output: str | Path) -> int:
+def draw_into(pipe: Any, job: Job, output: str | Path) -> int:
     """As `sample`, on a pipeline that is loaded already."""
     attached = job.negative.attach(pipe) if job.negative else nullcontext()
     with attached, SampleFolder(output, records(job, pipe)) as folder:
@@ -106,9 +105,7 @@ def draw_into(pipe: StableDiffusionPipeline, job: Job, output: str | Path) -> in
 
 
 @torch.no_grad()
-def draw(
-    pipe: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], settings: Settings
-) -> Iterator[tuple[int, Image]]:
+def draw(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Iterator[tuple[int, Image]]:
     """Index and picture, in order. The pipeline is called as it is, a batch at a time."""
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), settings.batch_size):
@@ -130,7 +127,7 @@ def draw(
             yield start + offset, picture
 
 
-def records(job: Job, pipe: StableDiffusionPipeline) -> list[dict[str, Any]]:
+def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
     """A line of metadata.jsonl a picture: all that is needed to draw it again."""
     shared = {
         "negative_prompt": job.settings.negative_prompt,

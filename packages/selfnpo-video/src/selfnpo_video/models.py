@@ -25,6 +25,7 @@ class KnownVideoModel(KnownModel):
 
 def _cogvideox(name: str, hub_id: str, about: str, parameters: int, **changes: Any) -> KnownVideoModel:
     usual: dict[str, Any] = {
+        "family": "cogvideox",
         "licence": "CogVideoX licence",
         "prediction_type": "v_prediction",
         "dtype": "bf16",
@@ -41,6 +42,7 @@ KNOWN: dict[str, KnownVideoModel] = {
     for model in (
         KnownVideoModel(
             name="demo",
+            family="cogvideox",
             hub_id=None,
             about="ships with the package: clips of one coloured shape in motion, 64×64",
             licence="Apache-2.0",

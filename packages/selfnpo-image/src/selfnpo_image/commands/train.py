@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from selfnpo_core.sources import Source
     from selfnpo_core.training import Recipe
     from selfnpo_core.training.command import Family
-    from selfnpo_image.sd15 import SD15
+    from selfnpo_image.backbone import ImageBackbone
 
 
 @click.command(help="Train negative weights. The result is RUN/npo; --resume goes on from RUN's last checkpoint.")
@@ -40,9 +40,11 @@ def family() -> "Family":
     )
 
 
-def _backbone(source: "Source", recipe: "Recipe", dtype: "torch.dtype", device: str) -> "SD15":
-    from selfnpo_image.sd15 import SD15
+def _backbone(source: "Source", recipe: "Recipe", dtype: "torch.dtype", device: str) -> "ImageBackbone":
+    from selfnpo_image.families import backbone_of
+    from selfnpo_image.loading import kind_of
 
     if recipe.frames is not None:
         raise InputError(f"frames is {recipe.frames}, but {source.name} makes pictures: leave it out")
-    return SD15(source, height=recipe.height, width=recipe.width, dtype=dtype, device=device)
+    made = backbone_of(kind_of(source).name)
+    return made(source, height=recipe.height, width=recipe.width, dtype=dtype, device=device)

@@ -17,8 +17,9 @@ from selfnpo_core.worlds.assets import load_judges
 from selfnpo_image.demo import assets, world
 from selfnpo_image.demo.judges import Judge, Oracle
 from selfnpo_image.demo.recipe import KIND, PRESETS
+from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import find_source
-from selfnpo_image.sd15 import SD15, load_pipeline
+from selfnpo_image.sd15 import SD15
 
 STEPS = 10
 

@@ -1,0 +1,267 @@
+"""What all families of image models share, as the training engine sees them; each is a subclass in a file of its own.
+
+Text encoders, tokenizers and VAE are in memory only while prompts are embedded and while samples are drawn.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.loading import best_device
+from selfnpo_core.schedule import NoiseSchedule
+from selfnpo_core.sources import Source
+from selfnpo_core.training.hashing import weights_hash
+from selfnpo_image.families import Kind, check_scheduler
+from selfnpo_image.loading import load_pipeline, local
+from selfnpo_image.models import find_source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from selfnpo_core.training.backbone import Negative
+
+log = logging.getLogger(__name__)
+EMBED_BATCH = 32
+
+
+class ImageBackbone:
+    """A model as the training engine sees it (`selfnpo_core.training.backbone.Backbone`).
+
+    height, width: of the pictures, in pixels; None is what the model was made for.
+    """
+
+    kind: ClassVar[Kind]
+    lora_targets: Mapping[str, Sequence[str] | str]
+
+    def __init__(
+        self,
+        model: Source | str,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "auto",
+    ):
+        source = find_source(model) if isinstance(model, str) else model
+        self.name, self.dtype = source.name, dtype
+        self.device = best_device(device) if isinstance(device, str) else device
+        self._source = local(source, self.kind)
+        pipe = load_pipeline(self._source, kind=self.kind)
+        denoiser = getattr(pipe, self.kind.denoiser)
+        self.base_hash = weights_hash(denoiser)
+        if dtype != torch.float32:
+            for part in self.kind.parts:
+                if (module := getattr(pipe, part)) is not None:
+                    module.to(dtype)
+        self.denoiser: nn.Module = denoiser.requires_grad_(False).eval()
+        self.prediction_type = check_scheduler(pipe.scheduler, self.kind, self.name)
+        self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
+        self.latent_shape: tuple[int, ...] = self._latent_shape(pipe, height, width)
+        rows, columns = (n * pipe.vae_scale_factor for n in self.latent_shape[1:])
+        self.size = rows, columns
+        self.bytes_per_prompt = self._numbers_per_prompt(pipe) * dtype.itemsize
+        setattr(pipe, self.kind.denoiser, None)
+        self._rest: Any = pipe
+        self._table: tuple[Tensor, ...] = ()
+
+    @property
+    def family(self) -> str:
+        return self.kind.name
+
+    @property
+    def text_encoder_on_device(self) -> bool:
+        return self._rest is not None
+
+    @property
+    def vae_on_device(self) -> bool:
+        return self._rest is not None
+
+    @abstractmethod
+    def _encode(self, pipe: Any, texts: Sequence[str]) -> tuple[Tensor, ...]:
+        """What the denoiser is told of each text: tensors whose first dimension is the texts."""
+
+    @abstractmethod
+    def _encode_null(self, pipe: Any) -> tuple[Tensor, ...]:
+        """The same, one row, of the negative branch of a stock pipeline without a negative prompt."""
+
+    @abstractmethod
+    def _numbers_per_prompt(self, pipe: Any) -> int:
+        """Elements of one text's row over all tensors of `_encode`."""
+
+    @abstractmethod
+    def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
+        """The denoiser's arguments beside x_t and t. rows: of `_encode`, in the network's dtype."""
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> None:
+        """Table of what the prompts say, the null prompt's row last; then drop what made it."""
+        pipe = self._pipeline()
+        pipe.register_modules(**{self.kind.denoiser: self.denoiser})  # some pipelines ask it for the text's width
+        for name in self.kind.text_encoders:
+            if (encoder := getattr(pipe, name)) is not None:
+                encoder.to(self.device)
+        self._say_what_is_cut(pipe, prompts)
+        parts = []
+        with tqdm(total=len(prompts), desc="embed prompts", unit="prompt", disable=len(prompts) <= EMBED_BATCH) as bar:
+            for start in range(0, len(prompts), EMBED_BATCH):
+                batch = list(prompts[start : start + EMBED_BATCH])
+                parts.append(self._encode(pipe, batch))
+                bar.update(len(batch))
+        parts.append(self._encode_null(pipe))
+        self._table = tuple(torch.cat(column).to(self.dtype) for column in zip(*parts, strict=True))
+        setattr(pipe, self.kind.denoiser, None)
+        self._release()
+
+    def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
+        """The network's raw output at x_t: (B, C, H, W), t: (B,), prompt: (B,) rows of the table."""
+        assert self._table, "embed() comes before predict()"
+        self._table = tuple(tensor.to(x_t.device) for tensor in self._table)
+        dtype = next(p.dtype for name, p in self.denoiser.named_parameters() if ".lora_" not in name)
+        rows = tuple(tensor[prompt.to(x_t.device)].to(dtype) for tensor in self._table)
+        output: Tensor = self._call(x_t.to(dtype), t, self._told(rows))
+        return output
+
+    def _call(self, x_t: Tensor, t: Tensor, told: dict[str, Any]) -> Tensor:
+        return cast(Tensor, self.denoiser(x_t, t, **told, return_dict=False)[0])
+
+    def use_attention(self, name: str, amp: torch.dtype | None = None) -> None:
+        """ "auto" leaves diffusers' choice; "sdpa", "eager", or "xformers" on CUDA."""
+        if name == "auto":
+            return
+        processors = {"sdpa": AttnProcessor2_0, "eager": AttnProcessor}
+        network: Any = self.denoiser
+        if name in processors:
+            network.set_attn_processor(processors[name]())
+        elif name == "xformers":
+            self._use_xformers()
+        else:
+            raise InputError(f"attention '{name}' is unknown for {self.family}: use auto, sdpa, eager or xformers")
+
+    def draw_samples(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: Negative,
+    ) -> Sequence[Image]:
+        """One picture a prompt by the stock pipeline, with the negative weights on its negative branch."""
+        from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
+        from selfnpo_image.sampling import Settings, draw
+
+        device = next(self.denoiser.parameters()).device
+        pipe = self._pipeline()
+        for part in (*self.kind.text_encoders, "vae"):
+            if (module := getattr(pipe, part)) is not None:
+                module.to(device)
+        pipe.register_modules(**{self.kind.denoiser: self.denoiser})
+        height, width = self.size
+        settings = Settings(
+            guidance_scale=guidance_scale, steps=steps, height=height, width=width, batch_size=len(prompts)
+        )
+        try:
+            if negative is None:
+                attached: Any = nullcontext()
+            elif isinstance(negative, str):
+                attached = NegativeAdapters.attach(pipe, {negative: 1.0})
+            else:
+                attached = NegativeDelta.attach(pipe, negative)
+            with attached:
+                return [picture for _, picture in draw(pipe, prompts, seeds, settings)]
+        finally:
+            setattr(pipe, self.kind.denoiser, None)
+            self._release()
+
+    def save_lora(self, directory: Path, adapter: str) -> None:
+        """By the stock saver. Raw PEFT keys: the converter to diffusers' own loses the layers outside attention."""
+        save_lora(self.kind, self.denoiser, directory, adapter)
+
+    def load_lora(self, file: Path, name: str) -> None:
+        """Load a LoRA file, in any naming that diffusers reads, as an adapter of the network."""
+        made: Any = self.kind.pipeline
+        network: Any = self.denoiser
+        blocks = {"unet_config": network.config} if self.kind.denoiser == "unet" else {}  # for names by block number
+        state, *alphas, metadata = made.lora_state_dict(
+            file.parent, weight_name=file.name, return_lora_metadata=True, **blocks
+        )
+        load = getattr(made, f"load_lora_into_{self.kind.denoiser}")
+        options = {self.kind.denoiser: network, **({"network_alphas": alphas[0]} if alphas else {})}
+        load(state, adapter_name=name, metadata=metadata, **options)
+
+    def _pipeline(self) -> Any:
+        """The pipeline without its denoiser: what is held, or read anew."""
+        if self._rest is None:
+            denoiser = {self.kind.denoiser: self.denoiser}
+            pipe = load_pipeline(self._source, kind=self.kind, dtype=self.dtype, **denoiser)
+            setattr(pipe, self.kind.denoiser, None)
+            self._rest = pipe
+        return self._rest
+
+    def _release(self) -> None:
+        self._rest = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _latent_shape(self, pipe: DiffusionPipeline, height: int | None, width: int | None) -> tuple[int, ...]:
+        """(channels, height, width) for pictures of this size in pixels."""
+        network: Any = getattr(pipe, self.kind.denoiser)
+        size, factor = network.config.sample_size, cast(Any, pipe).vae_scale_factor
+        own = (size, size) if isinstance(size, int) else size
+        step = factor * self.kind.granularity(network.config)
+        if wrong := [n for n in (height, width) if n is not None and n % step]:
+            near = max(step, round(wrong[0] / step) * step)
+            raise InputError(
+                f"a height or width of {wrong[0]} is not possible: use multiples of {step}, such as {near}"
+            )
+        rows, columns = (given // factor if given else n for given, n in zip((height, width), own, strict=True))
+        return network.config.in_channels, rows, columns
+
+    def _say_what_is_cut(self, pipe: Any, prompts: Sequence[str]) -> None:
+        """CLIP reads a fixed number of tokens and no more."""
+        limit = pipe.tokenizer.model_max_length
+        cut = sum(len(tokens) > limit for tokens in pipe.tokenizer(list(prompts)).input_ids) if prompts else 0
+        if cut:
+            log.warning("%d of %d prompts are longer than %d tokens: the rest of them is cut", cut, len(prompts), limit)
+
+    def _use_xformers(self) -> None:
+        """Probed with a real call: an installed xformers may lack kernels for this GPU."""
+        problem = "there is no CUDA GPU" if self.device.type != "cuda" else ""
+        if not problem:
+            try:
+                import xformers.ops
+
+                q = torch.zeros((1, 16, 1, 64), device=self.device, dtype=torch.float16)
+                xformers.ops.memory_efficient_attention(q, q, q)
+            except Exception as error:
+                problem = " ".join(str(error).split())[:120]
+        if problem:
+            raise InputError(f"attention xformers cannot run here ({problem}): use attention=sdpa")
+        cast(Any, self.denoiser).enable_xformers_memory_efficient_attention()
+
+
+def save_lora(kind: Kind, network: Any, directory: Path, adapter: str) -> None:
+    """directory/pytorch_lora_weights.safetensors in float32, with the metadata that keeps alpha ≠ rank on reload."""
+    layers = get_peft_model_state_dict(network, adapter_name=adapter)
+    made: Any = kind.pipeline
+    made.save_lora_weights(
+        directory,
+        safe_serialization=True,
+        **{
+            f"{kind.denoiser}_lora_layers": {name: t.float().contiguous().cpu() for name, t in layers.items()},
+            f"{kind.denoiser}_lora_adapter_metadata": network.peft_config[adapter].to_dict(),
+        },
+    )

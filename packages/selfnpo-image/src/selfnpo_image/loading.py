@@ -1,0 +1,114 @@
+"""From what a user calls a model to a stock pipeline on the CPU.
+
+Weights are safetensors only, no remote code is run, and no safety checker is loaded.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from transformers import CLIPTokenizer
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.loading import one_line_errors, quiet
+from selfnpo_core.sources import Source
+from selfnpo_image.families import (
+    Kind,
+    check_network,
+    check_scheduler,
+    kind_of_file,
+    kind_of_folder,
+    kind_of_index,
+    read_config,
+)
+from selfnpo_image.models import find_source
+from selfnpo_image.single_file import prepared, tensor_shapes
+
+SMALLEST_VOCABULARY = 512
+"""CLIP's tokenizer knows every byte, at a word's end and before it. One that was loaded without files is empty."""
+
+
+def load_pipeline(
+    model: Source | str, *, kind: Kind | None = None, dtype: torch.dtype = torch.float32, **components: Any
+) -> Any:
+    """The stock pipeline of a model, on the CPU. Components that are given (`unet=…`) are not read from disk.
+
+    kind: raise unless the model is of this family. Raises `InputError` for what cannot be found, is of no family that
+    is known, or has pickled weights only.
+    """
+    source = local(find_source(model) if isinstance(model, str) else model, kind)
+    kind = kind_of(source)
+    made: Any = kind.pipeline
+    with quiet(), one_line_errors(source):
+        if source.kind == "file":
+            with prepared(source, kind) as settings:
+                given = {**kind.left_out, **settings, **components}
+                pipe = made.from_single_file(source.location, torch_dtype=dtype, **given)
+        else:
+            pipe = made.from_pretrained(
+                source.location,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                variant=_variant(Path(source.location), kind),
+                **{**kind.left_out, **_missing(Path(source.location), kind), **components},
+            )
+    _check_whole(pipe, source, kind)
+    check_scheduler(pipe.scheduler, kind, source.name)
+    pipe.register_to_config(_name_or_path=source.name)
+    return pipe
+
+
+def kind_of(source: Source) -> Kind:
+    """The family of a model. Of one on the hub only its index is fetched."""
+    if source.kind == "file":
+        return kind_of_file(tensor_shapes(Path(source.location)), source.name)
+    if source.kind == "folder":
+        return kind_of_folder(Path(source.location), source.name)
+    with quiet(), one_line_errors(source):
+        index = hf_hub_download(source.location, "model_index.json")
+    return kind_of_index(read_config(Path(index), source.name), source.name)
+
+
+def local(source: Source, kind: Kind | None = None) -> Source:
+    """The same model on this disk, checked: a hub id is fetched, into the hub's own cache."""
+    found = kind_of(source)
+    if kind is not None and found.name != kind.name:
+        raise kind.wrong(source.name, f"an {found.title} model")
+    if source.kind != "hub":
+        return source
+    with quiet(), one_line_errors(source):
+        config = hf_hub_download(source.location, f"{found.denoiser}/config.json")
+        check_network(found, read_config(Path(config), source.name), source.name)
+        folder = found.pipeline.download(source.location, use_safetensors=True, **found.left_out)
+    source = replace(source, kind="folder", location=str(folder))
+    kind_of(source)
+    return source
+
+
+def _variant(folder: Path, kind: Kind) -> str | None:
+    """ "fp16" where a folder has only such files."""
+    plain, half = (
+        list((folder / kind.denoiser).glob(f"diffusion_pytorch_model{infix}*.safetensors")) for infix in ("", ".fp16")
+    )
+    return "fp16" if half and len(plain) == len(half) else None
+
+
+def _missing(folder: Path, kind: Kind) -> dict[str, None]:
+    """Optional text encoders that the model comes without, and their tokenizers."""
+    gone = [part for part in kind.optional if not (folder / part).is_dir()]
+    return dict.fromkeys([*gone, *(part.replace("text_encoder", "tokenizer") for part in gone)])
+
+
+def _check_whole(pipe: Any, source: Source, kind: Kind) -> None:
+    for part in kind.parts:
+        module = getattr(pipe, part)
+        if module is None and part in kind.optional:
+            continue
+        if module is None or any(tensor.is_meta for tensor in module.parameters()):
+            raise InputError(f"model {source.name} lacks weights of its {part}: get the whole checkpoint")
+    for part in kind.text_encoders:
+        tokenizer = getattr(pipe, name := part.replace("text_encoder", "tokenizer"))
+        if isinstance(tokenizer, CLIPTokenizer) and len(tokenizer) < SMALLEST_VOCABULARY:
+            raise InputError(f"model {source.name} lacks its {name}'s files: get the whole model")

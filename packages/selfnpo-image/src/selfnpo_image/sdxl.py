@@ -1,0 +1,62 @@
+"""The SDXL family (2307.01952): any `StableDiffusionXLPipeline` base model.
+
+Its UNet is told, beside the tokens of two text encoders, the pooled text and six numbers of the picture: its original
+size, its crop's corner and its target size. As in the stock pipeline they are those of an uncropped picture of the size
+asked for. The refiner, which is told an aesthetic score in their place, is another model.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from selfnpo_image import recipes
+from selfnpo_image.backbone import ImageBackbone
+from selfnpo_image.families import Kind, check_unet, halvings
+from selfnpo_image.sd15 import UNET_TARGETS
+from selfnpo_image.single_file import SDXL as SDXL_LAYOUT
+
+
+def _check(kind: Kind, config: Mapping[str, Any], name: str) -> None:
+    check_unet(kind, config, name, ("class_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type"))
+    if config.get("addition_embed_type") != "text_time":
+        raise kind.wrong(name, f"a UNet with addition_embed_type {config.get('addition_embed_type')}")
+
+
+class SDXL(ImageBackbone):
+    """A model of the SDXL family as the training engine sees it."""
+
+    kind = Kind(
+        name="sdxl",
+        title="SDXL",
+        examples="sdxl or juggernaut-xl",
+        pipeline=StableDiffusionXLPipeline,
+        presets=recipes.SDXL,
+        network="UNet2DConditionModel",
+        text_encoders=("text_encoder", "text_encoder_2"),
+        check=_check,
+        granularity=halvings,
+        layout=SDXL_LAYOUT,
+    )
+    lora_targets = UNET_TARGETS
+
+    def _encode(self, pipe: Any, texts: Sequence[str]) -> tuple[Tensor, ...]:
+        tokens, _, pooled, _ = pipe.encode_prompt(list(texts), device=self.device, do_classifier_free_guidance=False)
+        return tokens, pooled
+
+    def _encode_null(self, pipe: Any) -> tuple[Tensor, ...]:
+        """Zeros where the model is configured so, as SDXL itself is, else the empty text."""
+        _, tokens, _, pooled = pipe.encode_prompt("", device=self.device, do_classifier_free_guidance=True)
+        return tokens, pooled
+
+    def _numbers_per_prompt(self, pipe: Any) -> int:
+        widths = [encoder.config.hidden_size for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
+        return int(pipe.tokenizer.model_max_length * sum(widths) + pipe.text_encoder_2.config.projection_dim)
+
+    def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
+        tokens, pooled = rows
+        ids = torch.tensor([*self.size, 0, 0, *self.size], dtype=tokens.dtype, device=tokens.device)
+        added = {"text_embeds": pooled, "time_ids": ids.expand(len(tokens), -1)}
+        return {"encoder_hidden_states": tokens, "added_cond_kwargs": added}

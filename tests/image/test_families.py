@@ -1,0 +1,242 @@
+"""SDXL and SD3 on tiny models: the backbone against the stock pipeline, and the commands from `train` to `--resume`."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from accelerate import init_empty_weights
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from peft import LoraConfig
+from PIL import ImageChops
+from safetensors.torch import load_file
+from tests.image.conftest import QUICK, Command
+from tests.tiny import PIPELINES
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.guidance import NULL
+from selfnpo_core.training.backbone import Backbone
+from selfnpo_core.training.hashing import weights_hash
+from selfnpo_image import single_file as single
+from selfnpo_image.backbone import ImageBackbone
+from selfnpo_image.families import backbone_of
+from selfnpo_image.loading import load_pipeline
+from selfnpo_image.models import KNOWN, defaults, find_source
+from selfnpo_image.recipes import presets_for
+from selfnpo_image.sd15 import SD15
+from selfnpo_image.sdxl import SDXL
+
+PROMPTS = ["a red fox", "a very small boat on a very large lake"]
+FAMILIES = ["sdxl", "sd3"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / family
+    PIPELINES[family]().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def backbone(family: str, model: Path) -> ImageBackbone:
+    made = backbone_of(family)(str(model), device="cpu")
+    made.embed(PROMPTS)
+    return made
+
+
+def stock(model: Path) -> Any:
+    pipe = load_pipeline(str(model))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_it_is_a_backbone(backbone: ImageBackbone, family: str, model: Path) -> None:
+    assert isinstance(backbone, Backbone)
+    assert backbone.family == family
+    assert backbone.prediction_type == {"sdxl": "epsilon", "sd3": "flow"}[family]
+    assert backbone.base_hash == weights_hash(getattr(stock(model), backbone.kind.denoiser))
+    assert backbone.bytes_per_prompt == sum(part[0].numel() * part.element_size() for part in backbone._table)
+    assert not backbone.text_encoder_on_device
+
+
+def test_predict_is_what_the_stock_pipeline_asks(backbone: ImageBackbone, model: Path) -> None:
+    """Both branches of a guided step, caught on their way into the network."""
+    pipe, caught = stock(model), []
+    network = getattr(pipe, backbone.kind.denoiser)
+    forward = network.forward
+
+    def catch(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        x_t, t = kwargs.get("hidden_states", args[0] if args else None), kwargs.get("timestep", args[-1] if args else 0)
+        caught.append((x_t, t, output[0]))
+        return output
+
+    network.forward = catch
+    height, width = backbone.size
+    pipe(PROMPTS[1], num_inference_steps=2, guidance_scale=3.0, height=height, width=width, output_type="latent")
+    for x_t, t, wanted in caught:
+        with torch.no_grad():
+            given = backbone.predict(x_t, torch.as_tensor(t).expand(2).clone(), torch.tensor([NULL, 1]))
+        torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_drawn_samples_are_the_stock_pipelines(backbone: ImageBackbone, model: Path) -> None:
+    seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    height, width = backbone.size
+    call: dict[str, Any] = {"guidance_scale": 4.0, "height": height, "width": width}
+    wanted = stock(model)(PROMPTS, num_inference_steps=3, generator=seeds, **call).images
+    drawn = backbone.draw_samples(PROMPTS, [3, 4], guidance_scale=4.0, steps=3, negative=None)
+    for a, b in zip(drawn, wanted, strict=True):
+        assert ImageChops.difference(a, b).getbbox() is None
+
+
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_a_lora_comes_back_whole(backbone: ImageBackbone, model: Path, tmp_path: Path, targets: str) -> None:
+    network: Any = backbone.denoiser
+    network.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=backbone.lora_targets[targets]), "npo")
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    x_t, t, prompt = torch.randn(2, *backbone.latent_shape), torch.tensor([100.0, 900.0]), torch.tensor([0, NULL])
+    with torch.no_grad():
+        wanted = backbone.predict(x_t, t, prompt)
+    backbone.save_lora(tmp_path, "npo")
+    other = type(backbone)(str(model), device="cpu")
+    other.embed(PROMPTS)
+    with torch.no_grad():
+        plain = other.predict(x_t, t, prompt)
+        other.load_lora(tmp_path / "pytorch_lora_weights.safetensors", "npo")
+        torch.testing.assert_close(other.predict(x_t, t, prompt), wanted, atol=1e-5, rtol=1e-4)
+    assert (plain - wanted).norm() > 1e-2 * wanted.norm()
+    pipe = stock(model)
+    pipe.load_lora_weights(tmp_path, adapter_name="npo")
+    loaded = getattr(pipe, backbone.kind.denoiser).state_dict()
+    saved = {name: tensor for name, tensor in network.state_dict().items() if "lora_" in name}
+    assert saved
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+
+
+def test_the_commands(
+    family: str,
+    model: Path,
+    prompts_file: Path,
+    tmp_path: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """train → the same in two parts with --resume → inspect → sample → compare."""
+    hot = (*QUICK, "learning_rate=0.3", "max_drift=100", "rank=4", "mixed_precision=no")
+    sets = [word for item in hot for word in ("--set", item)]
+    words = ("--model", model, "--prompts", prompts_file, *sets)
+    runs = tmp_path / "whole", tmp_path / "parts"
+    assert command("train", *words, "--output", runs[0], "--set", "steps=2") == 0
+    assert command("train", *words, "--output", runs[1], "--set", "steps=1") == 0
+    assert command("train", "--resume", "--output", runs[1], "--set", "steps=2") == 0
+    one, two = (load_file(run / "npo" / "pytorch_lora_weights.safetensors") for run in runs)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert json.loads((runs[0] / "npo" / "npo_config.json").read_text())["family"] == family
+    capsys.readouterr()
+    assert command("inspect", runs[0], "--model", model, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["strength"]["overall"] > 1e-3
+    words = ("--model", model, "--prompt", "a red fox", "--steps", 2, "--device", "cpu", "--guidance-scale", 5)
+    words += ("--height", 32, "--width", 32)
+    assert command("sample", *words, "--output", tmp_path / "plain") == 0
+    assert command("compare", *words, "--npo", runs[0], "--output", tmp_path / "both") == 0
+    arms = [tmp_path / "plain", tmp_path / "both" / "without", tmp_path / "both" / "with"]
+    plain, without, with_npo = (np.asarray(PIL.Image.open(arm / "00000-0.png")) for arm in arms)
+    assert (plain == without).all()
+    assert (plain != with_npo).any()
+
+
+def test_another_familys_negative_weights_are_refused(
+    folder: Path,
+    finished_run: Path,
+    family: str,
+    model: Path,
+    tmp_path: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("--model", model, "--npo", finished_run, "--prompt", "a", "--steps", 1, "--output", tmp_path / "out")
+    assert command("sample", *words) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert len(error) == 1
+    assert "was made for sd15 base" in error[0]
+    with pytest.raises(InputError, match=r"an? SD\S+ model, not of the SD1.5 family"):
+        SD15(str(model))
+
+
+def test_the_empty_text_where_the_model_says_so(tmp_path: Path) -> None:
+    """SDXL's null prompt is zeros, that of some of its fine-tunes the empty text."""
+    PIPELINES["sdxl"]().save_pretrained(tmp_path / "xl")
+    file = tmp_path / "xl" / "model_index.json"
+    nulls = []
+    for zeros in (True, False):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "force_zeros_for_empty_prompt": zeros}))
+        backbone = SDXL(str(tmp_path / "xl"), device="cpu")
+        backbone.embed(["a cat"])
+        nulls.append([part[NULL] for part in backbone._table])
+    assert not any(part.any() for part in nulls[0])
+    assert all(part.any() for part in nulls[1])
+
+
+def test_the_size_is_told(tmp_path: Path) -> None:
+    """The UNet hears of the size of the pictures that it is trained on."""
+    PIPELINES["sdxl"]().save_pretrained(tmp_path / "xl")
+    backbone = SDXL(str(tmp_path / "xl"), height=64, width=40, device="cpu")
+    backbone.embed([])
+    assert backbone.latent_shape == (4, 32, 20)
+    told = backbone._told(tuple(part[:1] for part in backbone._table))
+    assert told["added_cond_kwargs"]["time_ids"].tolist() == [[64, 40, 0, 0, 64, 40]]
+    with pytest.raises(InputError, match="multiples of 4"):
+        SDXL(str(tmp_path / "xl"), height=63, device="cpu")
+
+
+def test_refiners_and_models_without_t5(tmp_path: Path) -> None:
+    PIPELINES["sdxl"]().save_pretrained(tmp_path / "xl")
+    file = tmp_path / "xl" / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "addition_embed_type": None}))
+    with pytest.raises(InputError, match="addition_embed_type None, not of the SDXL family"):
+        load_pipeline(str(tmp_path / "xl"))
+    pipe = PIPELINES["sd3"]()
+    pipe.text_encoder_3 = pipe.tokenizer_3 = None
+    pipe.save_pretrained(tmp_path / "small")
+    backbone = backbone_of("sd3")(str(tmp_path / "small"), device="cpu")
+    backbone.embed(PROMPTS)
+    assert backbone._table[0].shape[0] == len(PROMPTS) + 1
+    shutil.rmtree(tmp_path / "small" / "text_encoder_2")
+    with pytest.raises(InputError, match="no weights in text_encoder_2"):
+        load_pipeline(str(tmp_path / "small"))
+
+
+def test_the_known_names_have_the_published_sizes() -> None:
+    """SDXL's UNet has 2.6 billion parameters (2307.01952); SD3.5's transformers 2.2 and 8.1, from their own configs."""
+    sd3 = {"sample_size": 128, "joint_attention_dim": 4096, "pooled_projection_dim": 2048, "qk_norm": "rms_norm"}
+    medium = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 384}
+    large = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192}
+    with init_empty_weights():
+        networks = {
+            "sdxl": UNet2DConditionModel.from_config(single.configs_for(single.SDXL, {})["unet/config.json"]),
+            "sd3.5-medium": SD3Transformer2DModel(**sd3, **medium, dual_attention_layers=tuple(range(13))),
+            "sd3.5-large": SD3Transformer2DModel(**sd3, **large),
+        }
+    for name, network in networks.items():
+        assert KNOWN[name].parameters == sum(p.numel() for p in network.parameters()), name
+
+
+def test_presets_and_defaults_follow_the_family(model: Path, family: str) -> None:
+    assert presets_for(str(model)) is backbone_of(family).kind.presets
+    assert presets_for("juggernaut-xl") is SDXL.kind.presets
+    assert defaults(str(model), find_source(str(model))).family == family
+    assert SDXL.kind.presets["full"]["teacher_guidance"] == -5.0
