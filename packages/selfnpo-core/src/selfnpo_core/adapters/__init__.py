@@ -1,11 +1,13 @@
 """Negative weights on stock diffusers pipelines: the call stays as it is, only the negative branch changes.
 
 `NegativeAdapters` adds LoRAs to the negative rows of the batch, in one forward; `NegativeDelta` runs the negative rows
-through other full weights, in a second forward; `attach_npo` does the one or the other with what training wrote.
+through other full weights, in a second forward; `NegativeLayers` does the same in one, layer by layer, from fewer bits;
+`attach_npo` does one of them with what training wrote.
 """
 
 from selfnpo_core.adapters.attach import attach_npo
 from selfnpo_core.adapters.delta import NegativeDelta
+from selfnpo_core.adapters.layers import NegativeLayers
 from selfnpo_core.adapters.rows import NegativeAdapters
 
-__all__ = ["NegativeAdapters", "NegativeDelta", "attach_npo"]
+__all__ = ["NegativeAdapters", "NegativeDelta", "NegativeLayers", "attach_npo"]

@@ -48,7 +48,7 @@ class NegativeDelta:
 
         Raises `InputError` for names or shapes that the denoiser has not, and for what `NegativeAdapters` refuses.
         """
-        return cls(pipe, delta if isinstance(delta, Mapping) else _load(Path(delta)), beta, condition)
+        return cls(pipe, delta if isinstance(delta, Mapping) else load_delta(Path(delta)), beta, condition)
 
     def __init__(self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition) -> None:
         self._delta, self._beta = dict(delta), strength(beta, "beta")
@@ -62,7 +62,7 @@ class NegativeDelta:
         with ExitStack() as undo:
             self._branches.watch(undo)
             split = torch.compiler.disable(self._split)
-            if _is_compiled_in_place(self._called):  # outside of the compiled graph
+            if is_compiled_in_place(self._called):  # outside of the compiled graph
                 self._run = self._called._compiled_call_impl
                 replace(undo, self._called, "_compiled_call_impl", split)
                 self._in_place = lambda: self._called._compiled_call_impl is split
@@ -100,8 +100,7 @@ class NegativeDelta:
         if not self._in_place():
             raise InputError("the denoiser's forward was replaced by something else: detach() and attach anew")
         check_not_fused(self._denoiser)
-        # Without LoRA's own name for the layers it wraps.
-        own = {name.replace(".base_layer.", "."): p for name, p in self._denoiser.named_parameters()}
+        own = base_parameters(self._denoiser)
         self._parameters = {name: parameter for name, parameter in own.items() if name in self._delta}
         if any(parameter.is_meta for parameter in self._parameters.values()):
             raise InputError("weights offloaded layer by layer cannot be exchanged: use enable_model_cpu_offload()")
@@ -139,14 +138,24 @@ class NegativeDelta:
         return _join(first, second) if negative.start == 0 else _join(second, first)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def load_delta(path: Path) -> dict[str, Tensor]:
+    """A .safetensors file of weight differences."""
     try:
         return load_file(path)
     except (FileNotFoundError, IsADirectoryError, SafetensorError) as error:
         raise InputError(f"'{path}' is no readable .safetensors file of weight differences ({error})") from error
 
 
-def _is_compiled_in_place(denoiser: nn.Module) -> bool:
+def base_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """By name, without LoRA's own name for the layers that it wraps."""
+    return {name.replace(".base_layer.", "."): p for name, p in denoiser.named_parameters()}
+
+
+def is_compiled(denoiser: nn.Module) -> bool:
+    return bare(denoiser) is not denoiser or is_compiled_in_place(denoiser)
+
+
+def is_compiled_in_place(denoiser: nn.Module) -> bool:
     """Whether `denoiser.compile()` was called, rather than `torch.compile(denoiser)`."""
     return bare(denoiser) is denoiser and getattr(denoiser, "_compiled_call_impl", None) is not None
 

@@ -1,0 +1,210 @@
+"""Full-weight negative offsets in one forward: θ_neg = θ + β·δ layer by layer, on the negative rows only.
+
+Where `NegativeDelta` keeps a second copy of the weights and runs the denoiser twice, here each layer computes its
+positive rows with θ and its negative rows with θ + β·δ, made when the layer runs and dropped again, from a δ of 8 or 16
+bits. There are as many multiplications as in plain guidance; what it costs is making the weights, at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from selfnpo_core.adapters.branches import (
+    Branches,
+    Condition,
+    batch_of,
+    check_not_fused,
+    forward_of,
+    replace_forward,
+    strength,
+)
+from selfnpo_core.adapters.delta import base_parameters, is_compiled, load_delta
+from selfnpo_core.errors import InputError
+from selfnpo_core.negative import compose
+
+Store = Literal["exact", "bf16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A tensor in fewer bits. values: of its shape; scale: float32, one for each row of dimension 0, or None."""
+
+    values: Tensor
+    scale: Tensor | None
+
+    @classmethod
+    def of(cls, tensor: Tensor, store: Store) -> Stored:
+        """int8 is symmetric, a scale for each output channel; vectors (biases, norms) are too few to be worth it."""
+        if store == "exact":
+            return cls(values=tensor, scale=None)
+        if store == "bf16" or tensor.ndim < 2:
+            return cls(values=tensor.to(torch.bfloat16), scale=None)
+        largest = tensor.float().flatten(1).abs().amax(dim=1)
+        scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = scale.reshape(-1, *(1,) * (tensor.ndim - 1))
+        return cls(values=(tensor.float() / scale).round().to(torch.int8), scale=scale)
+
+    def to(self, device: torch.device) -> Stored:
+        return Stored(values=self.values.to(device), scale=None if self.scale is None else self.scale.to(device))
+
+    def times(self, factor: float, dtype: torch.dtype) -> Tensor:
+        """factor·δ in this dtype."""
+        if self.scale is None:
+            return self.values.to(dtype) * factor
+        return self.values.to(dtype) * (self.scale * factor).to(dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+class NegativeLayers:
+    """A full-weight offset put on a pipeline's negative branch, in one forward. Made by `attach`; a context manager."""
+
+    @classmethod
+    def attach(
+        cls,
+        pipe: Any,
+        delta: Mapping[str, Tensor] | str | Path,
+        *,
+        beta: float = 1.0,
+        condition: Condition = "null",
+        store: Store = "bf16",
+    ) -> NegativeLayers:
+        """Put the offset δ (parameter name → difference, or a .safetensors file of them) on the negative branch.
+
+        store: how δ is kept: "exact" in its own dtype, "bf16", or "int8" (the largest rounding error of an element is
+            1/254 of the largest in its output channel).
+        condition: as for `NegativeAdapters`. LoRAs that are active in the pipeline act on both branches.
+
+        Raises `InputError` as `NegativeDelta` does, for a compiled denoiser, and for parameters that are not a layer's
+        own weights.
+        """
+        return cls(pipe, delta if isinstance(delta, Mapping) else load_delta(Path(delta)), beta, condition, store)
+
+    def __init__(self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition, store: Store) -> None:
+        if store not in get_args(Store):
+            raise InputError(f"store '{store}' is unknown: use {', '.join(get_args(Store))}")
+        self._beta = strength(beta, "beta")
+        self._branches = Branches(pipe, condition, self._check)
+        if len(self._branches.denoisers) > 1:
+            raise InputError(f"a full-weight offset is for one denoiser, not {' and '.join(self._branches.denoisers)}")
+        ((self._name, self._denoiser),) = self._branches.denoisers.items()
+        self._called = getattr(pipe, self._name)
+        if is_compiled(self._called):
+            raise InputError("a compiled denoiser cannot be changed layer by layer: use NegativeDelta (mode 'swap')")
+        self._layers = _layers(self._denoiser, delta, store)
+        self._in_place: list[Callable[[], bool]] = []
+        self._check()
+        with ExitStack() as undo:
+            self._branches.watch(undo)
+            undo.callback(self._denoiser.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+            for layer, stored in self._layers:
+                self._wrap(undo, layer, stored)
+            self._undo = undo.pop_all()
+
+    @property
+    def beta(self) -> float:
+        return self._beta
+
+    @property
+    def nbytes(self) -> int:
+        """What δ takes in memory."""
+        return sum(part.nbytes for _, stored in self._layers for part in stored.values())
+
+    def set_strength(self, beta: float) -> None:
+        """Change β."""
+        self._beta = strength(beta, "beta")
+
+    def detach(self) -> None:
+        """Leave pipeline and weights as they were found."""
+        self._undo.close()
+
+    def __enter__(self) -> NegativeLayers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _check(self) -> None:
+        """At the beginning of every pipeline call."""
+        if getattr(self._branches.pipe, self._name) is not self._called or is_compiled(self._called):
+            raise InputError("the denoiser was compiled or replaced: detach() the negative weights, attach them anew")
+        if not all(test() for test in self._in_place):
+            raise InputError("a layer's forward was replaced by something else: detach() and attach anew")
+        check_not_fused(self._denoiser)
+        for layer, stored in self._layers:
+            for name in stored:
+                if getattr(layer, name).is_meta:
+                    raise InputError("weights offloaded layer by layer cannot be read: use enable_model_cpu_offload()")
+
+    def _enter(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._branches.enter(batch_of(args, kwargs))
+
+    def _wrap(self, undo: ExitStack, layer: nn.Module, stored: dict[str, Stored]) -> None:
+        run = forward_of(layer)
+
+        def split(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            """One layer's forward. x: (rows, …), a row of the batch being one or more of them."""
+            rows = self._branches.rows(x.shape[0])
+            if rows is None or self._beta == 0:
+                return run(x, *args, **kwargs)
+            parts = [slice(0, rows.start), rows, slice(rows.stop, x.shape[0])]
+            done = []
+            for part in parts:
+                if part.start == part.stop:
+                    continue
+                if part is rows:
+                    done.append(self._negative(layer, stored, run, x[part], *args, **kwargs))
+                else:
+                    done.append(run(x[part], *args, **kwargs))
+            return done[0] if len(done) == 1 else torch.cat(done)
+
+        replace_forward(undo, layer, split)
+        self._in_place.append(lambda: forward_of(layer) is split)
+
+    def _negative(self, layer: nn.Module, stored: dict[str, Stored], run: Any, x: Tensor, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
+        """The layer at θ + β·δ. Its parameters point elsewhere for the moment; θ is not written to."""
+        base = {name: getattr(layer, name).data for name in stored}
+        try:
+            for name, tensor in base.items():
+                if stored[name].values.device != tensor.device:
+                    stored[name] = stored[name].to(tensor.device)
+                wide = torch.float32 if tensor.dtype.itemsize <= 4 else tensor.dtype
+                changed = tensor.to(wide) + stored[name].times(self._beta, wide)
+                getattr(layer, name).data = changed.to(tensor.dtype)
+            return run(x, *args, **kwargs)
+        finally:
+            for name, tensor in base.items():
+                getattr(layer, name).data = tensor
+
+
+def _layers(
+    denoiser: nn.Module, delta: Mapping[str, Tensor], store: Store
+) -> list[tuple[nn.Module, dict[str, Stored]]]:
+    """Every layer that δ changes, with its part of δ by the name of its own parameter."""
+    own = base_parameters(denoiser)
+    meta = {name: torch.empty_like(own[name], device="meta") for name in delta if name in own}
+    compose(meta, delta={name: torch.empty_like(d, device="meta") for name, d in delta.items()})
+    modules = {name.replace(".base_layer", ""): module for name, module in denoiser.named_modules()}
+    for name, module in denoiser.named_modules():
+        if name.endswith(".base_layer"):
+            modules[name.removesuffix(".base_layer")] = module
+    found: dict[str, dict[str, Stored]] = {}
+    for name, tensor in delta.items():
+        path, _, parameter = name.rpartition(".")
+        if not path or any(True for _ in modules[path].children()):
+            raise InputError(f"'{name}' is no layer's own weight: use NegativeDelta (mode 'swap')")
+        if bool(tensor.any()):
+            found.setdefault(path, {})[parameter] = Stored.of(tensor, store)
+    return [(modules[path], stored) for path, stored in found.items()]
