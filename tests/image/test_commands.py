@@ -194,5 +194,5 @@ def test_help_needs_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for name in ("models", "train", "sample", "compare", "inspect", "demo"):
+    for name in ("models", "train", "sample", "compare", "inspect", "export", "demo"):
         assert f"  {name} " in result.stdout

@@ -174,6 +174,26 @@ train_options = stack(
 )
 """Options of `train`."""
 
+export_options = stack(
+    click.option(
+        "--npo", metavar="RUN|FILE", required=True, help="Negative weights: a run, its npo folder, or a file."
+    ),
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(["diffusers", "lora", "kohya", "merged", "neon"]),
+        required=True,
+        help="A LoRA for diffusers (lora: made of a full-weight run), for ComfyUI, or a merged denoiser.",
+    ),
+    click.option("--output", metavar="DIR|FILE", required=True, help="Folder; for kohya a .safetensors file."),
+    click.option("--rank", type=int, help="Rank of the LoRA that is made of a full-weight run."),
+    click.option("--beta", type=float, help="θ + β·δ of merged. Default: as the weights recommend."),
+    click.option("--strength", type=float, help="w of neon, θ − w·δ."),
+    click.option("--into", type=click.Choice(["lora", "merged"]), help="What neon writes. Default: as the run is."),
+    model_options,
+)
+"""Options of `export`."""
+
 demo_options = stack(
     click.option(
         "--output", type=click.Path(path_type=Path), help="Folder for everything. Default: a new runs/demo-N."

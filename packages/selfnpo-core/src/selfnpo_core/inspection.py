@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfnpo_core.guidance import NULL
 from selfnpo_core.prediction import Estimate, to_estimate
@@ -81,6 +81,54 @@ def measure_strength(npo: Npo, backbone: "Backbone", *, rows: int = 4, steps: in
     return Strength(overall=math.hypot(*changes) / math.hypot(*sizes), noisiest=ratios[0], cleanest=ratios[-1])
 
 
+@torch.no_grad()
+def effect_errors(
+    backbone: "Backbone",
+    exact: Mapping[str, Tensor],
+    others: Mapping[str, Mapping[str, Tensor]],
+    *,
+    rows: int = 4,
+    steps: int = 10,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How far the effect of each of `others` is from that of the offset `exact` (parameter → δ).
+
+    ‖ε[θ + δ′] − ε[θ + δ]‖ / ‖ε[θ + δ] − ε[θ]‖ over the points of `measure_strength`, at the null prompt. Under negative
+    guidance both differences come with the same factor, 1 − g, so it is also the error of the guided output.
+    """
+    backbone.embed([])
+    device = cast(Any, backbone).device
+    backbone.denoiser.to(device)
+    changes: list[float] = []
+    apart: dict[str, list[float]] = {name: [] for name in others}
+    for step in _unconditional(backbone, device, rows, steps, seed):
+        null = torch.full_like(step.index, NULL)
+
+        def asked(offset: Mapping[str, Tensor], step: Step = step, null: Tensor = null) -> Tensor:
+            with added(backbone.denoiser, offset):
+                return _estimate(backbone, step.x_t, step.t, null).eps
+
+        whole = asked(exact)
+        changes.append(float((whole - step.estimate.eps).norm()))
+        for name, offset in others.items():
+            apart[name].append(float((asked(offset) - whole).norm()))
+    return {name: math.hypot(*errors) / math.hypot(*changes) for name, errors in apart.items()}
+
+
+@contextmanager
+def added(network: nn.Module, offset: Mapping[str, Tensor]) -> Iterator[None]:
+    """The network at θ + δ; θ is put back bit for bit."""
+    parameters = dict(network.named_parameters())
+    before = {name: parameters[name].detach().clone() for name in offset}
+    try:
+        for name, tensor in offset.items():
+            parameters[name].data.add_(tensor.to(parameters[name]))
+        yield
+    finally:
+        for name, tensor in before.items():
+            parameters[name].data.copy_(tensor)
+
+
 def _unconditional(backbone: "Backbone", device: torch.device, rows: int, steps: int, seed: int) -> Iterator[Step]:
     """The places of an unconditional trajectory of `rows` samples."""
     noise = torch.randn((rows, *backbone.latent_shape), generator=torch.Generator().manual_seed(seed))
@@ -110,18 +158,7 @@ def _switch(backbone: "Backbone", npo: Npo) -> Iterator[Any]:
 
         yield lora
         return
-    parameters = dict(network.named_parameters())
-
-    @contextmanager
-    def delta() -> Iterator[None]:
-        before = {name: parameters[name].detach().clone() for name in npo.tensors}
-        for name, tensor in npo.tensors.items():
-            parameters[name].add_(tensor.to(parameters[name]))
-        yield
-        for name, tensor in before.items():
-            parameters[name].copy_(tensor)
-
-    yield delta
+    yield partial(added, network, npo.tensors)
 
 
 def _lora_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

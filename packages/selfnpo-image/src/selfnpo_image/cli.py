@@ -13,6 +13,7 @@ _COMMANDS = {
     "sample": ("selfnpo_image.commands.sample:sample", "Draw pictures, with negative weights or without."),
     "compare": ("selfnpo_image.commands.compare:compare", "The same pictures with and without, side by side."),
     "inspect": ("selfnpo_image.commands.inspect:inspect", "What negative weights are, and how strong."),
+    "export": ("selfnpo_image.commands.export:export", "Negative weights for diffusers, ComfyUI, or merged."),
     "demo": ("selfnpo_image.demo.command:demo", "The whole story on the model that ships with this package."),
 }
 

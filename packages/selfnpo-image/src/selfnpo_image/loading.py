@@ -24,7 +24,7 @@ from selfnpo_image.families import (
     read_config,
 )
 from selfnpo_image.models import find_source
-from selfnpo_image.single_file import prepared, tensor_shapes
+from selfnpo_image.single_file import configs_for, prepared, tensor_shapes
 
 SMALLEST_VOCABULARY = 512
 """CLIP's tokenizer knows every byte, at a word's end and before it. One that was loaded without files is empty."""
@@ -69,6 +69,18 @@ def kind_of(source: Source) -> Kind:
     with quiet(), one_line_errors(source):
         index = hf_hub_download(source.location, "model_index.json")
     return kind_of_index(read_config(Path(index), source.name), source.name)
+
+
+def network_config(source: Source, kind: Kind) -> dict[str, Any]:
+    """The denoiser's configuration; no weights are read."""
+    if source.kind == "file" and source.config is None:
+        assert kind.layout is not None
+        return configs_for(kind.layout, {})["unet/config.json"]
+    place = f"{kind.denoiser}/config.json"
+    if source.kind == "hub":
+        with quiet(), one_line_errors(source):
+            return read_config(Path(hf_hub_download(source.location, place)), source.name)
+    return read_config((source.config or Path(source.location)) / place, source.name)
 
 
 def local(source: Source, kind: Kind | None = None) -> Source:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
@@ -15,9 +15,14 @@ from selfnpo_core.prompts import read_prompts
 from selfnpo_core.sources import Source
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.estimate import dry_run
-from selfnpo_core.training.recipe import Presets, Recipe, build_recipe, resolve_recipe
+from selfnpo_core.training.npo_folder import Npo, load_npo
+from selfnpo_core.training.recipe import Presets, Recipe, Recommended, build_recipe, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
 from selfnpo_core.training.trainer import train
+
+if TYPE_CHECKING:
+    from selfnpo_core.exporting import KohyaFiles
+    from selfnpo_core.offsets import Lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,8 @@ class Family:
     """(source, recipe, dtype of the base, device) → the model, loaded."""
     sketch: Callable[[Source, Recipe, torch.dtype], Backbone | None] | None = None
     """A known model without weights, for --dry-run where it is not on this disk; `None` for one that is not known."""
+    kohya: "Callable[[Lora, Npo, Source, float, float, str], KohyaFiles] | None" = None
+    """(LoRA, negative weights, base, beta, guidance scale, file name) → tensors in kohya's names, and a workflow."""
 
 
 def run_train(family: Family, options: Mapping[str, Any]) -> None:
@@ -85,6 +92,64 @@ def run_inspect(family: Family, path: str, model: str | None, model_config: str 
     else:
         click.echo(_describe(facts))
     return 0 if facts["has_effect"] and facts["finite"] else 1
+
+
+def run_export(family: Family, options: Mapping[str, Any]) -> None:
+    """`export`: negative weights in the forms that other programs read."""
+    from selfnpo_core import exporting
+
+    npo, output, form, rank = load_npo(options["npo"]), Path(options["output"]), options["form"], options["rank"]
+    model = options["model"] or (npo.config.base_model if npo.config else None)
+    recommended = npo.config.recommended if npo.config else Recommended()
+    beta = recommended.beta if options["beta"] is None else options["beta"]
+    _check_export(npo, output, options)
+    if model is None:
+        raise InputError(f"{npo.path} does not say what its base is: give it as --model")
+    source = family.source(model, options["model_config"])
+    backbone = None
+    if npo.kind == "delta" or form in ("merged", "neon"):
+        stored = npo.config.recipe if npo.config else {}
+        size = {key: stored.get(key) for key in ("frames", "height", "width")}
+        backbone = family.backbone(source, build_recipe(size), torch.float32, "auto")
+        exporting.check(npo, backbone)
+    if form in ("diffusers", "lora"):
+        done = exporting.to_diffusers(npo, backbone, output, rank=rank)
+    elif form == "kohya":
+        if family.kohya is None:
+            raise InputError(f"{family.program} has no kohya format, which is for UNets: use --format diffusers")
+        lora, errors = exporting.near_lora(npo, backbone, rank)
+        output = output if output.suffix == ".safetensors" else output.with_name(f"{output.name}.safetensors")
+        scale = sum(recommended.guidance_scale) / 2
+        done = exporting.to_kohya(npo, lora, family.kohya(lora, npo, source, beta, scale, output.name), output)
+        done = exporting.Exported(done.path, errors)
+    elif form == "merged":
+        assert backbone is not None
+        done = exporting.to_merged(npo, backbone, output, beta=beta)
+    else:
+        assert backbone is not None
+        into = options["into"] or ("lora" if npo.kind == "lora" else "merged")
+        strength = options["strength"]
+        done = exporting.to_neon(npo, backbone, output, strength=strength, into=into, rank=rank)
+    click.echo(f"{form} in {done.path}")
+    for what, error in done.errors.items():
+        click.echo(f"relative error, {what:<12} {error:.2%}")
+
+
+def _check_export(npo: Npo, output: Path, options: Mapping[str, Any]) -> None:
+    """What can be known to be wrong before a model is loaded."""
+    form = options["form"]
+    if (options["strength"] is None) == (form == "neon"):
+        raise InputError("--strength is w of --format neon, θ − w·δ: give it there, and only there")
+    if options["into"] is not None and form != "neon":
+        raise InputError("--into is for --format neon: leave it out")
+    if options["beta"] is not None and form not in ("merged", "kohya"):
+        raise InputError("--beta is for --format merged and for kohya's workflow: leave it out")
+    if form == "lora" and npo.kind == "lora":
+        raise InputError(f"{npo.path} is a LoRA already: use --format diffusers or kohya")
+    if options["rank"] is not None and form == "merged":
+        raise InputError("--rank is for making a LoRA: leave it out")
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise InputError(f"output {output} exists already: choose another")
 
 
 def resolve(family: Family, options: Mapping[str, Any]) -> Recipe:

@@ -27,6 +27,7 @@ def train(**options: Any) -> None:
 def family() -> "Family":
     """What the command needs to know of image models."""
     from selfnpo_core.training.command import Family
+    from selfnpo_image import kohya
     from selfnpo_image.models import find_source
     from selfnpo_image.prompts import load_prompts
     from selfnpo_image.recipes import presets_for
@@ -37,6 +38,7 @@ def family() -> "Family":
         source=find_source,
         prompts=load_prompts,
         backbone=_backbone,
+        kohya=kohya.files,
     )
 
 

@@ -1,0 +1,125 @@
+"""A LoRA for ComfyUI, A1111 and whatever else reads kohya's files: its names, and a workflow that uses it rightly.
+
+kohya's trainer has SD1.x in diffusers' layout and SDXL in the layout of its first release, dots made underscores:
+
+    lora_unet_down_blocks_0_attentions_0_proj_in        .lora_down.weight (r, in[, kh, kw])    SD1.5
+    lora_unet_input_blocks_4_1_proj_in                  .lora_up.weight   (out, r[, 1, 1])     SDXL
+                                                        .alpha            (): the scale is alpha/r
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.exporting import KohyaFiles
+from selfnpo_core.offsets import Lora
+from selfnpo_core.sources import Source
+from selfnpo_core.training.npo_folder import Npo
+from selfnpo_image.loading import kind_of, network_config
+
+_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+_RESNET = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def files(lora: Lora, npo: Npo, source: Source, beta: float, guidance_scale: float, name: str) -> KohyaFiles:
+    """What `export --format kohya` writes. Of the base, only its configuration is read."""
+    kind = kind_of(source)
+    if kind.denoiser != "unet":
+        raise InputError(
+            f"model {source.name} is of the {kind.title} family, and kohya's names are for UNets: use diffusers"
+        )
+    unet = network_config(source, kind)
+    checkpoint = f"{source.name.replace('/', '_').removesuffix('.safetensors')}.safetensors"
+    shown = workflow(name, family=kind.name, beta=beta, guidance_scale=guidance_scale, checkpoint=checkpoint)
+    return tensors(lora, kind.name, unet), shown
+
+
+def tensors(lora: Lora, family: str, unet: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The file's tensors, float32. unet: the UNet's configuration, which numbers SDXL's blocks."""
+    result = {}
+    for layer, factors in lora.items():
+        name = "lora_unet_" + (first_release(layer, unet) if family == "sdxl" else layer).replace(".", "_")
+        result[f"{name}.lora_down.weight"] = factors.down.float().contiguous()
+        result[f"{name}.lora_up.weight"] = factors.up.float().contiguous()
+        result[f"{name}.alpha"] = torch.tensor(float(factors.alpha))
+    return result
+
+
+def first_release(layer: str, unet: Mapping[str, Any]) -> str:
+    """A layer of diffusers' UNet by its name in SDXL's first release, which counts all blocks through."""
+    if layer in _ENDS:
+        return _ENDS[layer]
+    kind, _, rest = layer.partition(".")
+    each = int(unet["layers_per_block"]) + 1
+    if kind == "mid_block":
+        part, index, inner = rest.split(".", 2)
+        return f"middle_block.{2 * int(index) if part == 'resnets' else 1}.{_inner(inner)}"
+    if kind not in ("down_blocks", "up_blocks"):
+        raise InputError(f"'{layer}' has no name in kohya's layout: export it as --format diffusers")
+    block, part, index, inner = rest.split(".", 3)
+    i, j = int(block), int(index)
+    if kind == "down_blocks":
+        if part == "downsamplers":
+            return f"input_blocks.{each * (i + 1)}.0.op"
+        return f"input_blocks.{each * i + j + 1}.{int(part == 'attentions')}.{_inner(inner)}"
+    if part == "upsamplers":
+        after = 2 if "CrossAttn" in unet["up_block_types"][i] else 1
+        return f"output_blocks.{each * (i + 1) - 1}.{after}.conv"
+    return f"output_blocks.{each * i + j}.{int(part == 'attentions')}.{_inner(inner)}"
+
+
+def workflow(lora: str, *, family: str, beta: float, guidance_scale: float, checkpoint: str) -> dict[str, Any]:
+    """A ComfyUI workflow (API format) with the LoRA on the negative conditioning only, by ComfyUI's own hook nodes.
+
+    lora, checkpoint: names of files as ComfyUI lists them.
+    """
+    side = 1024 if family == "sdxl" else 512
+    return {
+        "1": _node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "2": _node("CLIPTextEncode", text="a lighthouse on a cliff in a storm", clip=["1", 1]),
+        "3": _node("CLIPTextEncode", text="", clip=["1", 1]),
+        "4": _node("CreateHookLoraModelOnly", lora_name=lora, strength_model=beta),
+        "5": _node(
+            "ConditioningSetProperties", cond_NEW=["3", 0], strength=1.0, set_cond_area="default", hooks=["4", 0]
+        ),
+        "6": _node("EmptyLatentImage", width=side, height=side, batch_size=1),
+        "7": _node(
+            "KSampler",
+            model=["1", 0],
+            positive=["2", 0],
+            negative=["5", 0],
+            latent_image=["6", 0],
+            seed=0,
+            steps=25,
+            cfg=guidance_scale,
+            sampler_name="ddim",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "8": _node("VAEDecode", samples=["7", 0], vae=["1", 2]),
+        "9": _node("SaveImage", images=["8", 0], filename_prefix="self-npo"),
+    }
+
+
+def _node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def _inner(rest: str) -> str:
+    head, dot, tail = rest.partition(".")
+    return _RESNET.get(head, head) + dot + tail
