@@ -104,3 +104,23 @@ def test_what_it_refuses() -> None:
         pipe.unet.conv_in.forward = lambda x: x
         with pytest.raises(InputError, match="forward was replaced"):
             sample("sd15", pipe)
+
+
+def test_a_product_in_the_place_of_each_matrix() -> None:
+    """Its own error is told; of the full rank there is none, and vectors are kept whole."""
+    pipe = sd15()
+    delta = offset(pipe.unet)
+    with NegativeDelta.attach(pipe, delta):
+        expected = sample("sd15", pipe)
+    errors, sizes = [], []
+    for rank in (2, 8, 999):
+        with NegativeLayers.attach(pipe, delta, store=rank) as negative:
+            errors.append(negative.error)
+            sizes.append(negative.nbytes)
+            last = sample("sd15", pipe)
+    assert errors[0] > errors[1] > 0.3
+    assert errors[2] < 1e-3  # vectors, in bf16
+    assert sizes[0] < sizes[1] < sizes[2]
+    torch.testing.assert_close(last, expected, atol=5e-3, rtol=1e-2)
+    with pytest.raises(InputError, match="store '0' is unknown"):
+        NegativeLayers.attach(pipe, delta, store=0)

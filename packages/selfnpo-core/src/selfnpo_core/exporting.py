@@ -17,6 +17,7 @@ from torch import Tensor
 from selfnpo_core import offsets
 from selfnpo_core.errors import InputError
 from selfnpo_core.inspection import added, effect_errors
+from selfnpo_core.negative import relative_error
 from selfnpo_core.offsets import Lora, offset_of, to_lora
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.files import save_tensors, write_json, written_aside
@@ -113,8 +114,8 @@ def near_lora(npo: Npo, backbone: Backbone | None, rank: int | None) -> tuple[Lo
     near = {f"{layer}.weight": factors.product() for layer, factors in lora.items()}
     matrices = {name: tensor for name, tensor in delta.items() if name not in rest}
     errors = {
-        "matrices": offsets.relative_error(matrices, near),
-        "all weights": offsets.relative_error(delta, near),
+        "matrices": relative_error(matrices, near),
+        "all weights": relative_error(delta, near),
     }
     if backbone is not None:
         errors["effect"] = effect_errors(backbone, delta, {"lora": near})["lora"]

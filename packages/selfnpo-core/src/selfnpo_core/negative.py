@@ -3,12 +3,15 @@
     compose   θ_neg = θ + α·η + β·δ    η: offset of a preference-tuned model, δ: the learned negative offset
                                        (Diffusion-NPO; Self-NPO, 2505.11777)
     neon      θ′ = θ − w·δ             one model, extrapolated away from its negative (Neon, 2510.03597)
+    nearest   δ ≈ U_r·S_r·V_rᵀ         of one weight, the nearest of rank r (Eckart and Young): B = U·√S, A = √S·Vᵀ
 
 An offset may name a part of the weights only; a name that the base does not have is an error. Sums are made
 in float32 (float64 where the base is) and returned in the base's dtype.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +19,24 @@ from torch import Tensor
 from selfnpo_core.errors import InputError
 
 Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """A layer's LoRA. down (A): (r, in[, kh, kw]); up (B): (out, r[, 1, 1]); alpha: with it the scale is alpha/r."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def product(self) -> Tensor:
+        """s·B·A: (out, in[, kh, kw]), float32."""
+        flat = self.up.float().flatten(1) @ self.down.float().flatten(1)
+        return (self.alpha / self.rank * flat).reshape(self.up.shape[0], *self.down.shape[1:])
 
 
 def compose(
@@ -47,6 +68,28 @@ def random_like(delta: Weights, generator: torch.Generator) -> dict[str, Tensor]
         noise = noise.to(tensor.device)
         result[name] = (noise * (_norm(tensor) / _norm(noise))).to(tensor.dtype)
     return result
+
+
+def nearest(delta: Tensor, rank: int) -> Factors:
+    """The nearest product of rank ≤ r to one weight's δ."""
+    flat = delta.float().flatten(1)
+    rank = min(rank, *flat.shape)
+    u, s, v = torch.linalg.svd(flat, full_matrices=False)
+    root = s[:rank].sqrt()
+    up, down = u[:, :rank] * root, root[:, None] * v[:rank]
+    tail = (1,) * (delta.ndim - 2)
+    return Factors(
+        down=down.reshape(rank, *delta.shape[1:]).contiguous(),
+        up=up.reshape(len(delta), rank, *tail).contiguous(),
+        alpha=float(rank),
+    )
+
+
+def relative_error(delta: Mapping[str, Tensor], approximation: Mapping[str, Tensor]) -> float:
+    """‖δ − δ′‖/‖δ‖ over all parameters; what the approximation lacks counts as zero."""
+    errors = [float((d.float() - approximation.get(n, torch.zeros(())).float()).norm()) for n, d in delta.items()]
+    size = math.hypot(*(float(d.float().norm()) for d in delta.values()))
+    return math.hypot(*errors) / size
 
 
 def norm(delta: Weights) -> float:

@@ -7,37 +7,18 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.negative import Factors, nearest
 from selfnpo_core.training.npo_folder import Npo
 
 METADATA = "lora_adapter_metadata"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Factors:
-    """A layer's LoRA. down (A): (r, in[, kh, kw]); up (B): (out, r[, 1, 1]); alpha: with it the scale is alpha/r."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    def product(self) -> Tensor:
-        """s·B·A: (out, in[, kh, kw]), float32."""
-        flat = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return (self.alpha / self.rank * flat).reshape(self.up.shape[0], *self.down.shape[1:])
 
 
 Lora = Mapping[str, Factors]
@@ -86,28 +67,6 @@ def to_lora(delta: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Factors],
         elif bool(tensor.any()):
             factors[layer] = nearest(tensor, rank)
     return factors, rest
-
-
-def nearest(delta: Tensor, rank: int) -> Factors:
-    """The nearest product of rank ≤ r to one weight's δ."""
-    flat = delta.float().flatten(1)
-    rank = min(rank, *flat.shape)
-    u, s, v = torch.linalg.svd(flat, full_matrices=False)
-    root = s[:rank].sqrt()
-    up, down = u[:, :rank] * root, root[:, None] * v[:rank]
-    tail = (1,) * (delta.ndim - 2)
-    return Factors(
-        down=down.reshape(rank, *delta.shape[1:]).contiguous(),
-        up=up.reshape(len(delta), rank, *tail).contiguous(),
-        alpha=float(rank),
-    )
-
-
-def relative_error(delta: Mapping[str, Tensor], approximation: Mapping[str, Tensor]) -> float:
-    """‖δ − δ′‖/‖δ‖ over all parameters; what the approximation lacks counts as zero."""
-    errors = [float((d.float() - approximation.get(n, torch.zeros(())).float()).norm()) for n, d in delta.items()]
-    size = math.hypot(*(float(d.float().norm()) for d in delta.values()))
-    return math.hypot(*errors) / size
 
 
 def scaled(lora: Lora, strength: float) -> dict[str, Factors]:

@@ -7,9 +7,10 @@ bits. There are as many multiplications as in plain guidance; what it costs is m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -28,9 +29,10 @@ from selfnpo_core.adapters.branches import (
 )
 from selfnpo_core.adapters.delta import base_parameters, is_compiled, load_delta
 from selfnpo_core.errors import InputError
-from selfnpo_core.negative import compose
+from selfnpo_core.negative import Factors, compose, nearest
 
 Store = Literal["exact", "bf16", "int8"]
+"""How δ is kept, or as a number, the rank of the product that is kept in the place of each matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,38 @@ class Stored:
         return self.values.to(dtype) * (self.scale * factor).to(dtype)
 
     @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
     def nbytes(self) -> int:
         return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """A weight as the nearest product of two factors."""
+
+    factors: Factors
+
+    def to(self, device: torch.device) -> LowRank:
+        own = self.factors
+        return LowRank(factors=replace(own, down=own.down.to(device), up=own.up.to(device)))
+
+    def times(self, factor: float, dtype: torch.dtype) -> Tensor:
+        """factor·δ in this dtype."""
+        return (self.factors.product() * factor).to(dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.factors.up.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.factors.up.nbytes + self.factors.down.nbytes
+
+
+Kept = Stored | LowRank
 
 
 class NegativeLayers:
@@ -77,12 +109,13 @@ class NegativeLayers:
         *,
         beta: float = 1.0,
         condition: Condition = "null",
-        store: Store = "bf16",
+        store: Store | int = "bf16",
     ) -> NegativeLayers:
         """Put the offset δ (parameter name → difference, or a .safetensors file of them) on the negative branch.
 
         store: how δ is kept: "exact" in its own dtype, "bf16", or "int8" (the largest rounding error of an element is
-            1/254 of the largest in its output channel).
+            1/254 of the largest in its output channel). A number: each matrix as the nearest product of that rank,
+            vectors in bf16; `error` says what is lost.
         condition: as for `NegativeAdapters`. LoRAs that are active in the pipeline act on both branches.
 
         Raises `InputError` as `NegativeDelta` does, for a compiled denoiser, and for parameters that are not a layer's
@@ -91,8 +124,8 @@ class NegativeLayers:
         return cls(pipe, delta if isinstance(delta, Mapping) else load_delta(Path(delta)), beta, condition, store)
 
     def __init__(self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition, store: Store) -> None:
-        if store not in get_args(Store):
-            raise InputError(f"store '{store}' is unknown: use {', '.join(get_args(Store))}")
+        if store not in get_args(Store) and (isinstance(store, str) or store < 1):
+            raise InputError(f"store '{store}' is unknown: use {', '.join(get_args(Store))}, or a rank")
         self._beta = strength(beta, "beta")
         self._branches = Branches(pipe, condition, self._check)
         if len(self._branches.denoisers) > 1:
@@ -101,7 +134,7 @@ class NegativeLayers:
         self._called = getattr(pipe, self._name)
         if is_compiled(self._called):
             raise InputError("a compiled denoiser cannot be changed layer by layer: use NegativeDelta (mode 'swap')")
-        self._layers = _layers(self._denoiser, delta, store)
+        self._layers, self.error = _layers(self._denoiser, delta, store)
         self._in_place: list[Callable[[], bool]] = []
         self._check()
         with ExitStack() as undo:
@@ -151,7 +184,7 @@ class NegativeLayers:
     def _enter(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._branches.enter(batch_of(args, kwargs))
 
-    def _wrap(self, undo: ExitStack, layer: nn.Module, stored: dict[str, Stored]) -> None:
+    def _wrap(self, undo: ExitStack, layer: nn.Module, stored: dict[str, Kept]) -> None:
         run = forward_of(layer)
 
         def split(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -173,12 +206,12 @@ class NegativeLayers:
         replace_forward(undo, layer, split)
         self._in_place.append(lambda: forward_of(layer) is split)
 
-    def _negative(self, layer: nn.Module, stored: dict[str, Stored], run: Any, x: Tensor, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
+    def _negative(self, layer: nn.Module, stored: dict[str, Kept], run: Any, x: Tensor, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
         """The layer at θ + β·δ. Its parameters point elsewhere for the moment; θ is not written to."""
         base = {name: getattr(layer, name).data for name in stored}
         try:
             for name, tensor in base.items():
-                if stored[name].values.device != tensor.device:
+                if stored[name].device != tensor.device:
                     stored[name] = stored[name].to(tensor.device)
                 wide = torch.float32 if tensor.dtype.itemsize <= 4 else tensor.dtype
                 changed = tensor.to(wide) + stored[name].times(self._beta, wide)
@@ -190,21 +223,31 @@ class NegativeLayers:
 
 
 def _layers(
-    denoiser: nn.Module, delta: Mapping[str, Tensor], store: Store
-) -> list[tuple[nn.Module, dict[str, Stored]]]:
-    """Every layer that δ changes, with its part of δ by the name of its own parameter."""
+    denoiser: nn.Module, delta: Mapping[str, Tensor], store: Store | int
+) -> tuple[list[tuple[nn.Module, dict[str, Kept]]], float]:
+    """Every layer that δ changes, with its part of δ by the name of its own parameter; and ‖δ − kept‖/‖δ‖."""
     own = base_parameters(denoiser)
     meta = {name: torch.empty_like(own[name], device="meta") for name in delta if name in own}
     compose(meta, delta={name: torch.empty_like(d, device="meta") for name, d in delta.items()})
-    modules = {name.replace(".base_layer", ""): module for name, module in denoiser.named_modules()}
-    for name, module in denoiser.named_modules():
-        if name.endswith(".base_layer"):
-            modules[name.removesuffix(".base_layer")] = module
-    found: dict[str, dict[str, Stored]] = {}
+    modules = dict(denoiser.named_modules())
+    modules |= {name.removesuffix(".base_layer"): m for name, m in modules.items() if name.endswith(".base_layer")}
+    found: dict[str, dict[str, Kept]] = {}
+    lost, size = [], []
     for name, tensor in delta.items():
         path, _, parameter = name.rpartition(".")
         if not path or any(True for _ in modules[path].children()):
             raise InputError(f"'{name}' is no layer's own weight: use NegativeDelta (mode 'swap')")
-        if bool(tensor.any()):
-            found.setdefault(path, {})[parameter] = Stored.of(tensor, store)
-    return [(modules[path], stored) for path, stored in found.items()]
+        if not bool(tensor.any()):
+            continue
+        kept = _kept(tensor, store)
+        found.setdefault(path, {})[parameter] = kept
+        lost.append(float((kept.times(1.0, torch.float32) - tensor.detach().float()).norm()))
+        size.append(float(tensor.detach().float().norm()))
+    error = math.hypot(*lost) / math.hypot(*size) if size else 0.0
+    return [(modules[path], stored) for path, stored in found.items()], error
+
+
+def _kept(tensor: Tensor, store: Store | int) -> Kept:
+    if isinstance(store, str):
+        return Stored.of(tensor, store)
+    return LowRank(factors=nearest(tensor, store)) if tensor.ndim in (2, 4) else Stored.of(tensor, "bf16")
