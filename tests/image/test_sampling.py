@@ -27,7 +27,9 @@ def options(folder: Path, **changes: Any) -> dict[str, Any]:
         "guidance_scale": 4.0,
         "beta": None,
         "alpha": None,
-        "eta": None,
+        "preference": None,
+        "negative_mode": None,
+        "negative_rank": None,
         "other_base": False,
         "negative_prompt": None,
         "negative_condition": None,
@@ -134,7 +136,7 @@ def test_a_share_of_a_preference_tuned_lora_on_the_negative_branch(
     eta = str(finished_run)
     drawn = {}
     for name, alpha, beta in (("one", 1.0, 1.0), ("less", 0.0, 1.0), ("same", 1.0, 0.0)):
-        job = sampling.plan(options(folder, npo=eta, eta=eta, alpha=alpha, beta=beta))
+        job = sampling.plan(options(folder, npo=eta, preference=eta, alpha=alpha, beta=beta))
         sampling.sample(job, tmp_path / name)
         drawn[name] = pixels(tmp_path / name)
     assert all((a != b).any() for a, b in zip(drawn["one"], drawn["less"], strict=True))

@@ -92,6 +92,44 @@ def test_other_adapters_stay_as_they_are(weight: float, trained: Any, tmp_path: 
     assert torch.equal(sample("sd15", pipe), before)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("preference", ["lora", "whole weights"])
+def test_shares_of_a_preference(alpha: float, kind: str, preference: str, trained: Any, tmp_path: Path) -> None:
+    """θ + η against θ + α·η + β·δ, in every mode that is exact, against weights mixed by hand."""
+    pipe, mixed = sd15(), [sd15().unet, sd15().unet]
+    tuned = sd15().unet
+    add_lora(tuned, "eta", seed=2, targets=("to_q", "conv1"))
+    eta = delta_of(tuned, "eta")
+    if preference == "lora":
+        add_lora(pipe.unet, "eta", seed=2, targets=("to_q", "conv1"))
+        given = None
+    else:
+        given = {**eta, "conv_in.bias": torch.linspace(-0.2, 0.2, 32)}
+        eta = given
+    with torch.no_grad():
+        for name, tensor in eta.items():
+            mixed[0].get_parameter(name).add_(tensor)
+            mixed[1].get_parameter(name).add_(alpha * tensor)
+            if given is not None:
+                pipe.unet.get_parameter(name).add_(tensor)
+        for name, tensor in delta_of(trained, "npo").items():
+            mixed[1].get_parameter(name).add_(0.7 * tensor)
+    expected = two_model_loop(pipe, *(unet.requires_grad_(False) for unet in mixed))
+    folder, before = write(tmp_path / "npo", kind, trained), sample("sd15", pipe)
+    modes = ["auto", "swap", "lowrank"] if kind == "lora" or given is not None else ["auto", "swap"]
+    for mode in modes:
+        call: Any = {"alpha": alpha, "beta": 0.7, "eta": given, "mode": mode, "rank": 999, "other_base": True}
+        with attach_npo(pipe, folder, **call):
+            drawn = sample("sd15", pipe)
+        if mode == "lowrank":  # of full rank, but vectors are kept in bf16
+            torch.testing.assert_close(drawn, expected, atol=5e-3, rtol=1e-2)
+        else:
+            assert_same(drawn, expected)
+        assert torch.equal(sample("sd15", pipe), before)
+    assert (before - expected).abs().max() > 1e-2
+
+
 def test_detach_after_the_user_loaded_another(trained: Any, tmp_path: Path) -> None:
     pipe = sd15()
     negative = attach_npo(pipe, write(tmp_path / "npo", "lora", trained))
@@ -136,8 +174,10 @@ def test_refuses_alpha_without_eta(trained: Any, tmp_path: Path) -> None:
     lora, full, pipe = write(tmp_path / "lora", "lora", trained), write(tmp_path / "full", "full", trained), sd15()
     with pytest.raises(InputError, match="a LoRA named 'eta', and none is active"):
         attach_npo(pipe, lora, alpha=0.5)
-    with pytest.raises(InputError, match="these are full weights"):
+    with pytest.raises(InputError, match="a LoRA named 'eta', and none is active"):
         attach_npo(pipe, full, alpha=0.5)
+    with pytest.raises(InputError, match="mode adapters is for LoRAs"):
+        attach_npo(pipe, full, mode="adapters")
     add_lora(pipe.unet, "eta", seed=2)
     pipe.unet.set_adapters([])
     with pytest.raises(InputError, match="none is active"):

@@ -144,8 +144,21 @@ sampling_options = stack(
     click.option("--output", metavar="DIR", required=True, help="Folder for the samples and metadata.jsonl."),
     click.option("--guidance-scale", type=float, help="1 is none. Default: what the negative weights recommend."),
     click.option("--beta", type=float, help="Strength of the negative weights. Default: as recommended."),
-    click.option("--eta", metavar="FILE", help="A preference-tuned LoRA to sample with, active on both branches."),
-    click.option("--alpha", type=float, help="Share of --eta on the negative branch. Default: as recommended, 1."),
+    click.option(
+        "--preference",
+        metavar="NAME|DIR|FILE",
+        help="A preference-tuned model or LoRA of this base, to sample with: a known name, hub id, folder or file.",
+    ),
+    click.option(
+        "--alpha", type=float, help="Share of --preference on the negative branch. Default: as recommended, 1."
+    ),
+    click.option(
+        "--negative-mode",
+        type=click.Choice(["auto", "adapters", "swap", "bf16", "int8", "lowrank"]),
+        help="How the negative branch gets its weights: a LoRA as it is; a second copy in a forward of its own; in one "
+        "forward from differences of 16 or 8 bits, or from low-rank products. Default: adapters for a LoRA, else swap.",
+    ),
+    click.option("--negative-rank", type=click.IntRange(1), help="Rank of --negative-mode lowrank. Default: 32."),
     click.option("--other-base", is_flag=True, help="Let --npo act on a relative of the base it was made for."),
     click.option("--negative-prompt", metavar="TEXT", help="For the negative branch, in place of the empty prompt."),
     click.option(

@@ -5,14 +5,18 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sample_folder import file_sha256
-from selfnpo_core.training.npo_folder import NpoConfig, load_npo
+from selfnpo_core.training.npo_folder import NpoConfig, check_base, load_npo
 from selfnpo_core.training.recipe import Recommended
+
+if TYPE_CHECKING:
+    from selfnpo_core.adapters.attach import Mode
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +32,19 @@ class Negative:
     other_base: bool = False
     full: bool = False
     """An offset of all weights rather than a LoRA."""
+    mode: "Mode" = "auto"
+    rank: int = 32
 
-    def attach(self, pipe: Any) -> AbstractContextManager[Any]:
-        """On the pipeline's negative branch for the duration of a `with` block."""
+    def check_base(self, denoiser: nn.Module, name: str) -> None:
+        """Raise `InputError` unless these weights were made for this base; asked before η is put into it."""
+        if not self.other_base:
+            check_base(load_npo(self.path), denoiser, name)
+
+    def attach(self, pipe: Any, eta: Mapping[str, Tensor] | None = None) -> AbstractContextManager[Any]:
+        """On the pipeline's negative branch for the duration of a `with` block. The base has been checked.
+
+        eta: a preference in whole weights that is in the pipeline's denoiser; see `attach_npo`.
+        """
         from selfnpo_core.adapters import attach_npo
 
         return attach_npo(
@@ -39,7 +53,10 @@ class Negative:
             alpha=self.alpha,
             beta=self.beta,
             condition=self.condition,
-            other_base=self.other_base,
+            other_base=True,
+            eta=eta,
+            mode=self.mode,
+            rank=self.rank,
         )
 
     @property
@@ -51,10 +68,13 @@ class Negative:
             "beta": self.beta,
             "alpha": self.alpha,
             "negative_condition": self.condition,
+            "negative_mode": self.mode,
         }
 
 
-NO_NEGATIVE: Mapping[str, Any] = dict.fromkeys(("npo", "npo_sha256", "beta", "alpha", "negative_condition"))
+NO_NEGATIVE: Mapping[str, Any] = dict.fromkeys(
+    ("npo", "npo_sha256", "beta", "alpha", "negative_condition", "negative_mode")
+)
 """As `Negative.record`, where there are none."""
 
 
@@ -70,12 +90,16 @@ def prompts_of(options: Mapping[str, Any], load_prompts: Callable[[str, str], li
 def negative_of(options: Mapping[str, Any]) -> tuple[Negative | None, NpoConfig | None]:
     """What --npo, --beta, --alpha and --negative-condition mean; what is not given is as the weights recommend."""
     if options["npo"] is None:
-        for key in ("beta", "alpha", "negative_condition", "other_base"):
+        for key in ("beta", "alpha", "negative_condition", "other_base", "negative_mode", "negative_rank"):
             if options[key] not in (None, False):
                 raise InputError(f"--{key.replace('_', '-')} needs --npo: give the negative weights, or leave it out")
         return None, None
     npo = load_npo(options["npo"])
     recommended = npo.config.recommended if npo.config else Recommended()
+    if options["negative_rank"] is not None and options["negative_mode"] != "lowrank":
+        raise InputError("--negative-rank is for --negative-mode lowrank: leave it out")
+    if options["alpha"] not in (None, 1.0) and options["preference"] is None:
+        raise InputError("--alpha is the share of --preference on the negative branch, and there is none: leave it out")
     condition = options["negative_condition"] or (npo.config.negative_condition if npo.config else "null")
     negative = Negative(
         path=npo.path,
@@ -84,6 +108,8 @@ def negative_of(options: Mapping[str, Any]) -> tuple[Negative | None, NpoConfig 
         condition=condition,
         other_base=options["other_base"],
         full=npo.kind == "delta",
+        mode=options["negative_mode"] or "auto",
+        rank=options["negative_rank"] or 32,
     )
     return negative, npo.config
 
@@ -102,12 +128,3 @@ def dtype_of(name: str, device: torch.device, best: str = "fp16") -> str:
     if name == "fp16" and device.type == "cpu":
         log.warning("fp16 is slow on a CPU, and some layers lack it: fp32 or bf16 is better")
     return name
-
-
-def load_eta(pipe: Any, file: Path) -> None:
-    """Load a LoRA as adapter "eta", active."""
-    try:
-        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="eta")
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
-        detail = " ".join(str(error).split())[:160]
-        raise InputError(f"{file} cannot be loaded as a LoRA for this model ({detail}): give one made for it") from None

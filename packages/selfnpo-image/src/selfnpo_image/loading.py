@@ -11,8 +11,10 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import CLIPTokenizer
 
+from selfnpo_core import preference
 from selfnpo_core.errors import InputError
 from selfnpo_core.loading import one_line_errors, quiet
+from selfnpo_core.preference import Preference
 from selfnpo_core.sources import Source
 from selfnpo_image.families import (
     Kind,
@@ -97,6 +99,18 @@ def local(source: Source, kind: Kind | None = None) -> Source:
     source = replace(source, kind="folder", location=str(folder))
     kind_of(source)
     return source
+
+
+def find_preference(name: str, pipe: Any) -> Preference:
+    """What `--preference` stands for, for a pipeline that is loaded: see `selfnpo_core.preference`."""
+    kind = kind_of_index({"_class_name": type(pipe).__name__}, pipe.name_or_path)
+
+    def whole(model: str) -> Any:
+        source = local(find_source(model), kind)
+        return getattr(load_pipeline(source, kind=kind), kind.denoiser)
+
+    network = type(getattr(pipe, kind.denoiser))
+    return preference.find(name, network=network, component=kind.denoiser, whole=whole)
 
 
 def _variant(folder: Path, kind: Kind) -> str | None:

@@ -11,13 +11,14 @@ import torch
 from PIL.Image import Image
 from tqdm import tqdm
 
+from selfnpo_core import preference
 from selfnpo_core.errors import InputError
 from selfnpo_core.loading import DTYPES, best_device
+from selfnpo_core.preference import kept_eta, prepare
 from selfnpo_core.sample_folder import SampleFolder, sample_name
-from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, load_eta, negative_of, prompts_of, scale_of
+from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
 from selfnpo_core.sources import Source
-from selfnpo_core.training.npo_folder import find_npo_file
-from selfnpo_image.loading import load_pipeline
+from selfnpo_image.loading import find_preference, kind_of, load_pipeline
 from selfnpo_image.models import defaults, find_source
 from selfnpo_image.prompts import load_prompts
 
@@ -46,15 +47,13 @@ class Job:
     settings: Settings
     negative: Negative | None
     dtype: str
-    eta: Path | None = None
-    """A preference-tuned LoRA, active on both branches."""
+    preference: str | None = None
+    """A preference-tuned LoRA or model, on both branches; see `selfnpo_core.preference`."""
     device: torch.device = field(default_factory=best_device)
 
     def load(self) -> Any:
-        pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype]).to(self.device)
-        if self.eta is not None:
-            load_eta(pipe, self.eta)
-        return pipe
+        pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype])
+        return prepare(pipe, kind_of(self.source).denoiser, self, find_preference).to(self.device)
 
 
 def plan(options: Mapping[str, Any]) -> Job:
@@ -79,7 +78,7 @@ def plan(options: Mapping[str, Any]) -> Job:
         ),
         negative=negative,
         dtype=dtype_of(options["dtype"], device, known.dtype),
-        eta=None if options["eta"] is None else find_npo_file(options["eta"]),
+        preference=options["preference"],
         device=device,
     )
 
@@ -92,7 +91,7 @@ def sample(job: Job, output: str | Path) -> int:
 
 def draw_into(pipe: Any, job: Job, output: str | Path) -> int:
     """As `sample`, on a pipeline that is loaded already."""
-    attached = job.negative.attach(pipe) if job.negative else nullcontext()
+    attached = job.negative.attach(pipe, kept_eta(pipe)) if job.negative else nullcontext()
     with attached, SampleFolder(output, records(job, pipe)) as folder:
         todo = folder.missing
         if len(todo) < len(job.prompts):
@@ -138,7 +137,7 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
         "scheduler": type(pipe.scheduler).__name__,
         "model": job.source.name,
         "dtype": job.dtype,
-        "eta": None if job.eta is None else str(job.eta),
+        **preference.record(job.preference),
         **(job.negative.record if job.negative else NO_NEGATIVE),
     }
     pairs = enumerate(zip(job.prompts, job.seeds, strict=True))

@@ -32,8 +32,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import T5EncoderModel, T5Tokenizer
 
+from selfnpo_core import preference
 from selfnpo_core.errors import InputError
 from selfnpo_core.loading import best_device, one_line_errors, quiet
+from selfnpo_core.preference import Preference
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
 from selfnpo_core.training.hashing import weights_hash
@@ -93,6 +95,17 @@ def load_pipeline(
         pipe.register_to_config(_name_or_path=source.name)
         return pipe
     raise InputError(f"model {source.name} has a {type(pipe.scheduler).__name__}: CogVideoX wants its own DDIM or DPM")
+
+
+def find_preference(name: str, pipe: Any) -> Preference:
+    """What `--preference` stands for, for a pipeline that is loaded: see `selfnpo_core.preference`."""
+
+    def whole(model: str) -> Any:
+        folder = local(find_source(model)).location
+        with quiet(), one_line_errors(find_source(model)):
+            return CogVideoXTransformer3DModel.from_pretrained(folder, subfolder="transformer", use_safetensors=True)
+
+    return preference.find(name, network=CogVideoXTransformer3DModel, component="transformer", whole=whole)
 
 
 class CogVideoX:

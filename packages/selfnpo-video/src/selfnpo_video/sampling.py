@@ -20,15 +20,24 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from selfnpo_core import preference
 from selfnpo_core.errors import InputError
 from selfnpo_core.loading import DTYPES, best_device
+from selfnpo_core.preference import kept_eta, prepare
 from selfnpo_core.sample_folder import SampleFolder, file_sha256, sample_name
-from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, load_eta, negative_of, prompts_of, scale_of
+from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
 from selfnpo_core.sources import Source
-from selfnpo_core.training.npo_folder import find_npo_file
 from selfnpo_video import memory
 from selfnpo_video.attention import use_attention
-from selfnpo_video.cogvideox import load_pipeline, local, pipeline_class, transformer_config, vae_config, with_defaults
+from selfnpo_video.cogvideox import (
+    find_preference,
+    load_pipeline,
+    local,
+    pipeline_class,
+    transformer_config,
+    vae_config,
+    with_defaults,
+)
 from selfnpo_video.long import windowed
 from selfnpo_video.models import KNOWN, find_source, known_as, size_for
 from selfnpo_video.prompts import load_prompts
@@ -71,19 +80,18 @@ class Job:
     attention: str = "auto"
     image: Path | None = None
     """First frame, for image-to-video checkpoints."""
-    eta: Path | None = None
-    """A preference-tuned LoRA, active on both branches."""
+    preference: str | None = None
+    """A preference-tuned LoRA or model, on both branches; see `selfnpo_core.preference`."""
     device: torch.device = field(default_factory=best_device)
 
     def load(self) -> Any:
         pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype])
+        prepare(pipe, "transformer", self, find_preference)
         use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
         if self.tiling:
             pipe.vae.enable_tiling()
         if self.device.type == "cuda":  # T5 and transformer do not fit together
             pipe.enable_model_cpu_offload(device=self.device)
-        if self.eta is not None:
-            load_eta(pipe, self.eta)
         return pipe
 
 
@@ -137,7 +145,7 @@ def plan(options: Mapping[str, Any]) -> Job:
         tiling=options["tiling"],
         attention=options["attention"],
         image=None if image is None else Path(image),
-        eta=None if options["eta"] is None else find_npo_file(options["eta"]),
+        preference=options["preference"],
         device=device,
     )
 
@@ -160,7 +168,7 @@ def attached(stack: ExitStack, pipe: Any, job: Job) -> None:
         window = compression_of(pipe).latent_window(job.settings.window)
         stack.enter_context(windowed(pipe.transformer, window))
     if job.negative is not None:
-        stack.enter_context(job.negative.attach(pipe))
+        stack.enter_context(job.negative.attach(pipe, kept_eta(pipe)))
 
 
 def _draw_missing(pipe: Any, job: Job, output: str | Path) -> int:
@@ -279,8 +287,7 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
         "dtype": job.dtype,
         "image": None if job.image is None else str(job.image),
         "image_sha256": None if job.image is None else file_sha256(job.image),
-        "eta": None if job.eta is None else str(job.eta),
-        "eta_sha256": None if job.eta is None else file_sha256(job.eta),
+        **preference.record(job.preference),
         **(job.negative.record if job.negative else NO_NEGATIVE),
     }
     return [

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from selfnpo_core.adapters.branches import Condition, find_denoisers, strength
 from selfnpo_core.adapters.delta import NegativeDelta
+from selfnpo_core.adapters.layers import NegativeLayers, Store
 from selfnpo_core.adapters.rows import NegativeAdapters
 from selfnpo_core.errors import InputError
 
+if TYPE_CHECKING:
+    from selfnpo_core.training.npo_folder import Npo
+
+log = logging.getLogger(__name__)
 NPO, ETA = "npo", "eta"
+_DOWN = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
+"""How the first factor's name ends, in PEFT's, kohya's and diffusers' files."""
+Mode = Literal["auto", "adapters", "swap", "bf16", "int8", "lowrank"]
+"""How the negative rows get their weights:
+
+    adapters   the LoRA itself, in one forward (`NegativeAdapters`)
+    swap       a second copy of the weights, in a forward of its own (`NegativeDelta`)
+    bf16 int8  differences of 16 or 8 bits, added layer by layer, in one forward (`NegativeLayers`)
+    lowrank    the same with the nearest product of a rank in the place of each difference
+    auto       adapters for a LoRA, else swap
+"""
 
 
 def attach_npo(
@@ -26,16 +44,21 @@ def attach_npo(
     beta: float | None = None,
     condition: Condition | None = None,
     other_base: bool = False,
-) -> NegativeAdapters | NegativeDelta:
+    eta: Mapping[str, Tensor] | None = None,
+    mode: Mode = "auto",
+    rank: int = 32,
+) -> NegativeAdapters | NegativeDelta | NegativeLayers:
     """Load negative weights δ and put them on the pipeline's negative branch: θ + α·η + β·δ.
 
     path: a run folder, its npo folder, or the weights file.
-    alpha: of the preference-tuned LoRA η, which is loaded as adapter "eta" and active on both branches.
+    alpha: of the preference-tuned η that the pipeline has on both branches: a LoRA loaded as adapter "eta", or `eta`.
     beta, condition: as `NegativeAdapters.attach`; None is what the weights recommend.
-    other_base: also where θ is not the base that δ was trained on.
+    other_base: also where θ is not the base that δ was trained on, as where η is merged into it.
+    eta: η as differences of whole weights (parameter → η), already in the pipeline's denoiser.
+    mode, rank: see `Mode`; rank is of "lowrank".
 
     A LoRA is loaded as adapter "npo"; `detach()` unloads it again. Raises `InputError` for weights of another base or
-    without effect, and for all that `NegativeAdapters` and `NegativeDelta` refuse; the pipeline is then as it was.
+    without effect, and for all that the three classes refuse; the pipeline is then as it was.
     """
     from selfnpo_core.training.npo_folder import check_base, load_npo
 
@@ -46,27 +69,59 @@ def attach_npo(
         condition = npo.config.negative_condition if npo.config else "null"
     beta, alpha = strength(beta, "beta"), strength(alpha, "alpha")
     denoisers = find_denoisers(pipe, condition)
-    if alpha != 1.0:
-        _check_eta(denoisers, npo.kind)
     if not other_base:
         denoiser = next(iter(denoisers.values()))
         if any(parameter.is_meta for parameter in denoiser.parameters()):
             raise InputError("weights offloaded layer by layer cannot be read: attach before enabling the offload")
         check_base(npo, denoiser, getattr(pipe, "name_or_path", "") or type(pipe).__name__)
-    if npo.kind == "delta":
-        return NegativeDelta.attach(pipe, npo.tensors, beta=beta, condition=condition)
+    whole_eta = eta is not None and alpha != 1.0
+    if alpha != 1.0 and eta is None:
+        _check_eta(denoisers)
+    if mode == "auto":
+        mode = "adapters" if npo.kind == "lora" and not whole_eta else "swap"
+    if mode == "adapters":
+        if npo.kind == "delta" or whole_eta:
+            what = "alpha of a preference in whole weights" if npo.kind == "lora" else "an offset of all weights"
+            raise InputError(f"mode adapters is for LoRAs, this is {what}: use swap, bf16, int8 or lowrank")
+        weights, shared = ({NPO: beta}, ()) if alpha == 1.0 else ({NPO: beta, ETA: alpha - 1.0}, (ETA,))
+        with ExitStack() as undo:
+            _load_inactive(pipe, npo.path, denoisers, undo)
+            negative = NegativeAdapters.attach(pipe, weights, condition=condition, shared=shared)
+            negative.at_detach(undo.pop_all().close)
+        return negative
+    offset, times = _offset(npo, denoisers, alpha, beta, eta)
+    if mode == "swap":
+        return NegativeDelta.attach(pipe, offset, beta=times, condition=condition)
+    store: Store | int = rank if mode == "lowrank" else mode
+    layers = NegativeLayers.attach(pipe, offset, beta=times, condition=condition, store=store)
+    log.info("negative weights kept as %s: %.1f MB, off by %.2g %%", mode, layers.nbytes / 1e6, 100 * layers.error)
+    return layers
 
-    weights, shared = ({NPO: beta}, ()) if alpha == 1.0 else ({NPO: beta, ETA: alpha - 1.0}, (ETA,))
-    with ExitStack() as undo:
-        _load_inactive(pipe, npo.path, denoisers, undo)
-        negative = NegativeAdapters.attach(pipe, weights, condition=condition, shared=shared)
-        negative.at_detach(undo.pop_all().close)
-    return negative
+
+def _offset(
+    npo: Npo, denoisers: Mapping[str, nn.Module], alpha: float, beta: float, eta: Mapping[str, Tensor] | None
+) -> tuple[Mapping[str, Tensor], float]:
+    """(offset, its strength) of the negative rows from θ + η: δ and β, or (α − 1)·η + β·δ and 1."""
+    from selfnpo_core.offsets import offset_of
+
+    delta = npo.tensors if npo.kind == "delta" else offset_of(npo)
+    if alpha == 1.0:
+        return delta, beta
+    if eta is None:
+        eta = {
+            f"{name.replace('.base_layer', '')}.weight": layer.get_delta_weight(ETA)
+            for denoiser in denoisers.values()
+            for name, layer in denoiser.named_modules()
+            if isinstance(layer, LoraLayer) and ETA in layer.lora_A
+        }
+    total = {name: beta * tensor.float() for name, tensor in delta.items()}
+    for name, tensor in eta.items():
+        part = (alpha - 1.0) * tensor.detach().float()
+        total[name] = total[name].to(part.device) + part if name in total else part
+    return total, 1.0
 
 
-def _check_eta(denoisers: Mapping[str, nn.Module], kind: str) -> None:
-    if kind == "delta":
-        raise InputError("alpha is for negative weights that are a LoRA, these are full weights: leave alpha at 1")
+def _check_eta(denoisers: Mapping[str, nn.Module]) -> None:
     if not any(ETA in layer.active_adapters for denoiser in denoisers.values() for layer in _lora_layers(denoiser)):
         raise InputError(
             f"alpha is the strength of a LoRA named '{ETA}', and none is active: load_lora_weights(…, "
@@ -83,14 +138,35 @@ def _load_inactive(pipe: Any, file: Path, denoisers: Mapping[str, nn.Module], un
     active = {layer: layer.active_adapters for denoiser in denoisers.values() for layer in _lora_layers(denoiser)}
     undo.callback(_unload, pipe)
     try:
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=NPO)
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
-        detail = " ".join(str(error).split())[:160]
-        raise InputError(f"{file} is no LoRA for this model: load the base it was made for ({detail})") from error
+        load_lora(pipe, file, NPO)
     finally:
         for denoiser in denoisers.values():
             for layer in _lora_layers(denoiser):
                 layer._active_adapter = active.get(layer, [])
+
+
+def load_lora(pipe: Any, file: Path, adapter: str) -> None:
+    """By the stock loader, which passes over what it does not know: a LoRA of which a layer is left out is refused."""
+    try:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=adapter)
+    except (ValueError, LookupError, RuntimeError, OSError) as error:
+        detail = " ".join(str(error).split())[:160]
+        raise InputError(f"{file} is no LoRA for this model: load the base it was made for ({detail})") from error
+    with safe_open(str(file), framework="pt") as opened:
+        names = [name for name in opened.keys() if name.endswith(_DOWN)]  # noqa: SIM118
+    layers = {
+        f"{part}.{path}"
+        for part, component in pipe.components.items()
+        if isinstance(component, nn.Module)
+        for path, layer in component.named_modules()
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_A
+    }
+    if len(layers) != len(names):
+        unknown = [name for name in names if name.removesuffix(".lora_A.weight") not in layers]
+        raise InputError(
+            f"{file} has {len(names)} layers, of which this model takes {len(layers)} (not '{unknown[0]}'): "
+            "load the base it was made for"
+        )
 
 
 def _unload(pipe: Any) -> None:
