@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfnpo_core.adapters import NegativeAdapters, NegativeDelta, attach_npo
+    from selfnpo_core.adapters import NegativeAdapters, NegativeDelta, NegativeLayers, NPOGuidance, attach_npo
     from selfnpo_core.denoise import add_noise, ddim_step, renoise
     from selfnpo_core.ema import ema_update
     from selfnpo_core.errors import InputError, RunError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from selfnpo_core.schedule import CLEAN, NoiseLevel, NoiseSchedule
 
 _MODULES = {
-    "adapters": ("NegativeAdapters", "NegativeDelta", "attach_npo"),
+    "adapters": ("NPOGuidance", "NegativeAdapters", "NegativeDelta", "NegativeLayers", "attach_npo"),
     "denoise": ("add_noise", "ddim_step", "renoise"),
     "ema": ("ema_update",),
     "errors": ("InputError", "RunError"),
@@ -41,8 +41,10 @@ __all__ = [
     "Denoise",
     "Estimate",
     "InputError",
+    "NPOGuidance",
     "NegativeAdapters",
     "NegativeDelta",
+    "NegativeLayers",
     "NoiseLevel",
     "NoiseSchedule",
     "RunError",
