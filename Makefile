@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.selfnpo-ready
 PROJECTS := $(wildcard packages/*/pyproject.toml)
 
-.PHONY: demo test test-fast check dist setup clean
+.PHONY: demo demo-image test test-fast check dist setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -17,7 +17,10 @@ $(READY): constraints.txt requirements-dev.txt $(PROJECTS)
 		-e packages/selfnpo-core -e packages/selfnpo-image -e packages/selfnpo-video
 	touch $@
 
-demo: setup  ## train negative weights for the shipped model, sample with and without, measure (a few minutes)
+demo: setup  ## train negative weights for the shipped video model, sample with and without, measure (a few minutes)
+	$(BIN)/selfnpo-video demo
+
+demo-image: setup  ## the same for the shipped picture model
 	$(BIN)/selfnpo-image demo
 
 test: setup  ## every test

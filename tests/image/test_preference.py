@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,8 +15,11 @@ from tests.image.ldm import single_file
 from tests.tiny import sdxl
 
 from selfnpo_core import attach_npo
+from selfnpo_core.errors import InputError
 from selfnpo_core.offsets import offset_of
+from selfnpo_core.sources import Source
 from selfnpo_core.training.npo_folder import load_npo
+from selfnpo_image import loading
 from selfnpo_image.loading import find_preference, load_pipeline
 
 WORDS = ("--prompt", "a red fox", "--prompt", "a boat", "--steps", 2, "--device", "cpu", "--guidance-scale", 4)
@@ -90,6 +94,35 @@ def test_a_single_file(folder: Path, tuned: Path, offline: None) -> None:
     file = tuned.parent / "tuned.safetensors"
     with pytest.raises(Exception, match="--model-config"):
         find_preference(str(file), pipe).apply(pipe, "unet", keep=False)
+
+
+def test_what_the_hub_has(
+    folder: Path, tuned: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole model, a denoiser alone (as Diffusion-DPO's), a LoRA alone (as SPO's)."""
+    kinds = {"whole/model": tuned, "unet/only": tmp_path / "only", "lora/only": finished_run / "npo"}
+    load_pipeline(str(tuned)).unet.save_pretrained(kinds["unet/only"] / "unet")
+
+    def files(repo: str) -> list[str]:
+        return [str(p.relative_to(kinds[repo])) for p in kinds[repo].rglob("*") if p.is_file() and p.suffix != ".md"]
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, allow_patterns: str(kinds[repo]))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: str(kinds[repo] / file))
+    monkeypatch.setattr(
+        loading, "local", lambda source, kind=None: Source(name="x", kind="folder", location=str(tuned))
+    )
+    pipe, wanted = load_pipeline(str(tuned)), load_pipeline(str(tuned)).unet.state_dict()
+    for repo in ("whole/model", "unet/only"):
+        found = find_preference(repo, pipe)
+        assert found.denoiser is not None
+        assert all(torch.equal(wanted[name], tensor) for name, tensor in found.denoiser().state_dict().items())
+    lora = find_preference("lora/only", pipe).lora
+    assert lora is not None
+    assert lora.samefile(finished_run / "npo" / "pytorch_lora_weights.safetensors")
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: ["README.md"])
+    with pytest.raises(InputError, match="neither a model, nor a unet, nor one LoRA"):
+        find_preference("some/thing", pipe)
 
 
 def test_what_is_refused(

@@ -85,7 +85,7 @@ def test_a_window_is_seen_at_its_own_place(folder):
         assert not torch.allclose(part, first[:, : part.shape[1]], atol=1e-2)
 
 
-@pytest.mark.parametrize("name", [name for name, model in KNOWN.items() if model.hub_id])
+@pytest.mark.parametrize("name", KNOWN)
 def test_every_known_name_has_its_architecture(name):
     with torch.device("meta"):
         transformer = CogVideoXTransformer3DModel.from_config(dict(architecture(name)))

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.errors import InputError
+from selfnpo_core.loading import one_line_errors, quiet
 from selfnpo_core.sample_folder import file_sha256
 from selfnpo_core.sampling import Negative
+from selfnpo_core.sources import Source
 from selfnpo_core.training.npo_folder import LORA_FILE
 
 
@@ -59,18 +61,22 @@ def find(
     *,
     network: type[nn.Module],
     component: str,
-    whole: Callable[[str], nn.Module],
+    locate: Callable[[str], Source],
+    whole: Callable[[Source], nn.Module],
 ) -> Preference:
-    """What `--preference NAME` stands for; no weights are read.
+    """What `--preference NAME` stands for; no weights are read, but what is on the hub is fetched.
 
-    name: a LoRA file, or a folder with one; a folder with a denoiser (config.json), or with one under `component`;
-        anything else is left to `whole`, which loads the denoiser of what `--model` could be.
+    name: a LoRA file, or a folder with one; a folder with a denoiser (config.json), or with one under `component`; or
+        whatever `--model` could be, of which `whole` loads the denoiser. locate: what `--model NAME` stands for.
     """
-    path = Path(name).expanduser()
+    source = locate(name)
+    if source.kind == "hub":
+        return _on_hub(name, source, network, component, whole)
+    path = Path(source.location)
     if path.is_file() and path.suffix == ".safetensors":
         if _is_lora(path):
             return Preference(name=name, lora=path)
-        return Preference(name=name, denoiser=partial(whole, name))
+        return Preference(name=name, denoiser=partial(whole, source))
     if path.is_dir():
         for folder in (path, path / "npo"):
             if (folder / LORA_FILE).is_file():
@@ -82,7 +88,30 @@ def find(
             raise InputError(
                 f"preference {name} holds neither a LoRA ({LORA_FILE}) nor a {component} (config.json): give one"
             )
-    return Preference(name=name, denoiser=partial(whole, name))
+    return Preference(name=name, denoiser=partial(whole, source))
+
+
+def _on_hub(
+    name: str, source: Source, network: type[nn.Module], component: str, whole: Callable[[Source], nn.Module]
+) -> Preference:
+    """A repository with a whole model, a denoiser, or a LoRA alone."""
+    from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+
+    with quiet(), one_line_errors(source):
+        files = list_repo_files(source.location)
+        if "model_index.json" in files:
+            return Preference(name=name, denoiser=partial(whole, source))
+        for folder in (f"{component}/", ""):
+            if f"{folder}config.json" in files:
+                patterns = [f"{folder}*.json", f"{folder}*.safetensors"]
+                place = Path(snapshot_download(source.location, allow_patterns=patterns)) / folder
+                return Preference(name=name, denoiser=partial(_load, network, place, name))
+        loras = [file for file in files if file.endswith(".safetensors") and "/" not in file]
+        if len(loras) == 1:
+            return Preference(name=name, lora=Path(hf_hub_download(source.location, loras[0])))
+    raise InputError(
+        f"preference {name} on the hub is neither a model, nor a {component}, nor one LoRA: give a file of it"
+    )
 
 
 class Job(Protocol):

@@ -105,12 +105,11 @@ def find_preference(name: str, pipe: Any) -> Preference:
     """What `--preference` stands for, for a pipeline that is loaded: see `selfnpo_core.preference`."""
     kind = kind_of_index({"_class_name": type(pipe).__name__}, pipe.name_or_path)
 
-    def whole(model: str) -> Any:
-        source = local(find_source(model), kind)
+    def whole(source: Source) -> Any:
         return getattr(load_pipeline(source, kind=kind), kind.denoiser)
 
     network = type(getattr(pipe, kind.denoiser))
-    return preference.find(name, network=network, component=kind.denoiser, whole=whole)
+    return preference.find(name, network=network, component=kind.denoiser, locate=find_source, whole=whole)
 
 
 def _variant(folder: Path, kind: Kind) -> str | None:

@@ -100,12 +100,13 @@ def load_pipeline(
 def find_preference(name: str, pipe: Any) -> Preference:
     """What `--preference` stands for, for a pipeline that is loaded: see `selfnpo_core.preference`."""
 
-    def whole(model: str) -> Any:
-        folder = local(find_source(model)).location
-        with quiet(), one_line_errors(find_source(model)):
+    def whole(source: Source) -> Any:
+        folder = local(source).location
+        with quiet(), one_line_errors(source):
             return CogVideoXTransformer3DModel.from_pretrained(folder, subfolder="transformer", use_safetensors=True)
 
-    return preference.find(name, network=CogVideoXTransformer3DModel, component="transformer", whole=whole)
+    network = CogVideoXTransformer3DModel
+    return preference.find(name, network=network, component="transformer", locate=find_source, whole=whole)
 
 
 class CogVideoX:

@@ -65,8 +65,8 @@ def draw_clips(labels: Tensor, generator: torch.Generator, frames: int = FRAMES)
 
     time = torch.linspace(0, 1, frames)[None]  # (1, F)
     middle = uniform(count, 2, low=-9.0, high=9.0)
-    size = uniform(count, low=9.0, high=12.5)
-    way = uniform(count, low=20.0, high=28.0)
+    size = uniform(count, low=12.0, high=16.0)
+    way = uniform(count, low=18.0, high=26.0)
     straight = motion < len(_DIRECTIONS)
     direction = _DIRECTIONS[motion.clamp(max=len(_DIRECTIONS) - 1)] * straight[:, None]
     along = (time - 0.5)[..., None] * way[:, None, None] * direction[:, None]
@@ -74,9 +74,9 @@ def draw_clips(labels: Tensor, generator: torch.Generator, frames: int = FRAMES)
     centre = across[:, None] + along
     hop = 24.0 * (time * uniform(count, 1, low=0.95, high=1.05) * math.pi).sin().abs()  # up, and down again
     bouncing = (motion == _BOUNCES)[:, None]
-    floor = torch.where(bouncing, 16.0 - hop, centre[..., 1])
+    floor = torch.where(bouncing, 15.0 - hop, centre[..., 1])
     centre = torch.stack([centre[..., 0], floor], dim=-1)
-    small, large = uniform(count, 1, low=4.0, high=6.0), uniform(count, 1, low=13.0, high=16.0)
+    small, large = uniform(count, 1, low=6.0, high=8.0), uniform(count, 1, low=17.0, high=20.0)
     rise = torch.lerp(small, large, time)
     fall = torch.lerp(large, small, time)
     radius = torch.where((motion == _GROWS)[:, None], rise, size[:, None].expand(-1, frames))

@@ -73,7 +73,7 @@ def train(
     vae: AutoencoderKLCogVideoX,
     oracle: VideoOracle,
     *,
-    steps: int = 700,
+    steps: int = 2500,
     batch: int = 64,
     count: int = 4096,
     seed: int = 5,
