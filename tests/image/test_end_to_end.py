@@ -37,13 +37,27 @@ def test_the_run_folder(finished_run: Path, folder: Path) -> None:
     assert {"config.yaml", "prompts.txt", "run.json", "checkpoints"} <= {p.name for p in finished_run.iterdir()}
 
 
-def test_inspect(finished_run: Path, folder: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect(
+    finished_run: Path, folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("inspect", finished_run, "--model", folder, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["schema"], facts["kind"], facts["ranks"]) == (1, "LoRA", [32])
-    assert facts["strength"]["overall"] > 1e-3
-    assert command("inspect", finished_run) == 0
-    assert "not measured" in capsys.readouterr().out
+    strength = facts["strength"]
+    assert strength["overall"] > 1e-3
+    times, ratios = zip(*strength["by_timestep"], strict=True)
+    assert list(times) == sorted(times, reverse=True)
+    assert (ratios[0], ratios[-1]) == (strength["noisiest"], strength["cleanest"])
+    assert min(ratios) <= strength["overall"] <= max(ratios)
+    shares = [layer["share"] for layer in facts["by_layer"]]
+    assert len(shares) == facts["layers"]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True)
+    assert command("inspect", finished_run, "--plot", tmp_path / "strength.png") == 0
+    told = capsys.readouterr().out
+    assert "not measured" in told
+    assert f"carried by    {shares[0]:6.1%}  {facts['by_layer'][0]['layer']}" in told
+    assert PIL.Image.open(tmp_path / "strength.png").width > 800
 
 
 def test_compare(

@@ -29,11 +29,12 @@ _SECOND = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight")
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """‖Δε‖/‖ε‖ over all points, and at the noisiest and the cleanest of them."""
+    """‖Δε‖/‖ε‖ over all points, at the noisiest and the cleanest of them, and at each: (timestep, ‖Δε‖/‖ε‖)."""
 
     overall: float
     noisiest: float
     cleanest: float
+    by_timestep: tuple[tuple[float, float], ...]
 
 
 def describe(npo: Npo) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def measure_strength(npo: Npo, backbone: "Backbone", *, rows: int = 4, steps: in
     """
     check_base(npo, backbone.denoiser, backbone.name, family=backbone.family)
     backbone.embed([])
-    changes, sizes = [], []
+    changes, sizes, times = [], [], []
     device = cast(Any, backbone).device
     backbone.denoiser.to(device)
     with _switch(backbone, npo) as negative:
@@ -77,8 +78,38 @@ def measure_strength(npo: Npo, backbone: "Backbone", *, rows: int = 4, steps: in
                 changed = _estimate(backbone, step.x_t, step.t, torch.full_like(step.index, NULL))
             changes.append(float((changed.eps - step.estimate.eps).norm()))
             sizes.append(float(step.estimate.eps.norm()))
+            times.append(float(step.t[0]))
     ratios = [change / size for change, size in zip(changes, sizes, strict=True)]
-    return Strength(overall=math.hypot(*changes) / math.hypot(*sizes), noisiest=ratios[0], cleanest=ratios[-1])
+    return Strength(
+        overall=math.hypot(*changes) / math.hypot(*sizes),
+        noisiest=ratios[0],
+        cleanest=ratios[-1],
+        by_timestep=tuple(zip(times, ratios, strict=True)),
+    )
+
+
+def plot(facts: Mapping[str, Any], path: Path, *, shown: int = 15) -> None:
+    """Two pictures in one file: ‖Δε‖/‖ε‖ over the timesteps, where it was measured, and the layers that carry most."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    strength, layers = facts["strength"], facts["by_layer"][:shown]
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    if strength:
+        times, ratios = zip(*strength["by_timestep"], strict=True)
+        axes[0].plot(times, [100 * ratio for ratio in ratios], marker="o")
+    else:
+        axes[0].text(0.5, 0.5, "not measured: give --model", ha="center", transform=axes[0].transAxes)
+    axes[0].set(title="‖Δε‖/‖ε‖, %", xlabel="timestep (noise to the right)", ylim=(0, None))
+    axes[0].grid(alpha=0.3)
+    names = [layer["layer"] for layer in reversed(layers)]
+    axes[1].barh(names, [100 * layer["share"] for layer in reversed(layers)])
+    axes[1].set_title("share of ‖δ‖², %")
+    axes[1].tick_params(axis="y", labelsize=7)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 @torch.no_grad()
@@ -171,17 +202,29 @@ def _lora_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "layers_without_effect": sum(not bool(b.any()) for _, b in pairs.values()),
         "ranks": ranks,
         "norm": math.hypot(*norms) if norms else 0.0,
+        "by_layer": _shares(dict(zip(pairs, norms, strict=True))),
     }
 
 
 def _delta_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    norms = [float(tensor.float().norm()) for tensor in tensors.values()]
+    norms = {name: float(tensor.float().norm()) for name, tensor in tensors.items()}
     return {
         "layers": len(tensors),
-        "layers_without_effect": sum(norm == 0 for norm in norms),
+        "layers_without_effect": sum(norm == 0 for norm in norms.values()),
         "ranks": [],
-        "norm": math.hypot(*norms) if norms else 0.0,
+        "norm": math.hypot(*norms.values()) if norms else 0.0,
+        "by_layer": _shares(norms),
     }
+
+
+def _shares(norms: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Layers by their share of ‖δ‖², the largest first."""
+    total = math.hypot(*norms.values()) ** 2 if norms else 0.0
+    ordered = sorted(norms.items(), key=lambda item: -item[1])
+    return [
+        {"layer": name, "norm": norm, "share": norm**2 / total if total > 0 else 0.0}  # NaN has no share
+        for name, norm in ordered
+    ]
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:

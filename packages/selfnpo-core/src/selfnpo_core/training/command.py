@@ -1,6 +1,6 @@
 """The commands of every family that begin with a loaded model: `train` and `inspect`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,9 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
     click.echo(f"try: {compare} --prompts builtin --output samples")
 
 
-def run_inspect(family: Family, path: str, model: str | None, model_config: str | None, *, as_json: bool) -> int:
+def run_inspect(
+    family: Family, path: str, model: str | None, model_config: str | None, *, as_json: bool, plot: str | None = None
+) -> int:
     """`inspect`: what negative weights are; 1 if they do nothing."""
     from selfnpo_core import inspection
 
@@ -87,6 +89,8 @@ def run_inspect(family: Family, path: str, model: str | None, model_config: str 
         size = {key: stored.get(key) for key in ("frames", "height", "width")}
         backbone = family.backbone(family.source(model, model_config), build_recipe(size), torch.float32, "auto")
         facts["strength"] = asdict(inspection.measure_strength(npo, backbone))
+    if plot is not None:
+        inspection.plot(facts, Path(plot))
     if as_json:
         echo_json(facts)
     else:
@@ -217,6 +221,7 @@ def _describe(facts: dict[str, Any]) -> str:
         f"base          {base}",
         f"layers        {facts['layers']}, {facts['layers_without_effect']} of them without effect",
         f"norm          {facts['norm']:.4g}",
+        *_carriers(facts["by_layer"]),
     ]
     if recommended:
         low, high = recommended["guidance_scale"]
@@ -229,6 +234,7 @@ def _describe(facts: dict[str, Any]) -> str:
             f"strength      |Δε|/|ε| {strength['overall']:.2%} ({strength['noisiest']:.2%} at the noisiest, "
             f"{strength['cleanest']:.2%} at the cleanest)"
         )
+        lines.append("  at t        " + ", ".join(f"{t:.0f}: {ratio:.2%}" for t, ratio in strength["by_timestep"]))
     elif facts["has_effect"]:
         lines.append("strength      not measured: give the base as --model")
     if not facts["finite"]:
@@ -236,3 +242,9 @@ def _describe(facts: dict[str, Any]) -> str:
     elif not facts["has_effect"]:
         lines.append("it does nothing: all its changes are zero")
     return "\n".join(lines)
+
+
+def _carriers(layers: Sequence[Mapping[str, Any]], shown: int = 5) -> list[str]:
+    """The layers with the largest shares of ‖δ‖²."""
+    first = [f"{layer['share']:6.1%}  {layer['layer']}" for layer in layers[:shown] if layer["share"] > 0]
+    return [f"{'carried by' if i == 0 else '':<14}{line}" for i, line in enumerate(first)]

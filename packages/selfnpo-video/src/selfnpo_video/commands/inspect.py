@@ -10,7 +10,8 @@ from selfnpo_video.commands.train import family
 @click.argument("path", metavar="FILE|RUN")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(path: str, model: str | None, model_config: str | None, as_json: bool) -> int:
+@click.option("--plot", metavar="FILE", help="Write a picture: strength over timesteps, and which layers carry it.")
+def inspect(path: str, model: str | None, model_config: str | None, as_json: bool, plot: str | None) -> int:
     from selfnpo_core.training.command import run_inspect
 
-    return run_inspect(family(), path, model, model_config, as_json=as_json)
+    return run_inspect(family(), path, model, model_config, as_json=as_json, plot=plot)
