@@ -100,8 +100,8 @@ def long(output: Path, clips: int, frames: int, guidance_scale: float, npo: str,
     usual = replace(settings, size=ClipSize(frames=world.FRAMES, height=SIDE, width=SIDE), window=None)
     with attach_npo(pipe, npo):
         short = _clips(pipe, task, usual)
-        with windowed(pipe.transformer, window):
-            data = _clips(pipe, task, settings)
+    with windowed(pipe.transformer, window), attach_npo(pipe, npo):
+        data = _clips(pipe, task, settings)
     right = {
         name: torch.stack(
             [judge(demo.world, data[:, :, first : first + world.FRAMES], task.labels).right for first in firsts]
