@@ -69,11 +69,12 @@ class Negative:
             "alpha": self.alpha,
             "negative_condition": self.condition,
             "negative_mode": self.mode,
+            "negative_rank": self.rank if self.mode == "lowrank" else None,
         }
 
 
 NO_NEGATIVE: Mapping[str, Any] = dict.fromkeys(
-    ("npo", "npo_sha256", "beta", "alpha", "negative_condition", "negative_mode")
+    ("npo", "npo_sha256", "beta", "alpha", "negative_condition", "negative_mode", "negative_rank")
 )
 """As `Negative.record`, where there are none."""
 

@@ -2,8 +2,9 @@
 
 Every window is a clip of the trained length to the model, at the positions that it knows. At each step the windows'
 outputs are blended by weights that rise and fall linearly, and that sum to one for every frame. The output is linear in
-both estimates, so this blends x̂0 and ε̂ as well, and all windows stay on one trajectory: there is no seam to mend
-afterwards. Costs one forward a window and step; memory is that of one window.
+both estimates, so this blends x̂0 and ε̂ as well, and all windows stay on one trajectory. Costs one forward a window and
+step; memory is that of one window. The windows know nothing of each other but what they share: a motion that each of
+them begins and ends by itself does not go on through a seam.
 """
 
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ def blend_weights(frames: int, window: int, starts: list[int]) -> Tensor:
 def windowed(transformer: CogVideoXTransformer3DModel, window: int, overlap: int | None = None) -> Iterator[None]:
     """Within the block, the transformer takes clips of any length, `window` latent frames at a time.
 
-    overlap: of neighbouring windows; half a window if not given. Negative weights are to be attached inside the block.
+    overlap: of neighbouring windows; half a window, rounded down, if not given. Negative weights are to be attached
+    inside the block.
     """
     step = transformer.config.patch_size_t or 1
     overlap = default_overlap(window, step) if overlap is None else overlap
