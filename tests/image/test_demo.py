@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selfnpo_core.negative import norm
+from selfnpo_core.offsets import offset_of
+from selfnpo_core.training import load_npo
 from selfnpo_core.worlds import Task, arms, distance, judge, make_arm, sample, train_arm
 from selfnpo_image.demo import assets, shapes, world
 from selfnpo_image.demo.build import pack
@@ -95,7 +97,7 @@ def test_every_arm_samples_and_leaves_the_pipeline_as_it_was(pipe, run):
 
 
 def test_the_offset_is_the_loras_product(pipe, run):
-    offset = arms.offset_of(LORA, pipe, run)
+    offset = offset_of(load_npo(run))
     state = load_file(run / "npo" / "pytorch_lora_weights.safetensors")
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     a, b = (state[f"unet.{name}.lora_{part}.weight"] for part in "AB")
@@ -108,7 +110,7 @@ def test_the_offset_of_full_weights_is_their_difference(pipe, tmp_path):
     small = {"steps": 1, "batch_size": 2, "pool_size": 4, "grid_steps": 3, "learning_rate": 1e-2, "max_drift": 10.0}
     demo = shapes.demo(presets={"full": small}, kind="full")
     run = train_arm(demo, "npo", 1, tmp_path)
-    offset, before = arms.offset_of(demo, pipe, run), pipe.unet.conv_out.weight.clone()
+    offset, before = offset_of(load_npo(run)), pipe.unet.conv_out.weight.clone()
     assert set(offset) == set(dict(pipe.unet.named_parameters()))
     with make_arm(demo, "neon", 1, tmp_path).attach(pipe):
         expected = before - arms.NEON_STRENGTH * offset["conv_out.weight"]

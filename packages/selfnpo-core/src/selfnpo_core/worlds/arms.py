@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor
 
 from selfnpo_core.adapters import NegativeDelta, attach_npo
 from selfnpo_core.negative import neon, random_like
+from selfnpo_core.offsets import offset_of
 from selfnpo_core.training import Recipe, load_npo, resolve_recipe, train
 from selfnpo_core.training.files import read_json
 from selfnpo_core.training.recipe import build_recipe, changed_keys
@@ -75,7 +74,7 @@ def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None 
 
     @contextmanager
     def random(pipe: Any) -> Iterator[None]:
-        offset = random_like(offset_of(demo, pipe, run), torch.Generator().manual_seed(seed))
+        offset = random_like(offset_of(npo), torch.Generator().manual_seed(seed))
         with NegativeDelta.attach(pipe, offset, beta=strength):
             yield
 
@@ -83,7 +82,7 @@ def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None 
     def extrapolated(pipe: Any) -> Iterator[None]:
         denoiser = demo.world.denoiser(pipe)
         base = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
-        denoiser.load_state_dict(neon(base, offset_of(demo, pipe, run), NEON_STRENGTH))
+        denoiser.load_state_dict(neon(base, offset_of(npo), NEON_STRENGTH))
         try:
             yield
         finally:
@@ -92,19 +91,3 @@ def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None 
     ways = {"random": random, "neon": extrapolated}
     note |= {"strength": NEON_STRENGTH} if arm == "neon" else {"beta": strength}
     return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note)
-
-
-def offset_of(demo: Demo, pipe: Any, run: Path) -> dict[str, Tensor]:
-    """What a run adds to the weights, by parameter name; of a LoRA, s·B·A."""
-    npo = load_npo(run)
-    if npo.kind == "delta":
-        return {name: tensor.float() for name, tensor in npo.tensors.items()}
-    pipe.load_lora_weights(run / "npo", adapter_name="offset")
-    try:
-        return {
-            f"{name}.weight": layer.get_delta_weight("offset").detach().clone()
-            for name, layer in demo.world.denoiser(pipe).named_modules()
-            if isinstance(layer, LoraLayer)
-        }
-    finally:
-        pipe.unload_lora_weights()
