@@ -87,6 +87,19 @@ def test_what_is_no_whole_video_is_refused(tmp_path, clip):
         write_video(tmp_path / "clip.avi", clip, fps=8)
 
 
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.97, 0.9999])
+def test_an_mp4_that_is_cut_off_anywhere_is_refused(tmp_path, monkeypatch, kept):
+    """Whatever the reader would make of it."""
+    frames = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), dtype=np.uint8)  # noise is large
+    write_video(tmp_path / "clip.mp4", frames, fps=8)
+    whole = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: int(len(whole) * kept)])
+    monkeypatch.setattr(video_files, "reader", lambda: lambda path, limit: (frames, 8.0, 17))
+    assert len(read_video(tmp_path / "clip.mp4")[0]) == 17
+    with pytest.raises(InputError, match=r"cut\.mp4 is cut off"):
+        read_video(tmp_path / "cut.mp4")
+
+
 def test_a_clip_that_is_cut_in_its_frames_is_refused(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), dtype=np.uint8)  # noise is large
     write_video(tmp_path / "clip.mp4", frames, fps=8)
@@ -110,6 +123,7 @@ import resource, shutil, sys
 from collections import namedtuple
 from pathlib import Path
 import numpy as np
+from selfnpo_video import video_files
 from selfnpo_video.video_files import write_video
 folder, count, free = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 frames = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)

@@ -73,6 +73,7 @@ def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarra
     if path.is_dir():
         read = _read_frames
     else:
+        _refuse_cut_off(path)
         read = _read_loop if path.suffix in (".webp", ".gif") else reader()
     try:
         frames, fps, declared = read(path, limit)
@@ -91,6 +92,26 @@ def reader() -> Reader:
     if find_spec("decord"):
         return _read_decord
     return _read_av if find_spec("av") else _read_imageio
+
+
+def _refuse_cut_off(path: Path) -> None:
+    """The boxes of an mp4 or mov (ISO/IEC 14496-12, 4.2) must end where the file ends; other files pass.
+
+    Readers fill up what is missing with copies of the last frame, or leave it out without a word.
+    """
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        if file.read(8)[4:] != b"ftyp":
+            return
+        while at < size:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:
+                length = int.from_bytes(head[8:], "big")
+            if len(head) < 8 or (0 < length < 8) or at + length > size:
+                raise InputError(f"{path} is cut off: it ends within its {head[4:8].decode('latin-1')!r} part")
+            at = at + length if length else size  # 0: up to the end
 
 
 def strip(frames: np.ndarray, most: int = 5) -> Image.Image:
