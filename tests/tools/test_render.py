@@ -141,6 +141,34 @@ def test_other_settings_need_another_folder(folder, lora, tmp_path):
         rendering.render(wanted, [3.0], tmp_path / "out")
 
 
+KILLED = """
+import os, signal, sys
+from selfnpo_video import rendering, video_files
+def write(path, frames, **settings):
+    def some():
+        for index, frame in enumerate(frames):
+            if "-grid-" in path.name and index == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield frame
+    return video_files.write_video(path, some(), **settings)
+rendering.write_video = write
+sys.path.insert(0, sys.argv.pop(1))
+import render
+render.render()
+"""
+
+
+@pytest.mark.slow
+def test_a_grid_whose_writing_was_killed_leaves_nothing(folder, lora, tmp_path):
+    output = tmp_path / "out"
+    killed = [sys.executable, "-c", KILLED, str(SCRIPT.parent), *words(folder, lora, output)]
+    assert subprocess.run(killed, capture_output=True).returncode == -signal.SIGKILL
+    assert not list(output.glob("*-grid-*"))
+    subprocess.run([sys.executable, str(SCRIPT), *words(folder, lora, output)], check=True)
+    check(output)
+    assert {path.name for path in output.glob(".*")} <= {".lock"}
+
+
 @pytest.mark.slow
 def test_killed_half_way_and_gone_on_with_by_two_processes(folder, lora, tmp_path):
     output = tmp_path / "out"

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from email.parser import Parser
 from importlib.metadata import packages_distributions
@@ -93,3 +94,36 @@ def test_the_video_package_works_from_its_wheels_alone(wheels, tmp_path):
     assert files
     assert all(file.startswith(str(target)) for file in files)
     assert not any("selfnpo_image" in file for file in files)
+
+
+@pytest.fixture(scope="module")
+def installed(wheels, tmp_path_factory) -> Path:
+    """A new environment with core and video from their wheels; other packages are found in this one's folder."""
+    folder = tmp_path_factory.mktemp("env")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))  # of which no .pth is read: nothing editable
+    some = [str(wheels[name]) for name in ("selfnpo-core", "selfnpo-video")]
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--force-reinstall"]
+    subprocess.run([*pip, "--no-index", *some], check=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_commands_run_from_the_wheels_in_any_folder(installed, tmp_path):
+    def run(*words: str) -> str:
+        command = [installed / "bin" / "selfnpo-video", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=500)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run([installed / "bin" / "python", "-c", "import selfnpo_image"], check=True, capture_output=True)
+    small = [f"--set={text}" for text in ("steps=2", "pool_size=4", "batch_size=2", "sample_every=0", "grid_steps=4")]
+    assert "negative weights in run/npo" in run("train", "--model", "demo", "--output", "run", *small)
+    (tmp_path / "prompts.txt").write_text("a red circle grows\n")
+    words = ["--prompts", "prompts.txt", "--npo", "run", "--steps", "3", "--output", "clips"]
+    run("sample", "--model", "demo", *words)
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 1

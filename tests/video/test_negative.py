@@ -122,3 +122,23 @@ def test_training_wants_text_to_video(from_image):
     command = ["train", "--model", str(from_image / "model"), "--output", str(from_image / "run")]
     done = CliRunner().invoke(selfnpo_video, command)
     assert "training wants text to video" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("cogvideox-2b", ["--frames", "48"], "the nearest is 49×480×720"),
+        ("zai-org/CogVideoX-2b", ["--height", "100"], "the nearest is"),
+        ("cogvideox-5b", ["--image", "first.png"], "takes no image"),
+        ("cogvideox-5b-i2v", [], "give the first frame as --image"),
+        ("cogvideox-2b", ["--window", "6"], "a window of 6 frames"),
+    ],
+)
+def test_a_known_model_is_not_fetched_for_what_it_cannot_draw(tmp_path, monkeypatch, name, words, said):
+    Image.new("RGB", (8, 8)).save(tmp_path / "first.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("selfnpo_video.cogvideox.snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    asked = ["--model", name, "--prompts", "prompts.txt", "--output", "out", *words]
+    done = CliRunner().invoke(selfnpo_video, ["sample", *asked])
+    assert said in str(done.exception)

@@ -4,18 +4,21 @@ import json
 
 import pytest
 import torch
+import yaml
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file
 
 from selfnpo_core.cli import run
 from selfnpo_core.errors import InputError
-from selfnpo_core.training import build_recipe, dry_run
+from selfnpo_core.training import build_recipe, dry_run, estimate, train
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
 from selfnpo_core.training.updates import check_window, draw_windows, noised_looks, update_loss
+from selfnpo_video import cogvideox
 from selfnpo_video.attention import JointAttention, sdpa
 from selfnpo_video.cli import selfnpo_video
-from selfnpo_video.cogvideox import CogVideoX
+from selfnpo_video.cogvideox import CogVideoX, encode
+from selfnpo_video.models import find_source
 
 PROMPTS = ["a red circle moves left", "a blue square grows"]
 SMALL = {"steps": 2, "batch_size": 2, "pool_size": 6, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
@@ -105,6 +108,34 @@ def test_a_pool_that_does_not_fit_is_refused(folder, tmp_path, capsys, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("config", [{}, {"train": "full", "batch_size": 4, "gradient_checkpointing": True}])
+def test_a_training_that_does_not_fit_is_refused_before_weights_are_read(folder, tmp_path, capsys, monkeypatch, config):
+    """With changes that do fit, if there are any: the words of the message are a command that runs."""
+    recipe = build_recipe({**SMALL, **CLIP, **config})
+    sketch = CogVideoX.sketch(find_source(str(folder)), **CLIP)
+    needed = dry_run(sketch, recipe, PROMPTS).device_bytes
+    smaller = {"gradient_checkpointing": True, "batch_size": 1, "grad_accumulation": recipe.batch_size}
+    enough = dry_run(sketch, recipe.model_copy(update=smaller), PROMPTS).device_bytes
+    assert enough < needed
+    device = torch.device("cpu")
+    monkeypatch.setattr(estimate, "check_pool", lambda *_: None)
+    monkeypatch.setattr(estimate, "available", lambda device: needed)
+    estimate.check_memory(sketch, recipe, PROMPTS, device)
+    monkeypatch.setattr(estimate, "available", lambda device: needed - 1)
+    with pytest.raises(InputError, match="--set") as refused:
+        estimate.check_memory(sketch, recipe, PROMPTS, device)
+    words = [word.split("=") for word in str(refused.value).split() if "=" in word]
+    advised = recipe.model_copy(update={key: yaml.safe_load(value) for key, value in words})
+    assert dry_run(sketch, advised, PROMPTS).device_bytes < needed
+    monkeypatch.setattr(estimate, "available", lambda device: 1000)
+    monkeypatch.setattr(CogVideoXTransformer3DModel, "from_pretrained", lambda *_, **__: pytest.fail("weights read"))
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    words = ["--prompts", tmp_path / "prompts.txt", "--output", tmp_path / "run", "--set", "trackers=[]"]
+    assert command("train", "--model", folder, *words) == 2
+    assert "a device with more memory" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_windows_that_do_not_fit_are_refused(backbone):
     for wrong in (backbone.latent_shape[0] + 2, *([3] if backbone.window_step == 2 else [])):
         with pytest.raises(InputError, match="chunk_frames"):
@@ -112,16 +143,11 @@ def test_windows_that_do_not_fit_are_refused(backbone):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_sketch_costs_what_the_model_costs(folder, backbone, monkeypatch, checkpointing):
-    from selfnpo_video import cogvideox
-
+def test_a_sketch_costs_what_the_model_costs(folder, backbone, checkpointing):
     recipe = build_recipe({**SMALL, **CLIP, "gradient_checkpointing": checkpointing})
     backbone.denoiser.set_attn_processor(JointAttention(sdpa))
     real = dry_run(backbone, recipe, PROMPTS)
-    monkeypatch.setattr(
-        cogvideox, "architecture", lambda name: CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer")
-    )
-    sketch = CogVideoX.sketch("some model", **CLIP)
+    sketch = CogVideoX.sketch(find_source(str(folder)), **CLIP)
     assert all(parameter.is_meta for parameter in sketch.denoiser.parameters())
     drawn = dry_run(sketch, recipe, PROMPTS)
     assert (drawn.trained_parameters, drawn.network_parameters) == (real.trained_parameters, real.network_parameters)
@@ -165,3 +191,16 @@ def test_a_run_from_the_command_line(folder, tmp_path, capsys):
     assert (clips / "00000-3.mp4").stat().st_size > 500
     assert command("sample", "--model", folder, "--prompt", "x", "--frames", 8, "--output", tmp_path / "no") == 2
     assert "nearest" in capsys.readouterr().err
+
+
+def test_sample_grids_of_prompts_that_are_not_trained_with(folder, tmp_path):
+    """T5 is read once, before training; the rows that are trained with stay the prompts'."""
+    recipe = build_recipe({**SMALL, **CLIP, "sample_prompts": ["a green ring", PROMPTS[1]], "sample_every": 2})
+    backbone = CogVideoX(str(folder), **CLIP, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        calls = []
+        patch.setattr(cogvideox, "encode", lambda *args: calls.append(args[1]) or encode(*args))
+        train(backbone, recipe, PROMPTS, tmp_path / "run", progress=False)
+    assert calls == [[*PROMPTS, "a green ring", PROMPTS[1], ""]]
+    assert (tmp_path / "run" / "samples" / "step-000002.png").exists()
+    assert (tmp_path / "run" / "prompts.txt").read_text().split("\n")[:2] == PROMPTS

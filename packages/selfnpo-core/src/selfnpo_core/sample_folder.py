@@ -90,22 +90,26 @@ class SampleFolder:
     def add(self, index: int, write: Callable[[Path], object]) -> None:
         """Put one sample there: `write` makes the file it is given, which then gets its name and its line."""
         record = self.records[index]
-        partial = self._aside / record["file"]
-        self._aside.mkdir(exist_ok=True)
-        try:
-            write(partial)
-            if (self.path / record["file"]).is_dir():  # whole, but without its line: the last process was killed
-                shutil.rmtree(self.path / record["file"])
-            os.replace(partial, self.path / record["file"])
-        except BaseException:
-            shutil.rmtree(self._aside, ignore_errors=True)
-            raise
+        self.put(record["file"], write)
         with open(self.path / METADATA, "ab+") as file:
             file.seek(0, os.SEEK_END)
             cut = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"  # by a kill or a full disk
             line = json.dumps(record, ensure_ascii=False) + "\n"
             file.write(("\n" if cut else "").encode() + line.encode())
         self._done.add(record["file"])
+
+    def put(self, name: str, write: Callable[[Path], object]) -> None:
+        """A file or folder without a line: it has its name when it is whole, and a killed process leaves no part."""
+        partial = self._aside / name
+        self._aside.mkdir(exist_ok=True)
+        try:
+            write(partial)
+            if (self.path / name).is_dir():  # whole, but without its line: the last process was killed
+                shutil.rmtree(self.path / name)
+            os.replace(partial, self.path / name)
+        except BaseException:
+            shutil.rmtree(self._aside, ignore_errors=True)
+            raise
 
     def _refuse_others(self) -> None:
         """Processes that divide the work otherwise would draw the same samples. Raises `InputError` if there are any.

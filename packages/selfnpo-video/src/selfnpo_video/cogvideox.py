@@ -112,7 +112,7 @@ def find_preference(name: str, pipe: Any) -> Preference:
 class CogVideoX:
     """A CogVideoX text-to-video model as the training engine sees it (`selfnpo_core.training.backbone.Backbone`).
 
-    Of the model only the transformer is in memory; T5 is read for `embed`, T5 and VAE for `draw_samples`.
+    Of the model only the transformer is in memory; T5 is read for `embed`, the VAE for `draw_samples`.
 
     frames, height, width: of the clips, in pixels; None is what the checkpoint was made for.
     """
@@ -150,23 +150,33 @@ class CogVideoX:
     @classmethod
     def sketch(
         cls,
-        name: str,
+        model: Source | str,
         *,
         frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "CogVideoX":
-        """A known model without its weights, on the meta device: enough to tell what training it will take."""
-        if name in KNOWN and KNOWN[name].from_image:
-            raise InputError(f"model {name} turns images into video, and training wants text to video: use that")
+        """A model without its weights, on the meta device: enough to tell what training it will take.
+
+        model: the name of a known one, whose configuration is in this package, or a folder.
+        """
         made = cls.__new__(cls)
-        made.name, made.device, made.base_hash = name, torch.device("meta"), ""
-        config = dict(architecture(name))
-        scheduler = CogVideoXDDIMScheduler(
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
-        )
-        made._describe(config, {}, scheduler, (frames, height, width), dtype)
+        made.name = model if isinstance(model, str) else model.name
+        made.device, made.base_hash = torch.device("meta"), ""
+        scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler
+        if isinstance(model, str):
+            config, vae, from_image = dict(architecture(model)), {}, KNOWN[model].from_image
+            scheduler = CogVideoXDDIMScheduler(
+                prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+            )
+        else:
+            folder = Path(local(model).location)
+            config, vae = (_config(folder, part, model.name) for part in ("transformer", "vae"))
+            from_image, scheduler = pipeline_class(model) is not CogVideoXPipeline, _scheduler(folder, model.name)
+        if from_image:
+            raise InputError(f"model {made.name} turns images into video, and training wants text to video: use that")
+        made._describe(config, vae, scheduler, (frames, height, width), dtype)
         with torch.device("meta"):
             transformer = CogVideoXTransformer3DModel(**config).to(dtype).requires_grad_(False).eval()
         transformer.set_attn_processor(JointAttention(outline))
@@ -193,7 +203,7 @@ class CogVideoX:
         self.max_tokens = int(self._config.max_text_seq_length)
         self.bytes_per_prompt = self.max_tokens * self._config.text_embed_dim * dtype.itemsize
         self._table: Tensor | None = None
-        self._shown: tuple[list[str], Tensor] | None = None  # prompts of the drawings, and their embeddings
+        self._row: dict[str, int] = {}
         self._rotary: dict[tuple[int, int, torch.device], Rotary | None] = {}
 
     @torch.no_grad()
@@ -205,6 +215,7 @@ class CogVideoX:
         if next(self.denoiser.parameters()).device.type != "cpu":
             raise RuntimeError("embed() comes before the transformer goes to the device")
         self._table = encode(self._source, [*prompts, ""], self.max_tokens, self.device, self.dtype)
+        self._row = {text: row for row, text in enumerate(prompts)}
 
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         """The transformer's raw output at x_t: (B, F, C, H, W), t: (B,), prompt: (B,) rows of the table."""
@@ -238,18 +249,14 @@ class CogVideoX:
         steps: int,
         negative: "Negative",
     ) -> "Sequence[Image]":
-        """A strip of frames a prompt. The transformer waits on the CPU while T5 reads the prompts, and while the VAE
-        decodes; the prompts are read once a run."""
+        """A strip of frames a prompt, each one of `embed`'s. The transformer waits on the CPU while the VAE decodes."""
         from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
         from selfnpo_video.sampling import Settings, frames_of, latent_clips
         from selfnpo_video.video_files import strip
 
+        assert self._table is not None, "embed() comes before draw_samples()"
         device = next(self.denoiser.parameters()).device
-        if self._shown is None or self._shown[0] != list(prompts):
-            self.denoiser.to("cpu")
-            table = encode(self._source, [*prompts, ""], self.max_tokens, self.device, self.dtype)
-            self.denoiser.to(device)
-            self._shown = list(prompts), table
+        embeddings = self._table[[*(self._row[prompt] for prompt in prompts), -1]]
         pipe = load_pipeline(
             self._source, dtype=self.dtype, transformer=self.denoiser, text_encoder=None, tokenizer=None
         )
@@ -261,7 +268,7 @@ class CogVideoX:
             attached = NegativeDelta.attach(pipe, negative)
         settings = Settings(guidance_scale=guidance_scale, steps=steps, size=self.size, batch_size=1)
         with attached:
-            drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=self._shown[1])
+            drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings)
             clips = [latents.cpu() for _, latents in drawn]
         self.denoiser.to("cpu")
         strips = [strip(np.stack(list(frames_of(pipe, clip, self.device)))) for clip in clips]

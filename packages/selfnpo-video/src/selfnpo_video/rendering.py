@@ -76,7 +76,7 @@ def render(job: Job, scales: Sequence[float], output: str | Path, *, shard: tupl
                 own = [k for k in todo if k % len(cells) == cells.index(cell)]
                 _draw_cell(pipe, arms[cell], folder, own, len(cells), bar)
         if job.format != "frames" and len(cells) > 1:
-            _write_grids(output, wanted, cells, grids, job, shard)
+            _write_grids(folder, wanted, cells, grids, job, shard)
         write_index(output)
     return len(todo)
 
@@ -100,7 +100,7 @@ def _draw_cell(pipe: Any, arm: Job, folder: SampleFolder, own: Sequence[int], ce
 
 
 def _write_grids(
-    output: Path,
+    folder: SampleFolder,
     wanted: Sequence[Mapping[str, Any]],
     cells: Sequence[Cell],
     grids: Sequence[str],
@@ -108,6 +108,7 @@ def _write_grids(
     shard: tuple[int, int],
 ) -> None:
     """A grid for every prompt of this process whose clips are all there."""
+    output = folder.path
     for index, name in enumerate(grids):
         files = [output / wanted[index * len(cells) + k]["file"] for k in range(len(cells))]
         if index % shard[1] != shard[0] or not all(file.exists() for file in files):
@@ -118,7 +119,7 @@ def _write_grids(
         columns = len({cell.scale for cell in cells})
         clips = [read_video(file)[0] for file in files]
         frames = grid(clips, [cell.title for cell in cells], columns, job.prompts[index])
-        write_video(output / name, frames, fps=job.fps)
+        folder.put(name, partial(write_video, frames=frames, fps=job.fps))
 
 
 def grid(clips: Sequence[np.ndarray], titles: Sequence[str], columns: int, caption: str) -> Iterator[np.ndarray]:

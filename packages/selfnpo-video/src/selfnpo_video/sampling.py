@@ -39,7 +39,7 @@ from selfnpo_video.cogvideox import (
     with_defaults,
 )
 from selfnpo_video.long import windowed
-from selfnpo_video.models import KNOWN, find_source, known_as, size_for
+from selfnpo_video.models import KNOWN, architecture, find_source, known_as, size_for
 from selfnpo_video.prompts import load_prompts
 from selfnpo_video.shapes import ClipSize, Compression
 from selfnpo_video.streaming import decode_stream
@@ -90,7 +90,7 @@ class Job:
         use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
         if self.tiling:
             pipe.vae.enable_tiling()
-        if self.device.type == "cuda":  # T5 and transformer do not fit together
+        if self.device.type != "cpu":  # T5 and transformer do not fit together
             pipe.enable_model_cpu_offload(device=self.device)
         return pipe
 
@@ -100,24 +100,22 @@ def plan(options: Mapping[str, Any]) -> Job:
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
     source = find_source(options["model"], options["model_config"])
-    source = local(source)
-    config, device = transformer_config(source), best_device(options["device"])
-    known = known_as(source.name, config) or KNOWN["cogvideox-2b"]
+    device, image = best_device(options["device"]), options["image"]
     prompts = [text for text in prompts_of(options, load_prompts) for _ in range(options["count"])]
     negative, npo_config = negative_of(options)
-    own = size_for(source.name, config, with_defaults(CogVideoXTransformer3DModel, config))
-    size = ClipSize(
-        frames=options["frames"] or own.frames,
-        height=options["height"] or own.height,
-        width=options["width"] or own.width,
-    )
+    _check_picture(image)
+    if (told := _told_by_name(source)) is not None:
+        _check_request(source.name, *told, options)  # before it is fetched
+    source = local(source)
+    config, vae = transformer_config(source), vae_config(source)
+    size = _check_request(source.name, config, vae, pipeline_class(source) is CogVideoXImageToVideoPipeline, options)
+    known = known_as(source.name, config) or KNOWN["cogvideox-2b"]
     dtype = dtype_of(options["dtype"], device, known.dtype)
-    scale, image = scale_of(options, npo_config, known.guidance_scale), options["image"]
-    _check_image(source, image, options["window"])
+    scale = scale_of(options, npo_config, known.guidance_scale)
     memory.Sampler(
         folder=Path(source.location),
         transformer=with_defaults(CogVideoXTransformer3DModel, config),
-        vae=with_defaults(AutoencoderKLCogVideoX, vae_config(source)),
+        vae=with_defaults(AutoencoderKLCogVideoX, vae),
         rows=(2 if scale > 1 else 1) * (options["batch_size"] or 1),
         dtype=DTYPES[dtype],
         device=device,
@@ -296,17 +294,42 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _check_image(source: Source, image: str | None, window: int | None) -> None:
-    wants = pipeline_class(source) is CogVideoXImageToVideoPipeline
-    if wants and image is None:
-        raise InputError(f"model {source.name} turns an image into a video: give the first frame as --image FILE")
-    if not wants and image is not None:
-        raise InputError(f"model {source.name} takes no image: leave --image out, or use an image-to-video model")
-    if wants and window is not None:
-        raise InputError(f"--window is for text to video: {source.name} knows its first frame only there")
-    if image is not None:
-        try:
-            with Image.open(image) as picture:
-                picture.convert("RGB")  # reads all of it; verify() would not
-        except Exception as error:  # PIL raises several kinds
-            raise InputError(f"{image} is no image that can be read ({type(error).__name__})") from None
+def _told_by_name(source: Source) -> tuple[Mapping[str, Any], Mapping[str, Any], bool] | None:
+    """Of a known model: configurations of transformer and VAE, and whether it wants an image."""
+    known = next((model for model in KNOWN.values() if source.location == model.hub_id), None)
+    return None if known is None else (architecture(known.name), {}, known.from_image)
+
+
+def _check_request(
+    name: str, transformer: Mapping[str, Any], vae: Mapping[str, Any], from_image: bool, options: Mapping[str, Any]
+) -> ClipSize:
+    """The clips' size. Raises `InputError` for one that the model cannot draw, or an image missing or too many."""
+    image, window = options["image"], options["window"]
+    if from_image and image is None:
+        raise InputError(f"model {name} turns an image into a video: give the first frame as --image FILE")
+    if not from_image and image is not None:
+        raise InputError(f"model {name} takes no image: leave --image out, or use an image-to-video model")
+    if from_image and window is not None:
+        raise InputError(f"--window is for text to video: {name} knows its first frame only there")
+    full = with_defaults(CogVideoXTransformer3DModel, transformer)
+    own = size_for(name, transformer, full)
+    size = ClipSize(
+        frames=options["frames"] or own.frames,
+        height=options["height"] or own.height,
+        width=options["width"] or own.width,
+    )
+    compression = Compression.of(full, with_defaults(AutoencoderKLCogVideoX, vae))
+    compression.check(size)
+    if window is not None:
+        compression.latent_window(window)
+    return size
+
+
+def _check_picture(image: str | None) -> None:
+    if image is None:
+        return
+    try:
+        with Image.open(image) as picture:
+            picture.convert("RGB")  # reads all of it; verify() would not
+    except Exception as error:  # PIL raises several kinds
+        raise InputError(f"{image} is no image that can be read ({type(error).__name__})") from None

@@ -81,7 +81,7 @@ class Backbone(Protocol):
         steps: int,
         negative: Negative,
     ) -> "Sequence[Image]":
-        """One picture a prompt (a video family: one strip of frames), for the run's sample grids.
+        """One picture a prompt (a video family: one strip of frames), for the run's sample grids. `embed` had them all.
 
         `denoiser` holds the base weights and no adapter is active. Under "a name" that adapter, inactive, is in the
         network (`NegativeAdapters.attach(pipe, {negative: 1.0})`); under a mapping it is the offset of all weights

@@ -10,11 +10,11 @@ import torch
 
 from selfnpo_core.cli import echo_json, folder_name, set_key
 from selfnpo_core.errors import InputError
-from selfnpo_core.loading import DTYPES
+from selfnpo_core.loading import DTYPES, best_device
 from selfnpo_core.prompts import read_prompts
 from selfnpo_core.sources import Source
 from selfnpo_core.training.backbone import Backbone
-from selfnpo_core.training.estimate import dry_run
+from selfnpo_core.training.estimate import check_memory, dry_run
 from selfnpo_core.training.npo_folder import Npo, load_npo
 from selfnpo_core.training.recipe import Presets, Recipe, Recommended, build_recipe, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
@@ -40,7 +40,8 @@ class Family:
     backbone: Callable[[Source, Recipe, torch.dtype, str], Backbone]
     """(source, recipe, dtype of the base, device) → the model, loaded."""
     sketch: Callable[[Source, Recipe, torch.dtype], Backbone | None] | None = None
-    """A known model without weights, for --dry-run where it is not on this disk; `None` for one that is not known."""
+    """The model without weights, so that sizes and memory are checked before any are read or fetched; `None` where its
+    configuration is not known yet."""
     kohya: "Callable[[Lora, Npo, Source, float, float, str], KohyaFiles] | None" = None
     """(LoRA, negative weights, base, beta, guidance scale, file name) → tensors in kohya's names, and a workflow."""
 
@@ -54,11 +55,12 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
     _check_output(recipe, resume=options["resume"])
     device = "cpu" if recipe.device == "cpu" else "auto"
     dtype = DTYPES[base_dtype(recipe)]
+    sketched = family.sketch(source, recipe, dtype) if family.sketch else None
     if options["dry_run"]:
-        missing = source.kind == "hub" and family.sketch is not None
-        sketched = family.sketch(source, recipe, dtype) if family.sketch and missing else None
         click.echo(dry_run(sketched or family.backbone(source, recipe, dtype, device), recipe, prompts))
         return
+    if sketched is not None:
+        check_memory(sketched, recipe, prompts, best_device(device))
     backbone = family.backbone(source, recipe, dtype, device)
     output = Path(recipe.output) if recipe.output else new_run_folder("runs", folder_name(recipe.model))
     recipe = recipe.model_copy(update={"output": str(output)})

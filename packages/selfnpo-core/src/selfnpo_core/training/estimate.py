@@ -6,9 +6,10 @@ kernels, and, under gradient checkpointing, the one block that is recomputed at 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,46 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> DryRu
         teacher_rows=teacher_rows(recipe),
         base_rows=reference_rows(recipe),
     )
+
+
+def check_memory(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], device: torch.device) -> None:
+    """Raise `InputError`, with what would fit, for a training that needs more than is free on `device`.
+
+    backbone: on the meta device, so that nothing has been loaded yet.
+    """
+    check_pool(backbone, recipe, device)
+    free, asked = available(device), dry_run(backbone, recipe, prompts)
+    if asked.device_bytes <= free:
+        return
+    largest = sorted((part for part in asked.memory if part.on_device), key=lambda part: -part.bytes)[:3]
+    parts = ", ".join(f"{part.name} {_size(part.bytes)}" for part in largest)
+    for changes in _savings(backbone, recipe):
+        changed = recipe.model_copy(update=changes)
+        if dry_run(backbone, changed, prompts).device_bytes <= free:
+            advice = " ".join(f"--set {key}={str(value).lower()}" for key, value in changes.items())
+            break
+    else:
+        advice = "a device with more memory, or a smaller model"
+    raise InputError(
+        f"this training takes {_size(asked.device_bytes)} ({parts}), and {device} has {_size(free)} free: use {advice}"
+    )
+
+
+def _savings(backbone: Backbone, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Changes to a recipe that need less memory, each more than the one before."""
+    changes: dict[str, Any] = {}
+    if not recipe.gradient_checkpointing:
+        changes["gradient_checkpointing"] = True
+        yield dict(changes)
+    if recipe.batch_size > 1:
+        changes |= {"batch_size": 1, "grad_accumulation": recipe.batch_size * recipe.grad_accumulation}
+        yield dict(changes)
+    if recipe.rollout == "pool" and recipe.pool_device == "device":
+        changes["pool_device"] = "cpu"
+        yield dict(changes)
+    if recipe.train == "full":
+        changes["train"] = "lora"
+        yield dict(changes)
 
 
 def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device) -> None:

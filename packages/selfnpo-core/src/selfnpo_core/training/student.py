@@ -231,7 +231,7 @@ class FullStudent(Student):
 
 
 def make_student(backbone: Backbone, recipe: Recipe) -> Student:
-    """The weights to be trained, put into the backbone, with gradient checkpointing where the recipe asks for it."""
+    """The weights to be trained, put into the backbone, with gradient checkpointing if and only if the recipe asks."""
     kinds: dict[str, type[LoraStudent] | type[FullStudent]] = {"lora": LoraStudent, "full": FullStudent}
     student = kinds[recipe.train](backbone, recipe)
     if recipe.gradient_checkpointing:
@@ -239,6 +239,8 @@ def make_student(backbone: Backbone, recipe: Recipe) -> Student:
         if enable is None:
             raise InputError(f"{backbone.name} cannot use gradient_checkpointing: leave it out")
         enable()
+    elif getattr(student.network, "is_gradient_checkpointing", False):  # left from another recipe
+        student.network.disable_gradient_checkpointing()
     return student
 
 

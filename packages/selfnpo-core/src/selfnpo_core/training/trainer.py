@@ -57,7 +57,7 @@ def train(
         try:
             folder = stack.enter_context(RunFolder.open(output, recipe, prompts, facts, resume=resume))
             config = _npo_config(backbone, recipe)
-            backbone.embed(prompts)
+            backbone.embed([*prompts, *recipe.sample_prompts])  # the rows after the prompts' are not trained with
             engine = Engine(backbone, recipe, len(prompts), accelerator)
             stack.callback(engine.close)
             trainer = Trainer(engine, folder, config, prompts, progress=progress)

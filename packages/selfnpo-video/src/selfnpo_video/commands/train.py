@@ -54,7 +54,8 @@ def _sketch(source: "Source", recipe: "Recipe", dtype: "torch.dtype") -> "CogVid
     from selfnpo_video.cogvideox import CogVideoX
     from selfnpo_video.models import KNOWN
 
+    size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
+    if source.kind == "folder":
+        return CogVideoX.sketch(source, **size, dtype=dtype)
     known = next((model for model in KNOWN.values() if source.name in (model.name, model.hub_id)), None)
-    if known is None or known.hub_id is None:  # an unknown one, or one that is here to be read
-        return None
-    return CogVideoX.sketch(known.name, frames=recipe.frames, height=recipe.height, width=recipe.width, dtype=dtype)
+    return None if known is None else CogVideoX.sketch(known.name, **size, dtype=dtype)
