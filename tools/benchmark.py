@@ -1,14 +1,18 @@
-"""Measure what is claimed: memory of streaming and of training by windows, what is seen at the seams of long clips.
+"""Measure what is claimed: memory of streaming and of training by windows, what is seen at the seams of long clips,
+what each way to hold negative weights costs, and what a LoRA made of an offset of all weights loses.
 
 Figures go to docs/results as JSON.
 
     python tools/benchmark.py memory
     python tools/benchmark.py long --npo RUN
+    python tools/benchmark.py modes
+    python tools/benchmark.py ranks --npo RUN
 
 Compared figures come from one run on one machine. Memory is the peak of the tensors' bytes that torch's profiler sees,
 on models of the video demo's size with random weights, for which memory is the same as for trained ones.
 """
 
+import gc
 import json
 import os
 import platform
@@ -21,18 +25,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
 from torch import nn
 from tqdm import tqdm
 
-from selfnpo_core.adapters import attach_npo
+from selfnpo_core.adapters import NegativeDelta, NegativeLayers, attach_npo
 from selfnpo_core.evaluation import bootstrap
+from selfnpo_core.exporting import near_lora
 from selfnpo_core.profiling import peak_tensor_bytes
-from selfnpo_core.training import Recipe, build_recipe, train
+from selfnpo_core.training import Recipe, build_recipe, load_npo, train
 from selfnpo_core.worlds import Task, World, judge
+from selfnpo_image.backbone import save_lora
+from selfnpo_image.sd15 import SD15
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.demo import moving, world
 from selfnpo_video.demo.build import denoiser, vae
@@ -71,9 +81,7 @@ def memory(output: Path, latent_frames: str, windows: str, threads: int) -> None
         "encode": [_encode(autoencoder, frames) for frames in lengths],
         "training": _training(sizes),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    click.echo(json.dumps(figures, indent=1))
+    _write(output, figures)
 
 
 @main.command("long")
@@ -124,6 +132,155 @@ def long(output: Path, clips: int, frames: int, guidance_scale: float, npo: str,
             ),
         },
     }
+    _write(output, figures)
+
+
+@main.command("modes")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("docs/results/negative-modes.json"))
+@click.option("--side", default=256, show_default=True, help="Height and width of the pictures, in pixels.")
+@click.option("--steps", default=2, show_default=True, help="Denoising steps of a call.")
+@click.option("--repeats", default=3, show_default=True, help="Calls in each mode, in turns; the median counts.")
+@click.option("--rank", default=32, show_default=True, help="Of mode lowrank, and of the LoRA.")
+@click.option("--blocks", default="320,640,1280,1280", show_default=True, help="Widths of the UNet; SD1.5's.")
+@click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
+def modes(output: Path, side: int, steps: int, repeats: int, rank: int, blocks: str, threads: int) -> None:
+    """Seconds and bytes of every --negative-mode on a UNet of SD1.5's architecture with random weights."""
+    if threads:
+        torch.set_num_threads(threads)
+    pipe = _random_sd15([int(n) for n in blocks.split(",")])
+    with tempfile.TemporaryDirectory() as folder:
+        lora = _random_lora(pipe, Path(folder), rank)
+        ways: dict[str, Callable[[], Any]] = {
+            "adapters": lambda: attach_npo(pipe, lora, other_base=True),
+            "swap": lambda: NegativeDelta.attach(pipe, _random_offset(pipe)),
+            "bf16": lambda: NegativeLayers.attach(pipe, _random_offset(pipe), store="bf16"),
+            "int8": lambda: NegativeLayers.attach(pipe, _random_offset(pipe), store="int8"),
+            "lowrank": lambda: NegativeLayers.attach(pipe, _random_offset(pipe), store=rank),
+        }
+        times: dict[str, list[float]] = {"plain": [], **{mode: [] for mode in ways}}
+        held = {"plain": 0}
+        for turn in tqdm(range(repeats), unit="turn"):
+            times["plain"].append(_seconds(pipe, side, steps))
+            for mode, attach in ways.items():
+                before = _tensor_bytes() if turn == 0 else 0
+                with attach():
+                    if turn == 0:
+                        held[mode] = _tensor_bytes() - before
+                    times[mode].append(_seconds(pipe, side, steps))
+    plain = median(times["plain"])
+    figures = {
+        "schema": 1,
+        "command": _command(),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}, float32",
+        "model": f"UNet of SD1.5's architecture, {sum(p.numel() for p in pipe.unet.parameters()):,} random weights",
+        "pictures": f"one of {side}×{side}, {steps} steps, two rows a step",
+        "plain guidance, seconds a step": round(plain / steps, 3),
+        "modes": {
+            mode: {
+                "time, in plain guidance's": round(median(own) / plain, 3),
+                "each turn's": [round(mine / theirs, 3) for mine, theirs in zip(own, times["plain"], strict=True)],
+                "bytes held": held[mode],
+            }
+            for mode, own in times.items()
+        },
+    }
+    _write(output, figures)
+
+
+@main.command("ranks")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("docs/results/lora-ranks.json"))
+@click.option("--npo", type=click.Path(exists=True), required=True, help="A run of the image demo with full weights.")
+@click.option("--ranks", default="4,8,16,32,64", show_default=True)
+def ranks(output: Path, npo: str, ranks: str) -> None:
+    """What `export --format lora --rank R` loses of an offset of all weights, on the image demo's model."""
+    loaded, backbone = load_npo(npo), SD15("demo", device="cpu")
+    rows = []
+    for rank in tqdm([int(n) for n in ranks.split(",")], unit="rank"):
+        factors, errors = near_lora(loaded, backbone, rank)
+        numbers = sum(f.up.numel() + f.down.numel() for f in factors.values())
+        rows.append({"rank": rank, "numbers": numbers, **{name: round(error, 4) for name, error in errors.items()}})
+    figures = {
+        "schema": 1,
+        "command": _command(),
+        "model": "the image demo's model: a toy, not a real one",
+        "relative error": "of the matrices that a LoRA can hold, of all weights, and of the effect on predictions",
+        "numbers of the offset": sum(tensor.numel() for tensor in loaded.tensors.values()),
+        "ranks": rows,
+    }
+    _write(output, figures)
+
+
+def _random_sd15(blocks: list[int]) -> StableDiffusionPipeline:
+    """Without text encoder: it is asked with embeddings. A small VAE that is never used, but for its factor of 8."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=blocks, cross_attention_dim=768, attention_head_dim=8, norm_num_groups=32
+    )
+    small = AutoencoderKL(
+        block_out_channels=[8] * 4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        norm_num_groups=8,
+    )
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    pipe = StableDiffusionPipeline(
+        vae=small,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet.eval().requires_grad_(False),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _random_lora(pipe: StableDiffusionPipeline, folder: Path, rank: int) -> Path:
+    pipe.unet.add_adapter(LoraConfig(r=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "npo")
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=1e-3)
+    save_lora(SD15.kind, pipe.unet, folder, "npo")
+    pipe.unet.unload_lora()
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def _random_offset(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
+    """bf16, as runs store theirs, a hundredth of the weights."""
+    matrices = ((name, parameter) for name, parameter in pipe.unet.named_parameters() if parameter.dim() > 1)
+    return {name: (0.01 * p.std() * torch.randn_like(p)).to(torch.bfloat16) for name, p in matrices}
+
+
+@torch.no_grad()
+def _seconds(pipe: StableDiffusionPipeline, side: int, steps: int) -> float:
+    texts = torch.randn(2, 1, 77, 768, generator=torch.Generator().manual_seed(1))
+    start = time.perf_counter()
+    pipe(
+        prompt_embeds=texts[0],
+        negative_prompt_embeds=texts[1],
+        height=side,
+        width=side,
+        num_inference_steps=steps,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(2),
+    )
+    return time.perf_counter() - start
+
+
+def _tensor_bytes() -> int:
+    """Of all tensors that are alive, each storage once."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
+            storage = thing.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _write(output: Path, figures: dict[str, Any]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     click.echo(json.dumps(figures, indent=1))

@@ -1,18 +1,26 @@
 """Which parts of long clips are compared."""
 
 import importlib.util
+import json
 from itertools import pairwise
 from pathlib import Path
+
+import pytest
 
 from selfnpo_video.long import default_overlap, window_starts
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
 
-def test_the_parts_beside_the_seams_have_them_in_the_middle():
+@pytest.fixture(scope="module")
+def benchmark():
     spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_parts_beside_the_seams_have_them_in_the_middle(benchmark):
     starts = window_starts(9, 3, default_overlap(3))
     parts = benchmark.parts_of(33, 3)
     assert len(parts[benchmark.SEAMS]) == len(starts) - 1
@@ -22,3 +30,29 @@ def test_the_parts_beside_the_seams_have_them_in_the_middle():
     for first, start in zip(parts[benchmark.WITHIN], starts, strict=True):
         assert first == max(0, min(4 * start, 24))
     assert all(0 <= first <= 33 - 9 for firsts in parts.values() for first in firsts)
+
+
+def test_every_negative_mode_is_timed_and_weighed(benchmark, tmp_path):
+    words = ["modes", "--output", str(tmp_path / "modes.json"), "--blocks", "32,64,64,64", "--side", "64"]
+    benchmark.main([*words, "--steps", "1", "--repeats", "2", "--rank", "2"], standalone_mode=False)
+    found = json.loads((tmp_path / "modes.json").read_text())["modes"]
+    held = {mode: found[mode]["bytes held"] for mode in found}
+    assert held.pop("plain") == 0
+    assert held["adapters"] < held["lowrank"] < held["int8"] < held["bf16"] <= held["swap"]
+    assert held["bf16"] == pytest.approx(2 * held["int8"], rel=0.1)
+    assert all(row["time, in plain guidance's"] > 0 and len(row["each turn's"]) == 2 for row in found.values())
+
+
+def test_a_lora_of_higher_rank_loses_less(benchmark, tmp_path):
+    from selfnpo_core.training import build_recipe, train
+    from selfnpo_image.sd15 import SD15
+
+    recipe = build_recipe(
+        {"train": "full", "steps": 1, "batch_size": 2, "pool_size": 2, "grid_steps": 3, "device": "cpu"}
+    )
+    train(SD15("demo", device="cpu"), recipe, ["a red circle"], tmp_path / "run", progress=False)
+    words = ["ranks", "--npo", str(tmp_path / "run"), "--output", str(tmp_path / "ranks.json"), "--ranks", "2,32"]
+    benchmark.main(words, standalone_mode=False)
+    low, high = json.loads((tmp_path / "ranks.json").read_text())["ranks"]
+    for what in ("matrices", "all weights", "effect"):
+        assert 0 < high[what] < low[what]
