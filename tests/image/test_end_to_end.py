@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.image.conftest import QUICK, Command
 from transformers import CLIPTextModel
 
+from selfnpo_core.loading import DTYPES
 from selfnpo_core.training import build_recipe, train
 from selfnpo_core.training.command import base_dtype, resolve
 from selfnpo_image import compare as comparing
@@ -181,9 +182,13 @@ def test_updates_touch_neither_vae_nor_text_encoder_nor_pictures(
     assert not [name for name in opened if name.lower().endswith((".png", ".jpg", ".jpeg", ".webp"))]
 
 
-def test_sample_grids_bring_the_vae_in_and_put_it_away(folder: Path, tmp_path: Path) -> None:
-    backbone = SD15(str(folder), device="cpu")
-    recipe = build_recipe({**RECIPE, "steps": 1, "sample_every": 1, "sample_steps": 2})
+@pytest.mark.parametrize(("kind", "precision"), [("lora", "no"), ("lora", "bf16"), ("full", "bf16")])
+def test_sample_grids_bring_the_vae_in_and_put_it_away(folder: Path, tmp_path: Path, kind: str, precision: str) -> None:
+    """Also where the base lies in 16 bits: the network that is trained answers in float32 then."""
+    recipe = build_recipe(
+        {**RECIPE, "steps": 1, "sample_every": 1, "sample_steps": 2, "train": kind, "mixed_precision": precision}
+    )
+    backbone = SD15(str(folder), device="cpu", dtype=DTYPES[base_dtype(recipe)])
     train(backbone, recipe, ["a", "b"], tmp_path / "run", progress=False)
     with PIL.Image.open(tmp_path / "run" / "samples" / "step-000001.png") as grid:
         assert grid.width == 2 * 32

@@ -173,6 +173,8 @@ class ImageBackbone:
         settings = Settings(
             guidance_scale=guidance_scale, steps=steps, height=height, width=width, batch_size=len(prompts)
         )
+        # A prepared network answers in float32, whatever its weights are; the pipeline hands that on to the VAE.
+        cast_back = self.denoiser.register_forward_hook(lambda _module, _inputs, output: _cast(output, self.dtype))
         try:
             if negative is None:
                 attached: Any = nullcontext()
@@ -183,6 +185,7 @@ class ImageBackbone:
             with attached:
                 return [picture for _, picture in draw(pipe, prompts, seeds, settings)]
         finally:
+            cast_back.remove()
             setattr(pipe, self.kind.denoiser, None)
             self._release()
 
@@ -251,6 +254,14 @@ class ImageBackbone:
         if problem:
             raise InputError(f"attention xformers cannot run here ({problem}): use attention=sdpa")
         cast(Any, self.denoiser).enable_xformers_memory_efficient_attention()
+
+
+def _cast(output: Any, dtype: torch.dtype) -> Any:
+    """A denoiser's output, a tuple or one of diffusers' classes, in another dtype."""
+    if isinstance(output, tuple):
+        return tuple(part.to(dtype) for part in output)
+    output.sample = output.sample.to(dtype)
+    return output
 
 
 def save_lora(kind: Kind, network: Any, directory: Path, adapter: str) -> None:
