@@ -155,11 +155,7 @@ def _loss(
     labels: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Weighted squared error of the predicted noise at a uniform timestep. x0: (B, 4, 8, 8), labels: (B, 7).
-
-    The weight is 1 / (SNR + 0.05), at least 1/2: colour and place are decided where little signal is left, and the
-    plain error of the noise hardly notices them there (2303.09556 weighs by the SNR for the like reason).
-    """
+    """`weighted_error` of the predicted noise at a uniform timestep. x0: (B, 4, 8, 8), labels: (B, 7)."""
     captions = world.draw_captions(labels, generator)
     dropped = torch.rand(len(captions), generator=generator) < PROMPT_DROPOUT
     captions = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]
@@ -168,7 +164,15 @@ def _loss(
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
     output = net["unet"](scheduler.add_noise(x0, noise, t), t, context).sample
-    signal = scheduler.alphas_cumprod[t]
+    return weighted_error(output, noise, scheduler.alphas_cumprod[t])
+
+
+def weighted_error(output: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
+    """The loss; signal: ᾱ_t, (B,).
+
+    The weight is 1 / (SNR + 0.05), at least 1/2: colour and place are decided where little signal is left, and the
+    plain error of the noise hardly notices them there (2303.09556 weighs by the SNR for the like reason).
+    """
     weight = (1 / (signal / (1 - signal) + 0.05)).clamp(min=0.5)
     return (weight * F.mse_loss(output, noise, reduction="none").mean(dim=(1, 2, 3))).mean()
 
