@@ -1,8 +1,9 @@
-"""The inverse of diffusers' loader of single files: a tiny pipeline in Stable Diffusion 1's own layout."""
+"""The inverse of diffusers' loader of single files: a tiny pipeline in Stable Diffusion 1's, or XL's, own layout."""
 
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _RESNET = {
@@ -16,6 +17,8 @@ _RESNET = {
 _ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -24,16 +27,19 @@ _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_o
 
 
 def single_file(pipe: Any) -> dict[str, Tensor]:
-    """All weights of a StableDiffusionPipeline under the names of a single-file checkpoint."""
+    """All weights of a StableDiffusion(XL)Pipeline under the names of a single-file checkpoint."""
     layers, blocks = pipe.unet.config.layers_per_block, pipe.unet.config.up_block_types
     unet = {_unet(name, layers, blocks): tensor for name, tensor in pipe.unet.state_dict().items()}
     stages = len(pipe.vae.config.block_out_channels)
     vae = {_vae(name, stages): _as_conv(name, tensor) for name, tensor in pipe.vae.state_dict().items()}
     text = {name.removeprefix("text_model."): tensor for name, tensor in pipe.text_encoder.state_dict().items()}
+    second = getattr(pipe, "text_encoder_2", None)
+    first = "cond_stage_model" if second is None else "conditioner.embedders.0"
     return {
+        **({} if second is None else _open_clip(second)),
         **{f"model.diffusion_model.{name}": tensor.contiguous() for name, tensor in unet.items()},
         **{f"first_stage_model.{name}": tensor.contiguous() for name, tensor in vae.items()},
-        **{f"cond_stage_model.transformer.text_model.{name}": tensor.contiguous() for name, tensor in text.items()},
+        **{f"{first}.transformer.text_model.{name}": tensor.contiguous() for name, tensor in text.items()},
     }
 
 
@@ -78,3 +84,33 @@ def _as_conv(name: str, tensor: Tensor) -> Tensor:
     """The old autoencoder's attention was made of 1×1 convolutions."""
     linear = "attentions" in name and tensor.ndim == 2
     return tensor[:, :, None, None] if linear else tensor
+
+
+_OPEN_CLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def _open_clip(encoder: Any) -> dict[str, Tensor]:
+    """A CLIPTextModelWithProjection under OpenCLIP's names: queries, keys and values in one matrix."""
+    state, prefix = encoder.state_dict(), "conditioner.embedders.1.model."
+    state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    named = {
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+        "text_projection": state["text_projection.weight"].T,
+    }
+    for i in range(encoder.config.num_hidden_layers):
+        layer, block = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
+        for end in ("weight", "bias"):
+            for ours, theirs in _OPEN_CLIP.items():
+                named[f"{block}.{theirs}.{end}"] = state[f"{layer}.{ours}.{end}"]
+            three = [state[f"{layer}.self_attn.{part}_proj.{end}"] for part in "qkv"]
+            named[f"{block}.attn.in_proj_{end}"] = torch.cat(three)
+    return {prefix + name: tensor.contiguous() for name, tensor in named.items()}

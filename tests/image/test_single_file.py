@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from selfnpo_core.errors import InputError
 from selfnpo_image import single_file as single
+from selfnpo_image.demo.build import sdxl
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import find_source
 from selfnpo_image.sd15 import SD15
@@ -33,6 +34,20 @@ def test_the_same_pictures_as_the_folder(file: Path, folder: Path, offline: None
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.equal(sample("sd15", one), sample("sd15", other))
+
+
+def test_the_same_pictures_of_sdxl(tmp_path: Path, offline: None) -> None:
+    """Its second text encoder has OpenCLIP's layout, and is told from the first by its width."""
+    pipe = sdxl.build(load_pipeline(find_source("demo")))
+    pipe.save_pretrained(tmp_path / "folder")
+    save_file(single_file(pipe), tmp_path / "tiny-xl.safetensors")
+    one = load_pipeline(find_source(str(tmp_path / "tiny-xl.safetensors"), tmp_path / "folder"))
+    other = load_pipeline(str(tmp_path / "folder"))
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        a, b = getattr(one, part).state_dict(), getattr(other, part).state_dict()
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    torch.testing.assert_close(sample("sdxl", one), sample("sdxl", other), rtol=1e-4, atol=1e-4)
 
 
 def test_the_same_base_as_the_folder(file: Path, folder: Path) -> None:
