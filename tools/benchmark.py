@@ -36,6 +36,7 @@ from torch import nn
 from tqdm import tqdm
 
 from selfnpo_core.adapters import NegativeDelta, NegativeLayers, attach_npo
+from selfnpo_core.drawing import to_uint8
 from selfnpo_core.evaluation import bootstrap
 from selfnpo_core.exporting import near_lora
 from selfnpo_core.profiling import peak_tensor_bytes
@@ -53,6 +54,7 @@ from selfnpo_video.streaming import decode_stream, encode_stream
 
 SIDE = 64
 SEAMS, WITHIN, SHORT = "beside the seams", "within the windows", "clips of the trained length"
+REAL = "parts of real clips as long"
 
 
 @click.group(help=__doc__)
@@ -89,9 +91,20 @@ def memory(output: Path, latent_frames: str, windows: str, threads: int) -> None
 @click.option("--clips", default=128, show_default=True)
 @click.option("--frames", default=33, show_default=True, help="9 latent frames; the demo model was trained on 3.")
 @click.option("--guidance-scale", default=3.0, show_default=True)
+@click.option("--steps", type=int, help="Denoising steps. Default: the demo's.")
+@click.option("--overlap", type=int, help="Latent frames that windows share. Default: half a window.")
 @click.option("--npo", type=click.Path(exists=True), required=True, help="Negative weights: a run of the demo model.")
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
-def long(output: Path, clips: int, frames: int, guidance_scale: float, npo: str, threads: int) -> None:
+def long(
+    output: Path,
+    clips: int,
+    frames: int,
+    guidance_scale: float,
+    steps: int | None,
+    overlap: int | None,
+    npo: str,
+    threads: int,
+) -> None:
     """What the demo's oracle reads beside the seams of long clips, in their windows, and in clips of usual length."""
     if threads:
         torch.set_num_threads(threads)
@@ -100,7 +113,7 @@ def long(output: Path, clips: int, frames: int, guidance_scale: float, npo: str,
     window = (world.FRAMES - 1) // 4 + 1
     settings = Settings(
         guidance_scale=guidance_scale,
-        steps=demo.steps,
+        steps=steps or demo.steps,
         size=ClipSize(frames=frames, height=SIDE, width=SIDE),
         batch_size=16,
         window=world.FRAMES,
@@ -108,22 +121,28 @@ def long(output: Path, clips: int, frames: int, guidance_scale: float, npo: str,
     usual = replace(settings, size=ClipSize(frames=world.FRAMES, height=SIDE, width=SIDE), window=None)
     with attach_npo(pipe, npo):
         short = _clips(pipe, task, usual)
-    with windowed(pipe.transformer, window), attach_npo(pipe, npo):
+    with windowed(pipe.transformer, window, overlap), attach_npo(pipe, npo):
         data = _clips(pipe, task, settings)
-    right = {
-        name: torch.stack(
-            [judge(demo.world, data[:, :, first : first + world.FRAMES], task.labels).right for first in firsts]
-        )
-        for name, firsts in parts_of(frames, window).items()
-    }
-    right[SHORT] = judge(demo.world, short, task.labels).right[None]
+    drawn = world.draw_clips(task.labels, torch.Generator().manual_seed(5), frames)
+    real, parts = to_uint8(world.render(drawn)), parts_of(frames, window, overlap)
+
+    def read(of: torch.Tensor, firsts: list[int]) -> torch.Tensor:
+        looks = [of[:, :, first : first + world.FRAMES] for first in firsts]
+        return torch.stack([judge(demo.world, look, task.labels).right for look in looks])
+
+    right = {name: read(data, firsts) for name, firsts in parts.items()}
+    right[REAL] = read(real, sorted(first for firsts in parts.values() for first in firsts))
+    right[SHORT] = read(short, [0])
     figures = {
         "schema": 1,
         "command": _command(),
         "clips": clips,
         "frames": frames,
         "guidance scale": guidance_scale,
-        "windows begin at latent frames": window_starts((frames - 1) // 4 + 1, window, default_overlap(window)),
+        "windows begin at latent frames": window_starts(
+            (frames - 1) // 4 + 1, window, overlap or default_overlap(window)
+        ),
+        "steps": settings.steps,
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
         "accuracy, with 95 % intervals": {
             **{name: _accuracy(demo.world, some.float().mean(dim=0)) for name, some in right.items()},
@@ -296,12 +315,12 @@ def _clips(pipe: Any, task: Task, settings: Settings) -> torch.Tensor:
     return torch.stack([torch.from_numpy(frames).permute(3, 0, 1, 2) for _, frames in drawn])
 
 
-def parts_of(frames: int, window: int) -> dict[str, list[int]]:
+def parts_of(frames: int, window: int, overlap: int | None = None) -> dict[str, list[int]]:
     """First frames of the parts of a trained length that are read: around the overlaps, and within the windows.
 
     Latent frame k > 0 is frames 4k − 3 to 4k.
     """
-    starts = window_starts((frames - 1) // 4 + 1, window, default_overlap(window))
+    starts = window_starts((frames - 1) // 4 + 1, window, overlap or default_overlap(window))
     overlaps = [(after + before + window - 1) / 2 for before, after in pairwise(starts)]
     last = frames - world.FRAMES
     return {

@@ -2,23 +2,28 @@
 
     python tools/build_demo_models.py image --work build/demo
     python tools/build_demo_models.py video --work build/demo-video
+    python tools/build_demo_models.py preferred
+    python tools/build_demo_models.py sdxl --work build/demo-sdxl
 
 Hours on two CPU cores. Every stage is kept in the work folder and skipped when it is there; the denoiser's, the
 longest, goes on where it was interrupted.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.cli import stack
 from selfnpo_core.errors import RunError
 from selfnpo_core.worlds import Judges, World, sweep
 from selfnpo_core.worlds.assets import reconstruction_distance, reference, refuse_ragged, write_assets
 from selfnpo_image.demo import assets, shapes
-from selfnpo_image.demo.build import denoiser, judge, oracle, pack, vae
+from selfnpo_image.demo.build import denoiser, judge, oracle, pack, preferred, sdxl, vae
 from selfnpo_video.demo import assets as video_assets
 from selfnpo_video.demo import moving
 from selfnpo_video.demo.build import denoiser as video_denoiser
@@ -33,6 +38,7 @@ shared_options = stack(
     click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the stages' results."),
     click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice."),
     click.option("--go-on", is_flag=True, help="Begin the denoiser with the shipped weights rather than random ones."),
+    click.option("--history", default="", help="For the card: how these weights came to be, if not at one go."),
     click.option("--interim", is_flag=True, help="Write a model that is not good enough too, and say so in its card."),
 )
 
@@ -47,7 +53,9 @@ def main() -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=assets.FOLDER, show_default=True)
 @click.option("--steps", default=4500, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=500, show_default=True, help="Pictures at each guidance scale for the check.")
-def build_image(work: Path, threads: int, go_on: bool, interim: bool, output: Path, steps: int, samples: int) -> None:
+def build_image(
+    work: Path, threads: int, go_on: bool, history: str, interim: bool, output: Path, steps: int, samples: int
+) -> None:
     """The SD1.5-class model of coloured shapes."""
     _begin(work, threads)
     world = shapes.Shapes()
@@ -63,7 +71,53 @@ def build_image(work: Path, threads: int, go_on: bool, interim: bool, output: Pa
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
     figures = _measured(world, pipe, judge.agreement(critic, autoencoder), reconstruction, steps, samples)
     parts = {"UNet": pipe.unet, "text encoder": pipe.text_encoder, "autoencoder": pipe.vae}
-    _write(output, pipe, world.judges, figures, parts, limits, pack.CARD, interim=interim)
+    _write(output, pipe, world.judges, figures, parts, limits, pack.CARD, history, interim=interim)
+
+
+@main.command("preferred")
+@click.option("--output", type=click.Path(path_type=Path), default=assets.PREFERRED.parent, show_default=True)
+@click.option(
+    "--captions", default=1536, show_default=True, help="A pair is drawn of each; those without a clear winner go."
+)
+@click.option("--steps", default=300, show_default=True, help="Updates.")
+@click.option("--samples", default=500, show_default=True, help="Pictures at each guidance scale for the check.")
+@click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
+def build_preferred(output: Path, captions: int, steps: int, samples: int, threads: int) -> None:
+    """The image demo's preference-tuned variant, a LoRA on the shipped model. Minutes."""
+    _begin(output, threads)
+    demo = shapes.demo()
+    aside = output.with_name(f"{output.name}.partial")
+    file = preferred.train(aside, demo, captions=captions, steps=steps)
+    pipe = demo.pipeline()
+    before = sweep(demo.world, pipe, scales=(1.0, 3.0), count=samples, seed=9, steps=20)
+    load_lora(pipe, file, ETA)
+    after = sweep(demo.world, pipe, scales=(1.0, 3.0), count=samples, seed=9, steps=20)
+    card = {"schema": 1, "captions": captions, "updates": steps, "before": before, "after": after}
+    print(json.dumps(card, indent=2))
+    if after["1"]["accuracy"] <= before["1"]["accuracy"]:
+        raise RunError(f"the tuned model is no better than the one it was tuned from; it stays in {aside}")
+    (aside / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    if output.exists():
+        shutil.rmtree(output)
+    aside.rename(output)
+
+
+@main.command("sdxl")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the stages' results.")
+@click.option("--steps", default=1500, show_default=True, help="Updates, from the shipped model's weights.")
+@click.option("--samples", default=500, show_default=True, help="Pictures at each guidance scale for the figures.")
+@click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
+def build_sdxl(work: Path, steps: int, samples: int, threads: int) -> None:
+    """An SDXL-class model of the same world, WORK/model: not shipped, for trying what is SDXL's own. Half an hour."""
+    _begin(work, threads)
+    demo = shapes.demo()
+    pipe = sdxl.train(work / "denoiser.safetensors", demo.pipeline(), steps=steps)
+    table = sweep(demo.world, pipe, scales=SCALES, count=samples, seed=9, steps=20)
+    pipe.save_pretrained(work / "model", safe_serialization=True)
+    card = {"schema": 1, "what": "a toy, SDXL-class", "updates": steps, "by guidance scale": table}
+    (work / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(card, indent=2))
+    print(f"try: selfnpo-image train --model {work / 'model'}")
 
 
 @main.command("video")
@@ -71,7 +125,9 @@ def build_image(work: Path, threads: int, go_on: bool, interim: bool, output: Pa
 @click.option("--output", type=click.Path(path_type=Path), default=video_assets.FOLDER, show_default=True)
 @click.option("--steps", default=4000, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=256, show_default=True, help="Clips at each guidance scale for the check.")
-def build_video(work: Path, threads: int, go_on: bool, interim: bool, output: Path, steps: int, samples: int) -> None:
+def build_video(
+    work: Path, threads: int, go_on: bool, history: str, interim: bool, output: Path, steps: int, samples: int
+) -> None:
     """The CogVideoX-class model of moving shapes."""
     _begin(work, threads)
     world = moving.MovingShapes()
@@ -87,7 +143,7 @@ def build_video(work: Path, threads: int, go_on: bool, interim: bool, output: Pa
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
     figures = _measured(world, pipe, video_judge.agreement(critic, autoencoder), reconstruction, steps, samples)
     parts = {"transformer": pipe.transformer, "text encoder": pipe.text_encoder, "autoencoder": pipe.vae}
-    _write(output, pipe, world.judges, figures, parts, limits, video_pack.CARD, interim=interim)
+    _write(output, pipe, world.judges, figures, parts, limits, video_pack.CARD, history, interim=interim)
 
 
 def _begin(work: Path, threads: int) -> None:
@@ -126,6 +182,7 @@ def _write(
     parts: dict[str, torch.nn.Module],
     limits: dict[str, float],
     card: str,
+    history: str,
     *,
     interim: bool,
 ) -> None:
@@ -139,7 +196,7 @@ def _write(
             raise
         note = str(error)
     sizes = {f"parameters ({', '.join(parts)})": [sum(p.numel() for p in part.parameters()) for part in parts.values()]}
-    write_assets(output, pipe, judges, {"interim": note, **sizes, **figures}, card)
+    write_assets(output, pipe, judges, {"interim": note, **sizes, **figures}, card, history)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from selfnpo_core.worlds import ARMS, Table, Task, make_arm, write_page
+from selfnpo_core.worlds import ARMS, TUNED_ARMS, Table, Task, make_arm, write_page
 from selfnpo_image.demo import shapes
 from selfnpo_video.demo import moving
 
@@ -26,7 +26,7 @@ DEMOS = {"image": (shapes.demo, "docs/results/demo", 2000), "video": (moving.dem
 @click.option("--samples", type=int, help="Samples a cell. Default: 2,000 pictures, 1,000 clips.")
 @click.option("--scales", default="1.5,2,3,5,8", show_default=True)
 @click.option("--seeds", default="1,2,3", show_default=True, help="Training seeds.")
-@click.option("--arms", default=",".join(ARMS), show_default=True)
+@click.option("--arms", default=",".join(ARMS), show_default=True, help=f"Of these, and {', '.join(TUNED_ARMS)}.")
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
 def main(
     which: str,
@@ -48,7 +48,9 @@ def main(
         world=demo.world, folder=output / "cells", scores=work / "scores", task=task, steps=demo.steps, batch=100
     )
     pipe = demo.pipeline()
-    wanted = [(arm, int(seed)) for arm in arms.split(",") for seed in (seeds.split(",") if arm != "cfg" else ["0"])]
+    wanted = [
+        (arm, int(seed)) for arm in arms.split(",") for seed in (["0"] if arm in ("cfg", "tuned") else seeds.split(","))
+    ]
     for arm, seed in wanted:
         made = make_arm(demo, arm, seed, work / "runs")
         for scale in map(float, scales.split(",")):

@@ -94,7 +94,10 @@ def test_prompts_that_are_no_captions_are_left_out():
 
 def test_cells_are_computed_once_and_paired_with_plain_guidance(tmp_path):
     painter = Painter()
-    arms = [Arm(name="cfg", attach=plain, note={}), Arm(name="npo-s1", attach=plain, note={"training_seed": 1})]
+    arms = [
+        Arm(name="cfg", attach=plain, note={}, against=(), base=True),
+        Arm(name="npo-s1", attach=plain, note={"training_seed": 1}),
+    ]
     cells = [table(tmp_path).cell(painter, arm, 3.0) for arm in arms]
     assert cells[0]["against_cfg"] is None
     assert cells[1]["against_cfg"]["win_rate"][0] == 0.5  # the same samples
@@ -105,7 +108,7 @@ def test_cells_are_computed_once_and_paired_with_plain_guidance(tmp_path):
     def refuse(_):
         raise AssertionError("a cell on disk was computed again")
 
-    again = table(tmp_path).cell(painter, Arm(name="cfg", attach=refuse, note={}), 3.0)
+    again = table(tmp_path).cell(painter, Arm(name="cfg", attach=refuse, note={}, against=(), base=True), 3.0)
     assert again == cells[0] == json.loads(kept)
     for count in (100, 300):
         with pytest.raises(InputError, match=f"made with 200 samples of 2 steps, not {count} of 2"):
@@ -114,7 +117,7 @@ def test_cells_are_computed_once_and_paired_with_plain_guidance(tmp_path):
         table(tmp_path).cell(painter, Arm(name="npo-s1", attach=refuse, note={}), 5.0)
     (tmp_path / "scores" / "cfg-g3.safetensors").unlink()
     with pytest.raises(AssertionError, match="again"):  # without scores nothing could be paired with it
-        table(tmp_path).cell(painter, Arm(name="cfg", attach=refuse, note={}), 3.0)
+        table(tmp_path).cell(painter, Arm(name="cfg", attach=refuse, note={}, against=(), base=True), 3.0)
 
 
 def test_a_ragged_model_is_refused():

@@ -58,6 +58,22 @@ def test_words_follow_the_figures(cells):
     assert "win rate not told apart" in five
 
 
+def test_a_tuned_model_is_compared_with_itself(cells):
+    tuned = cell("tuned", 2.0, 6.0, change=-4.0)
+    both = {
+        **cell("tuned_npo_a0-s1", 2.0, 5.0, change=-5.0),
+        "against_tuned": cell("x", 2.0, 5.0, change=-1.5)["against_cfg"],
+    }
+    rows = report.summary([*cells, tuned, both], Dots())
+    assert [row["arm"] for row in rows][-2:] == ["tuned", "tuned_npo_a0"]
+    table = report.markdown(rows, Dots()).splitlines()
+    assert "win rate against tuned" in table[0]
+    assert len({line.count("|") for line in table}) == 1
+    assert report.findings(rows, Dots())[-1].startswith(
+        "- preference-tuned, Self-NPO with α = 0: scale 2: FD -25 %; FD better"
+    )
+
+
 def test_the_page_is_written_from_the_cells(cells, tmp_path):
     (tmp_path / "cells").mkdir()
     for one in cells:

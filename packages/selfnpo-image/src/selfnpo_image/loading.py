@@ -16,6 +16,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.loading import one_line_errors, quiet
 from selfnpo_core.preference import Preference
 from selfnpo_core.sources import Source
+from selfnpo_image.demo.assets import PREFERRED
 from selfnpo_image.families import (
     Kind,
     check_network,
@@ -108,6 +109,8 @@ def find_preference(name: str, pipe: Any) -> Preference:
     def whole(source: Source) -> Any:
         return getattr(load_pipeline(source, kind=kind), kind.denoiser)
 
+    if name == "demo-preferred":
+        return Preference(name=name, lora=PREFERRED)
     network = type(getattr(pipe, kind.denoiser))
     return preference.find(name, network=network, component=kind.denoiser, locate=find_source, whole=whole)
 

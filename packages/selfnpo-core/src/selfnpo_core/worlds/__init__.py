@@ -1,6 +1,6 @@
 """Experiments on worlds whose truth is drawn by code, where a sample can be judged exactly: what both demos share."""
 
-from selfnpo_core.worlds.arms import ARMS, make_arm, train_arm
+from selfnpo_core.worlds.arms import ARMS, TUNED_ARMS, make_arm, train_arm
 from selfnpo_core.worlds.cells import Arm, Table, plain
 from selfnpo_core.worlds.measure import Samples, Scores, Task, against, describe, distance, floor, judge, sample, sweep
 from selfnpo_core.worlds.report import write_page
@@ -8,6 +8,7 @@ from selfnpo_core.worlds.world import Demo, Judges, World, correct
 
 __all__ = [
     "ARMS",
+    "TUNED_ARMS",
     "Arm",
     "Demo",
     "Judges",

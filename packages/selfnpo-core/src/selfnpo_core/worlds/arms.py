@@ -6,18 +6,23 @@ random              on the negative branch a random offset, every tensor of the 
 full_simulation     as npo, trained on samples simulated to the end (the costly baseline of 2505.11777)
 gradient_reversal   as npo, trained with the gradient-reversal objective
 neon                θ − w·δ on both branches, δ as npo's (2510.03597)
+tuned               plain guidance with η, the demo's preference-tuned LoRA, on both branches
+tuned_npo_a0 _a1    the same with α·η + β·δ on the negative branch, α being 0 or 1 and δ npo's
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from selfnpo_core.adapters import NegativeDelta, attach_npo
+from selfnpo_core.adapters.attach import ETA, load_lora
+from selfnpo_core.errors import InputError
 from selfnpo_core.negative import neon, random_like
 from selfnpo_core.offsets import offset_of
 from selfnpo_core.training import Recipe, load_npo, resolve_recipe, train
@@ -35,6 +40,8 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
 
 NEON_STRENGTH = 0.5
 ARMS = ("cfg", "npo", "random", "full_simulation", "gradient_reversal", "neon")
+ALPHAS = {"tuned_npo_a0": 0.0, "tuned_npo_a1": 1.0}
+TUNED_ARMS = ("tuned", *ALPHAS)
 
 
 def train_arm(demo: Demo, arm: str, seed: int, work: Path) -> Path:
@@ -60,7 +67,11 @@ def _finished(output: Path, recipe: Recipe) -> bool:
 def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None = None) -> Arm:
     """An arm of the table, its weights trained if it needs any. `seed` is the training seed."""
     if arm == "cfg":
-        return Arm(name="cfg", attach=plain, note={})
+        return Arm(name="cfg", attach=plain, note={}, against=(), base=True)
+    if arm in TUNED_ARMS and demo.preference is None:
+        raise InputError("this demo has no preference-tuned variant: leave the tuned arms out")
+    if arm == "tuned":
+        return Arm(name="tuned", attach=partial(_preferred, demo), note={}, base=True)
     run = train_arm(demo, arm if arm in TRAINED else "npo", seed, work)
     npo = load_npo(run)
     assert npo.config is not None
@@ -88,6 +99,24 @@ def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None 
         finally:
             denoiser.load_state_dict(base)
 
-    ways = {"random": random, "neon": extrapolated}
+    @contextmanager
+    def tuned(pipe: Any) -> Iterator[None]:
+        with _preferred(demo, pipe), attach_npo(pipe, run, alpha=ALPHAS[arm], beta=strength, other_base=True):
+            yield
+
+    ways = {"random": random, "neon": extrapolated, **dict.fromkeys(ALPHAS, tuned)}
     note |= {"strength": NEON_STRENGTH} if arm == "neon" else {"beta": strength}
-    return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note)
+    note |= {"alpha": ALPHAS[arm]} if arm in ALPHAS else {}
+    compared = ("cfg", "tuned") if arm in ALPHAS else ("cfg",)
+    return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note, against=compared)
+
+
+@contextmanager
+def _preferred(demo: Demo, pipe: Any) -> Iterator[None]:
+    """The pipeline at θ + η."""
+    assert demo.preference is not None
+    load_lora(pipe, demo.preference, ETA)
+    try:
+        yield
+    finally:
+        pipe.unload_lora_weights()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,13 @@ def load_judges(assets: Path, oracle: nn.Module, preference: nn.Module) -> Judge
     return Judges(oracle=oracle, preference=preference, reference=moments)
 
 
-def write_assets(assets: Path, pipe: Any, judges: Judges, figures: Mapping[str, Any], card: str) -> None:
+def write_assets(
+    assets: Path, pipe: Any, judges: Judges, figures: Mapping[str, Any], card: str, history: str = ""
+) -> None:
     """Pipeline folder in float16, judges, reference statistics, card.json, and the card as the model's README.md.
 
-    card: Markdown with a place `{rows}` for those of `figures` that fit a table.
+    card: Markdown with places `{history}` for how the weights were made, and `{rows}` for those of `figures` that fit a
+        table.
     """
     assets.mkdir(parents=True, exist_ok=True)
     if (assets / "model").exists():
@@ -57,7 +61,8 @@ def write_assets(assets: Path, pipe: Any, judges: Judges, figures: Mapping[str, 
     save_file({**state, "count": torch.tensor(moments.count)}, assets / "reference.safetensors")
     (assets / "card.json").write_text(json.dumps({"schema": 1, **figures}, indent=2) + "\n", encoding="utf-8")
     rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items() if not isinstance(value, dict))
-    (assets / "model" / "README.md").write_text(card.format(rows=rows), encoding="utf-8")
+    more = "\n" + textwrap.indent(textwrap.fill(history, 116), "  ") if history else ""
+    (assets / "model" / "README.md").write_text(card.format(rows=rows, history=more), encoding="utf-8")
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,10 @@ class Arm:
     attach: Attach
     note: Mapping[str, Any]
     """What the JSON says of it: training seed, recipe, strength, …"""
+    against: Sequence[str] = ("cfg",)
+    """Arms that it is compared with, pair by pair."""
+    base: bool = False
+    """Others are compared with it."""
 
 
 @contextmanager
@@ -58,15 +62,15 @@ class Table:
     batch: int = 64
 
     def cell(self, pipe: Any, arm: Arm, scale: float) -> dict[str, Any]:
-        """The cell's figures: from disk, or computed now and put there. Plain guidance must come before other arms.
+        """The cell's figures: from disk, or computed now and put there. Arms must come after those of their `against`.
 
-        Plain guidance is computed again where the judges' scores of it are not on this disk: others are paired with it.
-        Raises `InputError` for cells of another number of samples or steps, and where plain guidance is missing.
+        A base arm is computed again where the judges' scores of it are not on this disk: others are paired with them.
+        Raises `InputError` for cells of another number of samples or steps, and where an arm of `against` is missing.
         """
         path = self.folder / f"{arm.name}-g{scale:g}.json"
-        if path.exists() and (arm.name != "cfg" or self._scores_of("cfg", scale).exists()):
+        if path.exists() and (not arm.base or self._scores_of(arm.name, scale).exists()):
             return self._checked(path)
-        base = None if arm.name == "cfg" else self._scores("cfg", scale)
+        bases = {name: self._scores(name, scale) for name in arm.against}
         options = {"guidance_scale": scale, "steps": self.steps, "batch": self.batch, "name": path.stem}
         with arm.attach(pipe):
             drawn = sample(self.world, pipe, self.task, **options)
@@ -78,7 +82,8 @@ class Table:
             "scale": scale,
             "samples": count,
             **describe(self.world, scores),
-            "against_cfg": None if base is None else against(self.world, scores, base),
+            "against_cfg": None,
+            **{f"against_{name}": against(self.world, scores, base) for name, base in bases.items()},
             f"rows_per_{self.world.unit}": drawn.forward_rows / count,
             "seconds": round(drawn.seconds, 1),
             "steps": self.steps,

@@ -21,7 +21,12 @@ TITLES = {
     "full_simulation": "trained on full simulation",
     "gradient_reversal": "gradient reversal",
     "neon": "Neon",
+    "tuned": "preference-tuned",
+    "tuned_npo_a0": "preference-tuned, Self-NPO with α = 0",
+    "tuned_npo_a1": "preference-tuned, Self-NPO with α = 1",
 }
+COMPARED = {"npo": "cfg", "tuned_npo_a0": "tuned", "tuned_npo_a1": "tuned"}
+"""Arms with negative weights, and the same without them."""
 INK = {"cfg": "#4477aa", "npo": "#cc3311"} | {TITLES["cfg"]: "#4477aa", TITLES["npo"]: "#cc3311"}
 
 
@@ -123,9 +128,11 @@ def summary(cells: Iterable[Cell], world: World) -> list[dict[str, Any]]:
     for (arm, scale), some in sorted(
         grouped(cells).items(), key=lambda item: (list(TITLES).index(item[0][0]), item[0][1])
     ):
-        versus = None
-        if arm != "cfg":
-            versus = {key: over_seeds(some, key, "against_cfg") for key in some[0]["against_cfg"]}
+        versus = {
+            part: {key: over_seeds(some, key, part) for key in figures}
+            for part, figures in some[0].items()
+            if part.startswith("against_") and figures is not None
+        }
         rows.append(
             {
                 "arm": arm,
@@ -137,26 +144,30 @@ def summary(cells: Iterable[Cell], world: World) -> list[dict[str, Any]]:
                 "by_attribute": {
                     name: mean(cell["by_attribute"][name] for cell in some) for name in some[0]["by_attribute"]
                 },
-                "against_cfg": versus,
+                "against_cfg": None,
+                **versus,
             }
         )
     return rows
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], world: World) -> str:
-    key = world.distance
+    key, paired = world.distance, any("against_tuned" in row for row in rows)
+    more = (" win rate against tuned, % |", " --- |") if paired else ("", "")
     lines = [
         f"| arm | scale | training seeds | {key.upper()} ↓ | {key.upper()} change | prompt accuracy ↑, % "
-        "| win rate against plain, % |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| win rate against plain, % |{more[0]}",
+        f"| --- | --- | --- | --- | --- | --- | --- |{more[1]}",
     ]
     for row in rows:
         versus = row["against_cfg"]
+        tuned = _bounds(row["against_tuned"]["win_rate"], 1, "", 100) if "against_tuned" in row else "—"
         change = _bounds(versus[f"{key}_change"], 1, "+") if versus else "—"
         wins = _bounds(versus["win_rate"], 1, "", 100) if versus else "—"
         lines.append(
-            f"| {TITLES[row['arm']]} | {row['scale']:g} | {row['seeds'] if versus else '—'} | {_bounds(row[key], 1)} "
-            f"| {change} | {_bounds(row['accuracy'], 1, '', 100)} | {wins} |"
+            f"| {TITLES[row['arm']]} | {row['scale']:g} | {'—' if row['arm'] in ('cfg', 'tuned') else row['seeds']} "
+            f"| {_bounds(row[key], 1)} | {change} | {_bounds(row['accuracy'], 1, '', 100)} | {wins} |"
+            + (f" {tuned} |" if paired else "")
         )
     return "\n".join(lines)
 
@@ -192,27 +203,30 @@ def write_page(folder: Path, demo: Demo, command: str) -> str:
 
 def findings(rows: Sequence[Mapping[str, Any]], world: World) -> list[str]:
     """What the table says of Self-NPO at each scale, also where it does not help."""
-    key, base = world.distance, {row["scale"]: row for row in rows if row["arm"] == "cfg"}
+    key, found = world.distance, {(row["arm"], row["scale"]): row for row in rows}
     lines = []
     for row in rows:
-        if row["arm"] != "npo" or row["scale"] not in base:
+        without = COMPARED.get(row["arm"], "")
+        if (without, row["scale"]) not in found:
             continue
-        versus, plain = row["against_cfg"], base[row["scale"]][key][0]
+        versus, plain = row[f"against_{without}"], found[without, row["scale"]][key][0]
+        told = {"cfg": "plain guidance", "tuned": "the tuned model's plain guidance"}[without]
         verdicts = {
-            key.upper(): _verdict(versus[f"{key}_change"], 0, lower_is_better=True),
-            "prompt accuracy": _verdict(versus["accuracy_change"], 0),
-            "win rate": _verdict(versus["win_rate"], 0.5),
+            key.upper(): _verdict(versus[f"{key}_change"], 0, told, lower_is_better=True),
+            "prompt accuracy": _verdict(versus["accuracy_change"], 0, told),
+            "win rate": _verdict(versus["win_rate"], 0.5, told),
         }
         words = ", ".join(f"{name} {verdict}" for name, verdict in verdicts.items())
         change = 100 * versus[f"{key}_change"][0] / plain
-        lines.append(f"- Scale {row['scale']:g}: {key.upper()} {change:+.0f} %; {words}.")
+        arm = "" if without == "cfg" else f"{TITLES[row['arm']]}: "
+        lines.append(f"- {arm}{'scale' if arm else 'Scale'} {row['scale']:g}: {key.upper()} {change:+.0f} %; {words}.")
     return lines
 
 
-def _verdict(interval: Sequence[float], neutral: float, *, lower_is_better: bool = False) -> str:
+def _verdict(interval: Sequence[float], neutral: float, without: str, *, lower_is_better: bool = False) -> str:
     _, low, high = interval
     if low <= neutral <= high:
-        return "not told apart from plain guidance"
+        return f"not told apart from {without}"
     return "better" if (high < neutral) == lower_is_better else "worse"
 
 

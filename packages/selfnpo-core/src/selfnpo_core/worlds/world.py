@@ -102,6 +102,8 @@ class Demo:
     scales: Sequence[float]
     samples: int
     batch: int = 64
+    preference: Path | None = None
+    """A LoRA that tunes the shipped model to its judge's preferences, for the `tuned` arms."""
 
 
 def correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:

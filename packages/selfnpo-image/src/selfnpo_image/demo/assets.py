@@ -11,3 +11,7 @@ FOLDER = Path(str(files("selfnpo_image.demo") / "assets"))
 def model_folder() -> Path:
     """The diffusers folder of the shipped model, the `demo` of `--model demo`."""
     return assets.model_folder(FOLDER)
+
+
+PREFERRED = FOLDER / "preferred" / "pytorch_lora_weights.safetensors"
+"""A LoRA by Diffusion-DPO, the oracle being the judge: `--preference demo-preferred`."""

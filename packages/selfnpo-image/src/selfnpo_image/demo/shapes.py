@@ -81,6 +81,7 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
         steps=STEPS,
         scales=(2.0, 3.0, 5.0),
         samples=256,
+        preference=assets.PREFERRED,
     )
 
 

@@ -17,7 +17,7 @@ or two coloured shapes at 64×64. It knows nothing beyond them, and figures meas
 effect on real models.
 
 - Data: pictures drawn by code, with captions (`selfnpo_image.demo.world`); no photograph, no person, nothing collected.
-- Training: `python tools/build_demo_models.py image`, from random weights, on CPU; 15 % of the captions dropped.
+- Training: `python tools/build_demo_models.py image`, from random weights, on CPU; 15 % of captions dropped.{history}
 - Weights: float16 safetensors; the exponential moving average of training.
 - Judges beside it (`oracle.safetensors`, `judge.safetensors`) were trained on the same world by the same script.
 

@@ -18,9 +18,7 @@ coloured shape in motion, nine frames at 64×64. It knows nothing beyond that, a
 the size of an effect on real models.
 
 - Data: clips drawn by code, with captions (`selfnpo_video.demo.world`); no photograph, no person, nothing collected.
-- Training: `python tools/build_demo_models.py video`, from random weights; 15 % of the captions dropped. The shipped
-  weights were made in two goes: the autoencoder, and the first 4,050 updates of the transformer, on shapes of three
-  quarters the present size; then 3,200 updates (`--go-on`) on the world as it is.
+- Training: `python tools/build_demo_models.py video`, from random weights; 15 % of the captions dropped.{history}
 - Weights: float16 safetensors; the exponential moving average of training.
 - Judges beside it (`oracle.safetensors`, `judge.safetensors`) were trained on the same world by the same script.
 
