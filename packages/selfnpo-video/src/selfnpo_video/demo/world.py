@@ -1,7 +1,8 @@
 """The video demo's world: captioned clips of one moving shape, 64×64, drawn by code, so that real data is unlimited.
 
 A clip has a shape, a colour and a motion, all of which its caption names; place, size, speed and background are left
-open. Time runs from 0 at the first frame to 1 at the last, whatever the number of frames.
+open. Motions neither begin nor end with a clip: every clip is a part, beginning anywhere, of one of `LONGEST` frames
+that goes on in the same way, so that any nine frames of a longer clip are a clip of this world too.
 """
 
 import math
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.drawing import COLOURS, DISTANCES, RGB, SHAPES, to_uint8, with_article
+from selfnpo_core.errors import InputError
 
-SIDE, FRAMES = 64, 9
+SIDE, FRAMES, LONGEST = 64, 9, 33
 MOTIONS = (
     "moves to the left",
     "moves to the right",
@@ -57,39 +59,41 @@ def draw_labels(count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_clips(labels: Tensor, generator: torch.Generator, frames: int = FRAMES) -> Clips:
-    """Fill in what the caption leaves open. labels: (B, 3)."""
+    """Fill in what the caption leaves open. labels: (B, 3); frames: up to `LONGEST`."""
+    if not 0 < frames <= LONGEST:
+        raise InputError(f"clips of {frames} frames: a motion of this world goes on for {LONGEST} of them")
     count, motion = len(labels), labels[:, 2]
 
     def uniform(*shape: int, low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(*shape, generator=generator)
 
-    time = torch.linspace(0, 1, frames)[None]  # (1, F)
+    first = uniform(count, 1, low=0.0, high=1.0) * (LONGEST - frames)
+    time = (first + torch.arange(frames) - (LONGEST - 1) / 2) / (FRAMES - 1)  # (B, F)
     middle = uniform(count, 2, low=-9.0, high=9.0)
     size = uniform(count, low=12.0, high=16.0)
-    way = uniform(count, low=18.0, high=26.0)
+    way = uniform(count, low=7.0, high=9.0)
     straight = motion < len(_DIRECTIONS)
     direction = _DIRECTIONS[motion.clamp(max=len(_DIRECTIONS) - 1)] * straight[:, None]
-    along = (time - 0.5)[..., None] * way[:, None, None] * direction[:, None]
+    along = (time * way[:, None])[..., None] * direction[:, None]
     across = middle * (1 - direction.abs()) + 0.3 * middle * direction.abs()
     centre = across[:, None] + along
-    hop = 24.0 * (time * uniform(count, 1, low=0.95, high=1.05) * math.pi).sin().abs()  # up, and down again
+    hops = time * uniform(count, 1, low=0.95, high=1.05) + uniform(count, 1, low=0.0, high=1.0)
     bouncing = (motion == _BOUNCES)[:, None]
-    floor = torch.where(bouncing, 15.0 - hop, centre[..., 1])
-    centre = torch.stack([centre[..., 0], floor], dim=-1)
-    small, large = uniform(count, 1, low=6.0, high=8.0), uniform(count, 1, low=17.0, high=20.0)
-    rise = torch.lerp(small, large, time)
-    fall = torch.lerp(large, small, time)
-    radius = torch.where((motion == _GROWS)[:, None], rise, size[:, None].expand(-1, frames))
-    radius = torch.where((motion == _SHRINKS)[:, None], fall, radius)
+    height = torch.where(bouncing, 14.0 - 22.0 * (math.pi * hops).sin().abs(), centre[..., 1])
+    centre = torch.stack([centre[..., 0], height], dim=-1)
+    swelling = (motion == _GROWS).float() - (motion == _SHRINKS).float()
+    growth = uniform(count, 1, low=1.22, high=1.28).pow(time * swelling[:, None])
+    between = uniform(count, low=11.0, high=13.0)
+    radius = torch.where(swelling == 0, size, between)[:, None] * growth
     sign = torch.randint(2, (count, 1), generator=generator) * 2.0 - 1
-    spin = sign * uniform(count, 1, low=1.1, high=1.5) * time
-    angle = uniform(count, 1, low=-0.2, high=0.2) + torch.where((motion == _TURNS)[:, None], spin, torch.zeros(()))
+    turned = uniform(count, 1, low=-math.pi, high=math.pi) + sign * uniform(count, 1, low=1.1, high=1.5) * time
+    angle = torch.where((motion == _TURNS)[:, None], turned, uniform(count, 1, low=-0.2, high=0.2))
     grey = uniform(count, 2, 1, low=0.74, high=0.95)
     return Clips(
         labels=labels,
         centre=centre,
         radius=radius,
-        angle=angle.expand(-1, frames),
+        angle=angle,
         rgb=(RGB[labels[:, 1]] + uniform(count, 3, low=-0.03, high=0.03)).clamp(0, 1),
         ground=(grey + uniform(count, 2, 3, low=-0.05, high=0.05)).clamp(0, 1),
         ground_angle=uniform(count, low=0.0, high=2 * math.pi),
