@@ -48,6 +48,7 @@ from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.demo import moving, world
 from selfnpo_video.demo.build import denoiser, vae
 from selfnpo_video.long import default_overlap, window_starts, windowed
+from selfnpo_video.models import KNOWN
 from selfnpo_video.sampling import Settings, draw
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream, encode_stream
@@ -93,6 +94,7 @@ def memory(output: Path, latent_frames: str, windows: str, threads: int) -> None
 @click.option("--guidance-scale", default=3.0, show_default=True)
 @click.option("--steps", type=int, help="Denoising steps. Default: the demo's.")
 @click.option("--overlap", type=int, help="Latent frames that windows share. Default: half a window.")
+@click.option("--place", default=KNOWN["demo"].window_place, show_default=True, help="--window-place of `sample`.")
 @click.option("--npo", type=click.Path(exists=True), required=True, help="Negative weights: a run of the demo model.")
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
 def long(
@@ -102,6 +104,7 @@ def long(
     guidance_scale: float,
     steps: int | None,
     overlap: int | None,
+    place: int,
     npo: str,
     threads: int,
 ) -> None:
@@ -121,7 +124,7 @@ def long(
     usual = replace(settings, size=ClipSize(frames=world.FRAMES, height=SIDE, width=SIDE), window=None)
     with attach_npo(pipe, npo):
         short = _clips(pipe, task, usual)
-    with windowed(pipe.transformer, window, overlap), attach_npo(pipe, npo):
+    with windowed(pipe.transformer, window, overlap, place=place), attach_npo(pipe, npo):
         data = _clips(pipe, task, settings)
     drawn = world.draw_clips(task.labels, torch.Generator().manual_seed(5), frames)
     real, parts = to_uint8(world.render(drawn)), parts_of(frames, window, overlap)
@@ -142,6 +145,7 @@ def long(
         "windows begin at latent frames": window_starts(
             (frames - 1) // 4 + 1, window, overlap or default_overlap(window)
         ),
+        "windows but the first are put at latent frame": place,
         "steps": settings.steps,
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
         "accuracy, with 95 % intervals": {

@@ -11,6 +11,7 @@ from tests.tiny import COGVIDEOX_KINDS, cogvideox, sample
 from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
 from selfnpo_core.errors import InputError
 from selfnpo_video.long import blend_weights, default_overlap, window_starts, windowed
+from selfnpo_video.positions import rotary_positions, window_at
 
 LONG = {"num_frames": 33, "height": 64, "width": 64}
 
@@ -43,9 +44,10 @@ def test_what_does_not_fit_is_refused():
         window_starts(40, 13, 13)
 
 
+@pytest.mark.parametrize("place", [0, 2])
 @pytest.mark.parametrize("kind", COGVIDEOX_KINDS)
 @torch.no_grad()
-def test_a_long_clip_is_the_blend_of_its_windows(kind):
+def test_a_long_clip_is_the_blend_of_its_windows(kind, place):
     pipe = cogvideox(kind)
     transformer, step = pipe.transformer, pipe.transformer.config.patch_size_t or 1
     window, frames = 4, 10
@@ -54,20 +56,20 @@ def test_a_long_clip_is_the_blend_of_its_windows(kind):
     text = torch.randn((1, 16, transformer.config.text_embed_dim), generator=g)
     t = torch.tensor([300])
 
-    def ask(clip):
-        from selfnpo_video.positions import rotary_positions
-
-        rotary = rotary_positions(transformer, clip.shape[1], 8, 8)
-        return transformer(clip, text, t, image_rotary_emb=rotary, return_dict=False)[0]
+    def ask(clip, first=0):
+        rotary = rotary_positions(transformer, clip.shape[1], 8, 8, first=first)
+        with window_at(transformer, first):
+            return transformer(clip, text, t, image_rotary_emb=rotary, return_dict=False)[0]
 
     starts = window_starts(frames, window, 2, step)
     weights = blend_weights(frames, window, starts).float()
     expected = torch.zeros_like(x)
     for row, start in zip(weights, starts, strict=True):
         part = slice(start, start + window)
-        expected[:, part] += row[part].reshape(1, -1, 1, 1, 1) * ask(x[:, part])
+        expected[:, part] += row[part].reshape(1, -1, 1, 1, 1) * ask(x[:, part], place if start else 0)
+    assert starts[1] >= place
     short = ask(x[:, :window])
-    with windowed(transformer, window, 2):
+    with windowed(transformer, window, 2, place=place):
         torch.testing.assert_close(ask(x), expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(ask(x[:, :window]), short)
     assert "forward" not in vars(transformer)
@@ -81,6 +83,15 @@ def test_short_windows_of_whole_patches(window):
     else:
         starts = window_starts(12, window, default_overlap(window, 2), 2)
         assert starts[-1] + window == 12
+
+
+def test_a_place_that_cannot_be_is_refused():
+    with pytest.raises(InputError, match="multiple of 2"), windowed(cogvideox("1.5").transformer, 4, 2, place=1):
+        pass
+    transformer = cogvideox().transformer
+    transformer.compile(backend="eager")
+    with pytest.raises(InputError, match="compiled"), windowed(transformer, 4, 2, place=1):
+        pass
 
 
 def test_windows_and_full_weights_outlive_offloading():

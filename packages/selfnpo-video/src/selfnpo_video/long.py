@@ -1,6 +1,8 @@
 """Clips longer than a model was trained for: overlapping windows, blended at every denoising step.
 
-Every window is a clip of the trained length to the model, at the positions that it knows. At each step the windows'
+Every window is a clip of the trained length to the model, at positions that it knows: all at a clip's beginning, or all
+but the first further inside, for a model that was trained on such windows too (a clip's first latent frame is one
+picture, any other stands for several, and by the positions a model tells which it has). At each step the windows'
 outputs are blended by weights that rise and fall linearly, and that sum to one for every frame. The output is linear in
 both estimates, so this blends x̂0 and ε̂ as well, and all windows stay on one trajectory. Costs one forward a window and
 step; memory is that of one window. The windows know nothing of each other but what they share: a motion that each of
@@ -17,7 +19,9 @@ from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
 from selfnpo_core.adapters.branches import forward_of, replace_forward
+from selfnpo_core.adapters.delta import is_compiled
 from selfnpo_core.errors import InputError
+from selfnpo_video.positions import window_at
 
 
 def window_starts(frames: int, window: int, overlap: int, step: int = 1) -> list[int]:
@@ -56,15 +60,24 @@ def blend_weights(frames: int, window: int, starts: list[int]) -> Tensor:
 
 
 @contextmanager
-def windowed(transformer: CogVideoXTransformer3DModel, window: int, overlap: int | None = None) -> Iterator[None]:
+def windowed(
+    transformer: CogVideoXTransformer3DModel, window: int, overlap: int | None = None, *, place: int = 0
+) -> Iterator[None]:
     """Within the block, the transformer takes clips of any length, `window` latent frames at a time.
 
-    overlap: of neighbouring windows; half a window, rounded down, if not given. Negative weights are to be attached
-    inside the block.
+    overlap: of neighbouring windows; half a window, rounded down, if not given. place: latent frame of a clip at which
+    the model takes windows to begin, but for the first, which begins at 0. Negative weights are to be attached inside
+    the block.
+
+    Raises `InputError` for windows that cannot be, and for a place in a compiled transformer, which would not see it.
     """
     step = transformer.config.patch_size_t or 1
     overlap = default_overlap(window, step) if overlap is None else overlap
     window_starts(window + step, window, overlap, step)  # refuses what cannot be, before anything is drawn
+    if place % step or place < 0:
+        raise InputError(f"windows cannot be put at latent frame {place}: use a multiple of {step}")
+    if place and is_compiled(transformer):
+        raise InputError("a compiled transformer knows its windows at a clip's beginning only: use --window-place 0")
     inner = forward_of(transformer)
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -73,14 +86,16 @@ def windowed(transformer: CogVideoXTransformer3DModel, window: int, overlap: int
             return inner(hidden_states, *args, **kwargs)
         starts = window_starts(frames, window, overlap, step)
         weights = blend_weights(frames, window, starts).to(hidden_states.device, torch.float32)
-        if (rotary := kwargs.get("image_rotary_emb")) is not None:
-            tokens = rotary[0].shape[0] * window // frames
-            kwargs["image_rotary_emb"] = tuple(part[:tokens] for part in rotary)
+        rotary = kwargs.pop("image_rotary_emb", None)
         as_tuple = kwargs.pop("return_dict", True) is False
         blended: Tensor | None = None
         for row, start in zip(weights, starts, strict=True):
             part = slice(start, start + window)
-            output = inner(hidden_states[:, part], *args, **kwargs, return_dict=False)[0]
+            first = min(place, start)
+            if rotary is not None:
+                kwargs["image_rotary_emb"] = tuple(_frames_of(table, frames, first, window) for table in rotary)
+            with window_at(transformer, first):
+                output = inner(hidden_states[:, part], *args, **kwargs, return_dict=False)[0]
             if blended is None:
                 shape = (output.shape[0], frames, *output.shape[2:])
                 blended = torch.zeros(shape, device=output.device, dtype=torch.float32)
@@ -96,3 +111,9 @@ def windowed(transformer: CogVideoXTransformer3DModel, window: int, overlap: int
     with ExitStack() as undo:
         replace_forward(undo, transformer, forward)
         yield
+
+
+def _frames_of(table: Tensor, frames: int, first: int, count: int) -> Tensor:
+    """Of rotary positions (tokens, D) of a clip, those of `count` latent frames from `first` on."""
+    tokens = table.shape[0]
+    return table[tokens * first // frames : tokens * (first + count) // frames]

@@ -21,6 +21,8 @@ class KnownVideoModel(KnownModel):
     fps: int = 8
     from_image: bool = False
     """Image to video: for sampling only."""
+    window_place: int = 0
+    """Latent frame at which windows within a long clip are put: more than 0 where it was trained on such windows."""
 
 
 def _cogvideox(name: str, hub_id: str, about: str, parameters: int, **changes: Any) -> KnownVideoModel:
@@ -52,6 +54,7 @@ KNOWN: dict[str, KnownVideoModel] = {
             guidance_scale=3.0,
             steps=20,
             size=ClipSize(frames=9, height=64, width=64),
+            window_place=1,
         ),
         _cogvideox(
             "cogvideox-2b",

@@ -61,6 +61,8 @@ class Settings:
     batch_size: int = 1
     window: int | None = None
     """Frames that the model sees at a time, for clips longer than it was trained for (`selfnpo_video.long`)."""
+    window_place: int = 0
+    """Latent frame of a clip at which the model takes windows but the first to begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,7 @@ def plan(options: Mapping[str, Any]) -> Job:
             dynamic_guidance=options["dynamic_guidance"],
             batch_size=options["batch_size"] or 1,
             window=options["window"],
+            window_place=known.window_place if options["window_place"] is None else options["window_place"],
         ),
         negative=negative,
         dtype=dtype,
@@ -164,7 +167,7 @@ def attached(stack: ExitStack, pipe: Any, job: Job) -> None:
     """Put the job's windows and negative weights on the pipeline, until `stack` is closed."""
     if job.settings.window is not None:
         window = compression_of(pipe).latent_window(job.settings.window)
-        stack.enter_context(windowed(pipe.transformer, window))
+        stack.enter_context(windowed(pipe.transformer, window, place=job.settings.window_place))
     if job.negative is not None:
         stack.enter_context(job.negative.attach(pipe, kept_eta(pipe)))
 
@@ -278,6 +281,7 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
         "height": size.height,
         "width": size.width,
         "window": job.settings.window,
+        "window_place": None if job.settings.window is None else job.settings.window_place,
         "fps": job.fps,
         "tiling": job.tiling,
         "scheduler": type(pipe.scheduler).__name__,

@@ -16,6 +16,12 @@ clip_options = stack(
         help="Frames that the model sees at a time, for long clips. A step's time grows with the number of windows.",
     ),
     click.option(
+        "--window-place",
+        type=click.IntRange(min=0),
+        help="Latent frame at which the model takes windows but the first to begin. Default: what it was trained on, "
+        "else 0, a clip's beginning.",
+    ),
+    click.option(
         "--tiling",
         is_flag=True,
         help="Decode tile by tile: less memory for large frames, slightly other pixels where tiles meet.",
