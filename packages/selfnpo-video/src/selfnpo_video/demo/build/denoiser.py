@@ -3,6 +3,10 @@
 A CogVideoXTransformer3DModel predicts v under CogVideoX's own schedule (SNR shift, zero terminal SNR); a T5EncoderModel
 reads captions of at most 16 tokens, one a word. 15 % of the captions are dropped, so that the null prompt means
 something. What ships is the exponential moving average of the weights.
+
+Half of the batches are clips; the others are windows as long, cut from within longer clips and put at place `INNER`
+rather than 0. A clip's first latent frame is one picture, any other stands for four: by the place the model knows which
+it has before it, and so it can draw long clips window by window.
 """
 
 from pathlib import Path
@@ -13,15 +17,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from selfnpo_core.drawing import COLOURS, SHAPES
+from selfnpo_core.drawing import COLOURS, SHAPES, to_uint8
 from selfnpo_core.stages import fingerprint, load, progress, save_tensors, train_averaged
 from selfnpo_video.demo import world
-from selfnpo_video.demo.build.oracle import real_batch
+from selfnpo_video.positions import window_at
 
 PROMPT_DROPOUT = 0.15
 MAX_TOKENS = 16
 TEXT_WIDTH = 96
 MAX_WEIGHT = 5.0
+INNER = 1
+"""Latent frame at which a window from within a longer clip is said to begin, wherever it does: motions go on alike."""
+INNER_SHARE = 0.5
 
 
 def build_tokenizer() -> T5Tokenizer:
@@ -79,13 +86,16 @@ def build_scheduler() -> CogVideoXDDIMScheduler:
 
 
 @torch.no_grad()
-def encode_world(vae: AutoencoderKLCogVideoX, path: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def encode_world(
+    vae: AutoencoderKLCogVideoX, path: Path, *, count: int, seed: int, frames: int = world.FRAMES
+) -> tuple[Tensor, Tensor]:
     """Scaled latents (count, F, C, 8, 8) of real clips and their labels; kept on disk, unscaled, between runs."""
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         latents, labels = [], []
-        for _ in progress(count // 32, "latents"):
-            clips, rows = real_batch(32, generator)
+        for i in progress(-(-count // 32), path.stem):
+            rows = world.draw_labels(min(32, count - 32 * i), generator)
+            clips = to_uint8(world.render(world.draw_clips(rows, generator, frames))) / 255
             latents.append(vae.encode(clips * 2 - 1).latent_dist.mean.permute(0, 2, 1, 3, 4))
             labels.append(rows)
         save_tensors({"latents": torch.cat(latents), "labels": torch.cat(labels)}, path)
@@ -118,12 +128,21 @@ def train(
     if initial is not None:
         net["transformer"].load_state_dict(initial.transformer.state_dict())
         net["text_encoder"].load_state_dict(initial.text_encoder.state_dict())
-    store = path.with_name(f"latents-{fingerprint(vae.encoder)}.safetensors")
+    made_with = fingerprint(vae.encoder)
+    store, long_store = (path.with_name(f"{name}-{made_with}.safetensors") for name in ("latents", "long-latents"))
     latents, labels = encode_world(vae, store, count=count, seed=seed)
+    long, long_labels = encode_world(vae, long_store, count=count // 4, seed=seed + 1, frames=world.LONGEST)
+    window = latents.shape[1]
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(latents), (batch,), generator=generator)
-        return _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
+        if torch.rand((), generator=generator) >= INNER_SHARE:
+            rows = torch.randint(len(latents), (batch,), generator=generator)
+            return _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
+        rows = torch.randint(len(long), (batch,), generator=generator)
+        first = torch.randint(INNER, long.shape[1] - window + 1, (batch, 1), generator=generator)
+        x0 = long[rows[:, None], first + torch.arange(window)]
+        with window_at(net["transformer"], INNER):
+            return _loss(net, tokenizer, scheduler, x0, long_labels[rows], generator)
 
     generator = torch.Generator().manual_seed(seed)
     return assemble(train_averaged(net, loss_of, path, steps=steps, lr=lr, generator=generator), vae, tokenizer)
