@@ -10,7 +10,7 @@ from tests.tiny import COGVIDEOX_KINDS, cogvideox, sample
 
 from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
 from selfnpo_core.errors import InputError
-from selfnpo_video.long import blend_weights, default_overlap, window_starts, windowed
+from selfnpo_video.long import between, blend_weights, default_overlap, window_starts, windowed
 from selfnpo_video.positions import rotary_positions, window_at
 
 LONG = {"num_frames": 33, "height": 64, "width": 64}
@@ -33,6 +33,19 @@ def test_windows_cover_every_frame_and_overlap(frames, window, overlap, step):
         assert not row[start + window :].any()
 
 
+@pytest.mark.parametrize(
+    ("frames", "window", "overlap", "step"),
+    [(9, 3, 1, 1), (39, 13, 6, 1), (40, 13, 1, 1), (10, 4, 2, 2), (22, 8, 2, 2)],
+)
+def test_every_other_step_s_windows_overlap_as_much(frames, window, overlap, step):
+    starts = window_starts(frames, window, overlap, step)
+    moved = between(starts, step)
+    assert (moved[0], moved[-1]) == (0, frames - window)
+    assert all(start % step == 0 for start in moved)
+    assert all(0 < b - a <= window - overlap for a, b in pairwise(moved))
+    assert between([0, 2, 4, 6]) == [0, 1, 3, 5, 6]
+
+
 def test_weights_are_linear_in_an_overlap():
     weights = blend_weights(6, 4, [0, 2])
     expected = [[1, 1, 2 / 3, 1 / 3, 0, 0], [0, 0, 1 / 3, 2 / 3, 1, 1]]
@@ -50,27 +63,32 @@ def test_what_does_not_fit_is_refused():
 def test_a_long_clip_is_the_blend_of_its_windows(kind, place):
     pipe = cogvideox(kind)
     transformer, step = pipe.transformer, pipe.transformer.config.patch_size_t or 1
-    window, frames = 4, 10
+    window, overlap, frames = 2 * step + 2, 2, 10
     g = torch.Generator().manual_seed(0)
     x = torch.randn((1, frames, 4, 8, 8), generator=g)
     text = torch.randn((1, 16, transformer.config.text_embed_dim), generator=g)
-    t = torch.tensor([300])
 
-    def ask(clip, first=0):
+    def ask(clip, first=0, t=300):
+        t = torch.tensor([t])
         rotary = rotary_positions(transformer, clip.shape[1], 8, 8, first=first)
         with window_at(transformer, first):
             return transformer(clip, text, t, image_rotary_emb=rotary, return_dict=False)[0]
 
-    starts = window_starts(frames, window, 2, step)
-    weights = blend_weights(frames, window, starts).float()
-    expected = torch.zeros_like(x)
-    for row, start in zip(weights, starts, strict=True):
-        part = slice(start, start + window)
-        expected[:, part] += row[part].reshape(1, -1, 1, 1, 1) * ask(x[:, part], place if start else 0)
-    assert starts[1] >= place
+    starts = window_starts(frames, window, overlap, step)
+
+    def blend(starts, t):
+        expected = torch.zeros_like(x)
+        for row, start in zip(blend_weights(frames, window, starts).float(), starts, strict=True):
+            part = slice(start, start + window)
+            expected[:, part] += row[part].reshape(1, -1, 1, 1, 1) * ask(x[:, part], min(place, start), t)
+        return expected
+
+    moved = between(starts, step)
+    assert moved != starts
     short = ask(x[:, :window])
-    with windowed(transformer, window, 2, place=place):
-        torch.testing.assert_close(ask(x), expected, rtol=1e-5, atol=1e-5)
+    with windowed(transformer, window, overlap, place=place):
+        for t, expected in [(300, starts), (300, starts), (200, moved), (200, moved), (100, starts), (250, starts)]:
+            torch.testing.assert_close(ask(x, t=t), blend(expected, t), rtol=1e-5, atol=1e-5)
         assert torch.equal(ask(x[:, :window]), short)
     assert "forward" not in vars(transformer)
 

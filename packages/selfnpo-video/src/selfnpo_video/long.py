@@ -4,9 +4,11 @@ Every window is a clip of the trained length to the model, at positions that it 
 but the first further inside, for a model that was trained on such windows too (a clip's first latent frame is one
 picture, any other stands for several, and by the positions a model tells which it has). At each step the windows'
 outputs are blended by weights that rise and fall linearly, and that sum to one for every frame. The output is linear in
-both estimates, so this blends x̂0 and ε̂ as well, and all windows stay on one trajectory. Costs one forward a window and
-step; memory is that of one window. The windows know nothing of each other but what they share: a motion that each of
-them begins and ends by itself does not go on through a seam.
+both estimates, so this blends x̂0 and ε̂ as well, and all windows stay on one trajectory. From step to step the windows
+move to and fro by half their distance, so that what one step's windows part, the next one's hold together, and no frame
+lies at a seam throughout. Costs one forward a window and step, and one more at every other step; memory is that of one
+window. The windows know nothing of each other but what they share: a motion that each of them begins and ends by itself
+does not go on through a seam.
 """
 
 from collections.abc import Iterator
@@ -44,6 +46,12 @@ def window_starts(frames: int, window: int, overlap: int, step: int = 1) -> list
         count += 1
 
 
+def between(starts: list[int], step: int = 1) -> list[int]:
+    """Where the windows of every other step begin: half-way between those of `window_starts`, and at both ends."""
+    middles = ((a + b) // 2 // step * step for a, b in pairwise(starts))
+    return sorted({starts[0], *middles, starts[-1]})
+
+
 def default_overlap(window: int, step: int = 1) -> int:
     """Half a window, or what is left of a short one."""
     return min(window // 2, window - step)
@@ -79,12 +87,16 @@ def windowed(
     if place and is_compiled(transformer):
         raise InputError("a compiled transformer knows its windows at a clip's beginning only: use --window-place 0")
     inner = forward_of(transformer)
+    steps = _Steps()
 
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        args = (encoder_hidden_states, timestep, *args)
         frames = hidden_states.shape[1]
         if frames <= window:
             return inner(hidden_states, *args, **kwargs)
         starts = window_starts(frames, window, overlap, step)
+        if steps.at(timestep) % 2:
+            starts = between(starts, step)
         weights = blend_weights(frames, window, starts).to(hidden_states.device, torch.float32)
         rotary = kwargs.pop("image_rotary_emb", None)
         as_tuple = kwargs.pop("return_dict", True) is False
@@ -111,6 +123,22 @@ def windowed(
     with ExitStack() as undo:
         replace_forward(undo, transformer, forward)
         yield
+
+
+class _Steps:
+    """Counts the denoising steps of a clip by their timesteps, which fall until the next clip's begin again."""
+
+    def __init__(self) -> None:
+        self.timestep, self.index = float("-inf"), 0
+
+    def at(self, timestep: Any) -> int:
+        now = float(torch.as_tensor(timestep).flatten()[0])
+        if now > self.timestep:
+            self.index = 0
+        elif now < self.timestep:
+            self.index += 1
+        self.timestep = now
+        return self.index
 
 
 def _frames_of(table: Tensor, frames: int, first: int, count: int) -> Tensor:
