@@ -73,7 +73,7 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
         show=show,
         steps=STEPS,
         scales=(2.0, 3.0, 5.0),
-        samples=128,
+        samples=96,
         batch=32,
     )
 
