@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.selfnpo-ready
 PROJECTS := $(wildcard packages/*/pyproject.toml)
 
-.PHONY: demo demo-image test test-fast check dist setup clean
+.PHONY: demo demo-image test test-fast test-faults check dist setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -24,10 +24,13 @@ demo-image: setup  ## the same for the shipped picture model
 	$(BIN)/selfnpo-image demo
 
 test: setup  ## every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not exhaustive"
 
 test-fast: setup  ## what takes under five minutes
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not exhaustive"
+
+test-faults: setup  ## engines and kills, all of them: many minutes
+	$(BIN)/python -m pytest -v tests/tools/test_engines.py
 
 check: setup  ## lint, format, types of the mathematics, import arrows
 	$(BIN)/ruff check .

@@ -73,7 +73,7 @@ def test_two_updates_and_two_after_resuming_are_four(tmp_path, variant):
     assert_same_run(whole, parts, 4)
     assert any(name.startswith("optimizer/") and name.endswith("exp_avg_sq") for name in state_of(whole, 4))
     if "rollout" not in changes:
-        assert "source-0/x" in state_of(whole, 4)
+        assert "source/x" in state_of(whole, 4)
 
 
 class SelfStopping(ToyBackbone):

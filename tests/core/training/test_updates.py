@@ -118,7 +118,7 @@ def test_an_objective_falls_and_the_weights_change(train, changes):
         pool = made.source.state_dict()
         assert fixed_loss(made, pool, "student") == pytest.approx(fixed_loss(made, pool, "base"), abs=1e-6)
         updates = list(made.updates())
-        assert fixed_loss(made, pool, "student") < 0.99 * fixed_loss(made, pool, "base")
+        assert fixed_loss(made, pool, "student") < 0.995 * fixed_loss(made, pool, "base")
         assert updates[-1].drift > 0.01
         assert not torch.equal(
             torch.cat([p.flatten() for p in made.student.parameters.values()]),
@@ -187,7 +187,7 @@ def test_the_pool_moves_one_ddim_step_an_update():
 def test_truncated_rollouts_stop_where_a_plain_trajectory_is():
     with engine(batch_size=32, pool_size=32, rollout="truncated", truncation_steps=2, teacher_guidance=-2.0) as made:
         made.generator.manual_seed(3)
-        drawn = made.source.draw(32)
+        drawn = made.source.draw()
         (look,) = made.source.looks(drawn, 32)
         schedule, grid = made.backbone.schedule, made.backbone.schedule.grid(5)
         walk = list(trajectory(made.denoisers.teacher, schedule, grid, drawn.x, drawn.prompt, -2.0))
@@ -373,12 +373,43 @@ class Poisoned(ToyBackbone):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched():
-    with engine(Poisoned()) as made:
+    with engine(Poisoned(), max_skipped=0) as made:
         updates = made.updates()
         next(updates), next(updates)
-        with pytest.raises(RunError, match=r"loss is nan at update 3: lower learning_rate \(0.01\)"):
+        with pytest.raises(RunError, match=r"loss nan.* at update 3.*lower learning_rate \(0.01\)"):
             next(updates)
         assert all(torch.isfinite(p).all() for p in made.student.parameters.values())
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(accumulation):
+    with engine(Poisoned(), max_skipped=2, steps=9, batch_size=4, grad_accumulation=accumulation) as made:
+        updates = made.updates()
+        good = [next(updates) for _ in range(2 // accumulation)]
+        before = made.student.collect(True)
+        bad = [next(updates), next(updates)]
+        after = made.student.collect(True)
+        with pytest.raises(RunError, match="max_skipped is 2"):
+            next(updates)
+    assert [update.skipped for update in good + bad] == [0] * len(good) + [1, 2]
+    assert all(torch.equal(after[p][n], before[p][n]) for p in before for n in before[p])
+
+
+@pytest.mark.parametrize("change", [float("nan"), float("inf")])
+def test_one_bad_update_costs_only_itself(change):
+    class Once(ToyBackbone):
+        count = 0
+
+        def predict(self, x_t, t, prompt):
+            self.count += torch.is_grad_enabled()
+            output = super().predict(x_t, t, prompt)
+            return output * change if torch.is_grad_enabled() and self.count == 2 else output
+
+    with engine(Once(), steps=4) as made:
+        updates = list(made.updates())
+        assert all(torch.isfinite(p).all() for p in made.student.parameters.values())
+    assert [update.skipped for update in updates] == [0, 1, 1, 1]
+    assert updates[1].drift == updates[0].drift != updates[2].drift
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def run(command: click.Command, args: Sequence[str] | None = None, *, name: str)
         result = command.main(args=None if args is None else list(args), prog_name=name, standalone_mode=False)
     except BaseException as error:
         code, message = describe_error(error, name)
-        if message:
+        if message and os.environ.get("RANK", "0") == "0":  # of processes with the same mistake, one says so
             click.echo(message, err=True)
         return code
     return result if isinstance(result, int) else 0
@@ -69,6 +69,7 @@ def _prepare_messages() -> None:
         os.environ.setdefault(variable, "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     shown = logging.StreamHandler(sys.stderr)
     shown.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("selfnpo_"))
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])

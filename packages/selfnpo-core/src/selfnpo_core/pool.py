@@ -8,6 +8,10 @@ rollout of Self-NPO (2505.11777) needs one.
 
 Batches are nearly independent if the pool is much larger than a batch and all grid points are present in
 equal measure, which `stagger` brings about once, before the first update.
+
+Processes share a pool. Its trajectories fall into as many parts as an update has rows, trajectory i into part
+i mod rows; an update draws one from each part, and each process holds the parts of its own rows. All of them draw
+all random numbers and keep their own, so which noise meets which prompt does not depend on their number.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.ranks import ALONE, Ranks
 from selfnpo_core.schedule import CLEAN
 
 Advance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -28,16 +33,20 @@ Advance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class Batch:
     """Samples drawn from a pool. `t_next` is the next grid point, `CLEAN` after the last one."""
 
-    rows: Tensor  # (B,) places in the pool, on the pool's device
+    rows: Tensor  # (B,) places among this process's trajectories, on the pool's device
     x_t: Tensor  # (B, *S)
     index: Tensor  # (B,) grid index
     t: Tensor  # (B,)
     t_next: Tensor  # (B,)
     prompt: Tensor  # (B,)
+    drawn: Tensor  # (R,) trajectories that all processes have drawn, on the pool's device
+    drawn_t: Tensor  # (R,) timesteps at which they are
 
 
 class TrajectoryPool:
     """`size` trajectories of samples of `shape` on `grid: (n,)`, under prompts 0 … num_prompts − 1.
+
+    rows: of every draw, by all processes together; if not given, one process draws as many at a time as it likes.
 
     All randomness comes from `generator`, on the generator's own device, so that a pool on another device
     holds the same numbers. The caller saves the generator's state; `state_dict` holds everything else.
@@ -53,73 +62,144 @@ class TrajectoryPool:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         pin: bool = False,
+        rows: int | None = None,
+        ranks: Ranks = ALONE,
     ):
         if size < 1 or num_prompts < 1:
             raise InputError(f"a pool of {size} samples and {num_prompts} prompts is empty: give at least one of each")
+        if rows is not None and size < rows:
+            raise InputError(f"cannot draw {rows} of {size} trajectories: raise pool_size")
+        assert rows is not None or ranks == ALONE
         self.grid = grid.to(device)
         self._timesteps = torch.cat([self.grid, self.grid.new_tensor([int(CLEAN)])])
         self._num_prompts, self._generator = num_prompts, generator
-        self._x = torch.empty((size, *shape), device=device, dtype=dtype, pin_memory=pin)
+        self._rows, self._ranks = rows, ranks
+        everyones = torch.arange(size, device=device)
+        self._own = everyones if rows is None else everyones[self._is_own(everyones)]
+        self._place = torch.full((size,), -1, device=device)  # of a trajectory among this process's
+        self._place[self._own] = torch.arange(len(self._own), device=device)
+        self._x = torch.empty((len(self._own), *shape), device=device, dtype=dtype, pin_memory=pin)
         self._index = torch.zeros(size, device=device, dtype=torch.int64)
         self._prompt = torch.zeros(size, device=device, dtype=torch.int64)
-        self._restart(torch.arange(size, device=device))
+        self._restart(everyones)
 
     def __len__(self) -> int:
-        return len(self._x)
+        return len(self._index)
 
     def stagger(self, advance: Advance, batch_size: int = 64, device: torch.device | str | None = None) -> None:
         """Walk the trajectories down to different points, so that all grid points are equally present.
 
         Costs about size·(n − 1)/2 rows of forwards: `advance` is called on `device`, `batch_size` rows
-        at most at a time.
+        at most at a time. Processes take as many turns as the one with most to do, so that those whose weights lie
+        in pieces on all of them stay together.
         """
         size, n = len(self), len(self.grid)
         shuffle = torch.randperm(size, generator=self._generator, device=self._generator.device)
         target = (torch.arange(size, device=shuffle.device) % n)[shuffle].to(self._index.device)
         for index in range(n - 1):
-            behind = ((self._index == index) & (target > index)).nonzero()[:, 0]
-            for rows in torch.split(behind, batch_size) if len(behind) else ():
-                batch = self._take(rows, device)
-                self.put_back(batch, advance(batch.x_t, batch.t, batch.t_next, batch.prompt))
+            behind = (target > index).nonzero()[:, 0]
+            turns = self._turns(behind, batch_size)
+            own = self._place[behind[self._is_own(behind)]]
+            for turn in range(turns):
+                places = own[turn * batch_size : (turn + 1) * batch_size]
+                idle = not len(places)
+                x = self._x[:1] if idle else self._x[places]
+                t, t_next = (self._timesteps[index + k].expand(len(x)) for k in (0, 1))
+                prompt = self._prompt[self._own[:1] if idle else self._own[places]]
+                move = device is not None
+                args = (tensor.to(device) if move else tensor for tensor in (x, t, t_next, prompt))
+                advanced = advance(*args)
+                if not idle:
+                    self._x[places] = advanced.detach().to(self._x)
+        self._index.copy_(target)
 
-    def draw(self, batch_size: int, device: torch.device | str | None = None) -> Batch:
-        """`batch_size` different trajectories at random, on `device` (the pool's own if not given)."""
-        if not 1 <= batch_size <= len(self):
-            raise InputError(f"cannot draw {batch_size} of {len(self)} trajectories: raise pool_size")
-        rows = torch.randperm(len(self), generator=self._generator, device=self._generator.device)[:batch_size]
-        return self._take(rows.to(self._x.device), device)
+    def draw(self, batch_size: int | None = None, device: torch.device | str | None = None) -> Batch:
+        """Different trajectories at random, on `device` (the pool's own if not given).
+
+        batch_size: how many; not for a pool of fixed `rows`, which gives this process's part of so many.
+        """
+        if self._rows is None:
+            drawn = self._draw_any(len(self) if batch_size is None else batch_size)
+            own = drawn
+        else:
+            assert batch_size in (None, self._rows // self._ranks.count)
+            drawn = self._draw_one_of_each(self._rows)
+            own = drawn[self._ranks.part(self._rows)]
+        return self._take(own, drawn, device)
 
     def put_back(self, batch: Batch, x_next: Tensor) -> None:
         """Store the advanced samples x_next: (B, *S); those that were at the last grid point begin again."""
-        last = self._index[batch.rows] == len(self.grid) - 1
         self._x[batch.rows] = x_next.detach().to(self._x)
-        self._index[batch.rows] += 1
-        self._restart(batch.rows[last])
+        last = self._index[batch.drawn] == len(self.grid) - 1
+        self._index[batch.drawn] += 1
+        self._restart(batch.drawn[last])
 
     def state_dict(self) -> dict[str, Tensor]:
+        """`x` holds this process's trajectories, in the order of its `owners`; the rest is of all."""
         state = {"x": self._x, "index": self._index, "prompt": self._prompt, "grid": self.grid}
         return {name: tensor.clone() for name, tensor in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state["x"].shape != self._x.shape or not torch.equal(state["grid"].to(self.grid), self.grid):
+        """state: with `x` of all processes' trajectories."""
+        shape = (len(self), *self._x.shape[1:])
+        if state["x"].shape != shape or not torch.equal(state["grid"].to(self.grid), self.grid):
             raise InputError("the saved pool has another size, shape or grid: resume with the recipe it was saved by")
-        for own, name in ((self._x, "x"), (self._index, "index"), (self._prompt, "prompt")):
-            own.copy_(state[name])
+        self._x.copy_(state["x"][self._own.to(state["x"].device)])
+        self._index.copy_(state["index"])
+        self._prompt.copy_(state["prompt"])
 
-    def _take(self, rows: Tensor, device: torch.device | str | None) -> Batch:
-        index = self._index[rows]
-        x = self._x[rows]
+    def owners(self) -> list[Tensor]:
+        """Of every process, its trajectories in the order of its `x`."""
+        everyones = torch.arange(len(self))
+        if self._rows is None:
+            return [everyones]
+        each = self._rows // self._ranks.count
+        return [everyones[everyones % self._rows // each == rank] for rank in range(self._ranks.count)]
+
+    def _is_own(self, trajectories: Tensor) -> Tensor:
+        if self._rows is None:
+            return torch.ones_like(trajectories, dtype=torch.bool)
+        part = self._ranks.part(self._rows)
+        row = trajectories % self._rows
+        own: Tensor = (row >= part.start) & (row < part.stop)
+        return own
+
+    def _turns(self, behind: Tensor, batch_size: int) -> int:
+        each = len(behind) if self._rows is None else self._rows // self._ranks.count
+        row = behind % self._rows if self._rows is not None else torch.zeros_like(behind)
+        most = int(torch.bincount(row // each).max()) if len(behind) else 0
+        return -(-most // batch_size)
+
+    def _draw_any(self, count: int) -> Tensor:
+        if not 1 <= count <= len(self):
+            raise InputError(f"cannot draw {count} of {len(self)} trajectories: raise pool_size")
+        g = self._generator
+        return torch.randperm(len(self), generator=g, device=g.device)[:count].to(self._x.device)
+
+    def _draw_one_of_each(self, parts: int) -> Tensor:
+        """One trajectory of every part, uniformly: part j holds j, j + parts, j + 2·parts, …."""
+        g = self._generator
+        uniform = torch.rand(parts, generator=g, device=g.device, dtype=torch.float64)
+        row = torch.arange(parts, device=g.device)
+        sizes = (len(self) - row + parts - 1) // parts
+        return (row + parts * (uniform * sizes).long()).to(self._x.device)
+
+    def _take(self, own: Tensor, drawn: Tensor, device: torch.device | str | None) -> Batch:
+        index, places = self._index[own], self._place[own]
+        x = self._x[places]
         if self._x.is_pinned():
             x = x.pin_memory()  # indexing leaves pinned memory
-        here = (x, index, self.grid[index], self._timesteps[index + 1], self._prompt[rows])
+        here = (x, index, self.grid[index], self._timesteps[index + 1], self._prompt[own])
         move = device is not None
-        return Batch(rows, *(tensor.to(device, non_blocking=True) if move else tensor for tensor in here))
+        x, index, t, t_next, prompt = (tensor.to(device, non_blocking=True) if move else tensor for tensor in here)
+        return Batch(places, x, index, t, t_next, prompt, drawn=drawn, drawn_t=self.grid[self._index[drawn]])
 
-    def _restart(self, rows: Tensor) -> None:
+    def _restart(self, trajectories: Tensor) -> None:
         """Fresh noise and a new prompt at the grid's beginning."""
         g = self._generator
-        noise = torch.randn((len(rows), *self._x.shape[1:]), generator=g, device=g.device)
-        prompt = torch.randint(self._num_prompts, (len(rows),), generator=g, device=g.device)
-        self._x[rows] = noise.to(self._x)
-        self._prompt[rows] = prompt.to(self._prompt)
-        self._index[rows] = 0
+        noise = torch.randn((len(trajectories), *self._x.shape[1:]), generator=g, device=g.device)
+        prompt = torch.randint(self._num_prompts, (len(trajectories),), generator=g, device=g.device)
+        own = self._is_own(trajectories)
+        self._x[self._place[trajectories[own]]] = noise[own.to(noise.device)].to(self._x)
+        self._prompt[trajectories] = prompt.to(self._prompt)
+        self._index[trajectories] = 0

@@ -1,45 +1,142 @@
 """Accelerate's objects, built from a recipe: the accelerator, the optimizer, the learning rate, the trackers."""
 
 import importlib.util
+import logging
 import math
 import os
+import sys
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 from torch import nn
 
-from selfnpo_core.errors import InputError
+from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.training.recipe import Recipe
 
 AMP = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
-    """One process on the best device. Accelerate's global state is made anew, so runs may follow one another."""
-    if recipe.engine not in ("auto", "ddp") or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            f"engine {recipe.engine} on {os.environ.get('WORLD_SIZE', '1')} process(es): this version trains in one "
-            "process; use engine=auto without a launcher"
-        )
-    cpu = recipe.device == "cpu"
-    if recipe.mixed_precision == "fp16" and (cpu or not torch.cuda.is_available()):
-        raise InputError("mixed_precision fp16 needs a CUDA GPU: use bf16 or no")
-    _check_packages(recipe)
-    AcceleratorState._reset_state()
+    """The recipe's engine, over the processes that a launcher has started, or in this one alone.
+
+    Accelerate's global state is made anew, so runs may follow one another. It falls back in silence where it cannot do
+    what it was asked (to one process, or to DDP); here that is an error.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    engine = check_engine(recipe, processes)
+    cpu = recipe.device == "cpu" or not torch.cuda.is_available()
+    AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
     GradientState._reset_state()
-    return Accelerator(
-        mixed_precision=recipe.mixed_precision,
+    together: dict[str, Any] = {}
+    handlers: list[Any] = []
+    if processes > 1 or engine.startswith("zero"):
+        timeout = timedelta(seconds=recipe.process_timeout)
+        handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timeout))
+    if engine.startswith("zero"):
+        together["deepspeed_plugin"] = _deepspeed_plugin(recipe, int(engine[-1]))
+    else:
+        together["cpu"] = cpu
+        handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))
+    accelerator = Accelerator(
+        mixed_precision="no" if engine.startswith("zero") else recipe.mixed_precision,
         gradient_accumulation_steps=recipe.grad_accumulation,
-        cpu=cpu,
+        kwargs_handlers=handlers,
         log_with=list(recipe.trackers) or None,
         project_config=None if logs is None else ProjectConfiguration(str(logs.parent), logging_dir=str(logs)),
+        **together,
     )
+    expected = {"single": {"NO"}, "ddp": {"MULTI_CPU", "MULTI_GPU"}}.get(engine, {"DEEPSPEED"})
+    if (plugin := accelerator.state.deepspeed_plugin) is not None:
+        plugin.dschf = None  # else transformers would load text encoders in pieces too
+    got = accelerator.distributed_type.value
+    if got not in expected or accelerator.num_processes != processes:
+        raise RunError(
+            f"engine {engine} on {processes} processes became {got} on {accelerator.num_processes}: start it by "
+            "torchrun, accelerate launch or deepspeed, whose settings must not contradict the recipe"
+        )
+    return accelerator
+
+
+def check_engine(recipe: Recipe, processes: int) -> str:
+    """The engine by name ("single", "ddp", "zero1" to "zero3"), or `InputError` for what cannot be."""
+    fp16, cuda = recipe.mixed_precision == "fp16", torch.cuda.is_available()
+    if fp16 and (recipe.device == "cpu" or not cuda):
+        raise InputError("mixed_precision fp16 needs a CUDA GPU: use bf16 or no")
+    if recipe.engine == "fsdp2":
+        raise InputError("engine fsdp2 is not supported: use zero3, which splits the same tensors over the processes")
+    _check_packages(recipe)
+    if recipe.engine.startswith("zero") and "RANK" not in os.environ:
+        raise InputError(
+            f"engine {recipe.engine} needs a launcher, also on one GPU: deepspeed --num_gpus 1 tools/train.py …, or "
+            "torchrun --nproc-per-node 1 tools/train.py …"
+        )
+    if not recipe.engine.startswith("zero"):
+        if recipe.offload_optimizer or recipe.offload_parameters:
+            raise InputError("offload_optimizer and offload_parameters are DeepSpeed's: use engine zero2 or zero3")
+        return "ddp" if processes > 1 else "single"
+    if fp16:
+        raise InputError(f"engine {recipe.engine} keeps float32 copies of bf16 at most: use mixed_precision bf16")
+    if recipe.optimizer != "adamw":
+        raise InputError(f"optimizer {recipe.optimizer} cannot be split by DeepSpeed: use adamw, or engine ddp")
+    if recipe.offload_parameters and recipe.engine != "zero3":
+        raise InputError("offload_parameters needs engine zero3, which alone splits the weights")
+    if recipe.engine == "zero3" and recipe.sample_every:
+        raise InputError(
+            "sample_every cannot draw while weights lie in pieces (engine zero3): leave it out, and draw from the "
+            "run's npo folder (tools/render.py)"
+        )
+    return recipe.engine
+
+
+def _deepspeed_plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
+    """ZeRO's settings (1910.02054). Weights keep their types; autocast is DeepSpeed's, which ends others'."""
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    cuda = recipe.device != "cpu" and torch.cuda.is_available()
+    if not cuda:  # else a helper is compiled at first use, for a minute
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    zero: dict[str, Any] = {"stage": stage}
+    if recipe.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
+    if stage == 3:
+        # nothing stays whole between uses, so that the teacher's pieces can take the student's place
+        zero |= {"stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": 0}
+        if recipe.offload_parameters:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": cuda}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.grad_accumulation,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": recipe.max_grad_norm or 0.0,
+        "steps_per_print": sys.maxsize,
+        "wall_clock_breakdown": False,
+    }
+    if (amp := AMP[recipe.mixed_precision]) is not None:
+        settings["torch_autocast"] = {"enabled": True, "dtype": str(amp).removeprefix("torch.")}
+    return DeepSpeedPlugin(hf_ds_config=settings)
+
+
+def keep_whole(accelerator: Accelerator, numbers: int) -> None:
+    """Before the network is prepared: ZeRO-3 is to keep tensors of so many numbers or fewer whole on every rank."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = numbers + 1
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
@@ -82,6 +179,8 @@ def _check_packages(recipe: Recipe) -> None:
     wanted: dict[str, str] = {name: name for name in recipe.trackers}
     if recipe.optimizer == "adamw8bit":
         wanted["adamw8bit"] = "bitsandbytes"
+    if recipe.engine.startswith("zero"):
+        wanted[f"engine {recipe.engine}"] = "deepspeed"
     for setting, package in wanted.items():
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{setting} needs the package {package}: pip install {package}")

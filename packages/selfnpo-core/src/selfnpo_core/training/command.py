@@ -1,5 +1,6 @@
 """The commands of every family that begin with a loaded model: `train` and `inspect`."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from selfnpo_core.training.estimate import check_memory, dry_run
 from selfnpo_core.training.npo_folder import Npo, load_npo
 from selfnpo_core.training.recipe import Presets, Recipe, Recommended, build_recipe, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
+from selfnpo_core.training.together import is_main
 from selfnpo_core.training.trainer import train
 
 if TYPE_CHECKING:
@@ -52,15 +54,16 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
     assert recipe.model is not None
     source = family.source(recipe.model, options["model_config"])
     prompts = _prompts(family, recipe, options)
-    _check_output(recipe, resume=options["resume"])
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_output(recipe, processes, resume=options["resume"])
     device = "cpu" if recipe.device == "cpu" else "auto"
     dtype = DTYPES[base_dtype(recipe)]
     sketched = family.sketch(source, recipe, dtype) if family.sketch else None
     if options["dry_run"]:
-        click.echo(dry_run(sketched or family.backbone(source, recipe, dtype, device), recipe, prompts))
+        click.echo(dry_run(sketched or family.backbone(source, recipe, dtype, device), recipe, prompts, processes))
         return
     if sketched is not None:
-        check_memory(sketched, recipe, prompts, best_device(device))
+        check_memory(sketched, recipe, prompts, best_device(device), processes)
     backbone = family.backbone(source, recipe, dtype, device)
     output = Path(recipe.output) if recipe.output else new_run_folder("runs", folder_name(recipe.model))
     recipe = recipe.model_copy(update={"output": str(output)})
@@ -70,6 +73,8 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
         if options["output"] is None:
             _remove_if_unused(output)
         raise
+    if not is_main():
+        return
     click.echo(f"negative weights in {npo}")
     compare = f"{family.program} compare --model {recipe.model} --npo {output}"
     click.echo(f"try: {compare} --prompts builtin --output samples")
@@ -196,8 +201,10 @@ def _prompts(family: Family, recipe: Recipe, options: Mapping[str, Any]) -> list
     return family.prompts(recipe.prompts, recipe.model)
 
 
-def _check_output(recipe: Recipe, *, resume: bool) -> None:
+def _check_output(recipe: Recipe, processes: int, *, resume: bool) -> None:
     """What can be known to be wrong with the run folder before a model is loaded."""
+    if recipe.output is None and processes > 1:
+        raise InputError("several processes need to be told their run folder: give --output RUN")
     if recipe.output is None or resume:
         return
     if holds_run(recipe.output):

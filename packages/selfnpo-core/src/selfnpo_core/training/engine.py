@@ -1,11 +1,11 @@
 """The updates of a run, as a generator: the caller owns files, progress and stopping.
 
 An update draws its rows, asks the teacher, re-noises, takes the student's loss backwards in `grad_accumulation`
-parts, steps the optimizer and moves the teacher. Update n of process r draws from a generator seeded with
-(seed, r, n), so a resumed run makes the same numbers. `state` and `load` hold all that a run must remember.
+parts, steps the optimizer and moves the teacher. All processes draw update n from a generator seeded with n and keep
+their own rows, so a resumed run makes the same numbers, on any number of processes whose updates have as many rows.
+`state` and `load` hold all that a run must remember, whole and the same for every engine.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,19 +15,26 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from selfnpo_core.errors import RunError
-from selfnpo_core.training.accelerators import AMP, learning_rate_at, make_optimizer, seed_for
+from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.ranks import Ranks
+from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import Teacher, make_source
+from selfnpo_core.training.steps import Step, make_steps
 from selfnpo_core.training.student import make_student
+from selfnpo_core.training.together import joined
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What is known of an update after it was made. Rows are forwards' rows of this process."""
+    """What is known of an update after it was made. Rows are forwards' rows of this process.
+
+    loss: the mean over all processes. skipped: updates of the run so far whose loss or gradient was not finite, and
+    which therefore moved nothing.
+    """
 
     step: int
     loss: float
@@ -38,6 +45,7 @@ class Update:
     teacher_rows: int
     student_rows: int
     base_rows: int
+    skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,13 +56,12 @@ class Engine:
 
     def __init__(self, backbone: Backbone, recipe: Recipe, num_prompts: int, accelerator: Accelerator):
         self.backbone, self.recipe, self.accelerator = backbone, recipe, accelerator
-        self.step, self.counter = 0, RowCounter()
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.step, self.skipped, self.counter = 0, 0, RowCounter()
         self.student = make_student(backbone, recipe)
         self.student.network.to(accelerator.device).eval()  # no dropout: teacher and student answer alike
-        optimizer = make_optimizer(self.student.parameters.values(), recipe)
-        prepared, self.optimizer = accelerator.prepare(self.student.network, optimizer)
-        self._prepared = prepared
-        self.student.use(prepared)
+        self.steps = make_steps(accelerator, recipe, self.student.network, self.student.parameters)
+        self.student.use(self.steps.network)
         self.denoisers = Denoisers(
             backbone=backbone, weights=self.student, counter=self.counter, amp=AMP[recipe.mixed_precision]
         )
@@ -68,7 +75,13 @@ class Engine:
             num_prompts=num_prompts,
             generator=self.generator,
             device=accelerator.device,
+            ranks=self.ranks,
         )
+
+    @property
+    def rows_per_update(self) -> int:
+        """Of all processes."""
+        return self.recipe.update_rows * self.ranks.count
 
     def warm_up(self, check: Callable[[], None] = lambda: None) -> None:
         """Prepare the source of samples; before the first update of a new run."""
@@ -84,113 +97,95 @@ class Engine:
         self.counter.reset()
         self.generator.manual_seed(self._seed(step))
         rate = learning_rate_at(step, self.recipe)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss, grad_norm = self._descend(step)
-        if not self.optimizer.step_was_skipped:
+        self.steps.set_rate(rate)
+        made = self._descend()
+        self.skipped += made.skipped
+        if self.skipped > self.recipe.max_skipped:
+            raise RunError(self._why_not_finite(made, step))
+        if made.moved:
             self.student.update_teacher(self.recipe.ema_decay)
         self.step = step
         return Update(
             step=step,
-            loss=loss,
+            loss=made.loss,
             drift=self.student.drift(),
-            grad_norm=grad_norm,
+            grad_norm=made.grad_norm,
             lr=rate,
             seconds=time.perf_counter() - started,
             teacher_rows=self.counter.teacher,
             student_rows=self.counter.student,
             base_rows=self.counter.base,
+            skipped=self.skipped,
         )
 
-    def _descend(self, step: int) -> tuple[float, float]:
-        """Backward passes and the optimizer's step; (loss, norm of the gradient before clipping)."""
-        losses, norm = [], math.nan
-        parameters = list(self.student.parameters.values())
-        for noised in noised_looks(self.source, self.backbone, self.recipe, self.generator):
-            with self.accelerator.accumulate(self._prepared):
-                loss = update_loss(noised, self.denoisers, self.recipe)
-                losses.append(loss.detach())
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    self._check_finite("loss", float(torch.stack(losses).mean()), step)
-                    limit = self.recipe.max_grad_norm or math.inf
-                    norm = float(self.accelerator.clip_grad_norm_(parameters, limit))
-                    if self.accelerator.scaler is None:  # an fp16 scaler skips such a step and tries a smaller scale
-                        self._check_finite("gradient", norm, step)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        return float(torch.stack(losses).mean()), norm
+    def _descend(self) -> Step:
+        """Backward passes and the optimizer's step."""
+        for noised in noised_looks(self.source, self.backbone, self.recipe, self.generator, self.ranks):
+            with self.steps.part():
+                self.steps.backward(update_loss(noised, self.denoisers, self.recipe))
+        return self.steps.finish()
 
-    def _check_finite(self, what: str, value: float, step: int) -> None:
-        if not math.isfinite(value):
-            cure = f"lower learning_rate ({self.recipe.learning_rate:g})"
-            if self.recipe.mixed_precision == "fp16":
-                cure += ", or use mixed_precision bf16"
-            raise RunError(f"{what} is {value} at update {step}: {cure}, or bring teacher_guidance nearer to 0")
+    def _why_not_finite(self, made: Step, step: int) -> str:
+        cure = f"lower learning_rate ({self.recipe.learning_rate:g})"
+        if self.recipe.mixed_precision == "fp16":
+            cure += ", or use mixed_precision bf16"
+        return (
+            f"loss {made.loss}, gradient {made.grad_norm} at update {step}, the {self.skipped}th that is not finite "
+            f"(max_skipped is {self.recipe.max_skipped}): {cure}, or bring teacher_guidance nearer to 0"
+        )
 
     def _seed(self, step: int) -> int:
-        return seed_for(self.recipe.seed, self.accelerator.process_index, step)
+        return seed_for(self.recipe.seed, 0, step)
 
     def state(self) -> State:
-        optimizer, settings = _split_optimizer(self.optimizer.state_dict())
-        rank, scaler = self.accelerator.process_index, self.accelerator.scaler
+        """For all processes to call together; what the first one gets is to be saved, the others' parts are empty."""
+        keep, scaler = self.accelerator.is_main_process, self.accelerator.scaler
+        optimizer, settings = self.steps.state(keep)
+        source, owners = self.source.state_dict(), self.source.owners()
+        if owners:
+            source["x"] = joined(source["x"], owners, self.accelerator.device, keep)  # type: ignore[assignment]
         return State(
             step=self.step,
             tensors={
-                **self.student.state_dict(),
+                **self.student.collect(keep),
                 "optimizer": optimizer,
-                f"source-{rank}": self.source.state_dict(),
-                f"rng-{rank}": {"generator": self.generator.get_state(), **_rng_state()},
+                "source": source,
+                "rng": {"generator": self.generator.get_state(), **_rng_state()},
             },
             values={
                 "optimizer": settings,
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "processes": self.accelerator.num_processes,
+                "rows_per_update": self.rows_per_update,
+                "skipped": self.skipped,
             },
         )
 
     def load(self, state: State) -> None:
-        processes, rank = state.values["processes"], self.accelerator.process_index
-        if processes != self.accelerator.num_processes:
-            raise RunError(f"the checkpoint is of a run of {processes} processes: resume with as many")
+        """Go on from here, on any engine and any number of processes."""
+        rows = state.values["rows_per_update"]
+        if rows != self.rows_per_update and not self.recipe.other_batch_on_resume:
+            raise InputError(
+                f"the checkpoint's updates have {rows} rows and this run's {self.rows_per_update}, so it would go on "
+                "with other draws and another gradient noise: change batch_size, grad_accumulation or the number of "
+                "processes, or accept it with --set other_batch_on_resume=true"
+            )
         self.student.load_state_dict(state.tensors)
-        self.optimizer.load_state_dict(_join_optimizer(state.tensors["optimizer"], state.values["optimizer"]))
-        self.source.load_state_dict(state.tensors[f"source-{rank}"])
-        if self.accelerator.scaler is not None:
+        self.steps.load(state.tensors["optimizer"], state.values["optimizer"])
+        self.source.load_state_dict(state.tensors["source"])
+        if self.accelerator.scaler is not None and state.values["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state.values["scaler"])
-        rng = dict(state.tensors[f"rng-{rank}"])
+        rng = dict(state.tensors["rng"])
         self.generator.set_state(rng.pop("generator"))
         _set_rng_state(rng)
-        self.step = state.step
+        self.step, self.skipped = state.step, state.values["skipped"]
 
     def close(self) -> None:
-        self.accelerator.unwrap_model(self._prepared, keep_fp32_wrapper=False)
+        self.student.before_close()
+        self.accelerator.unwrap_model(self.steps.network, keep_fp32_wrapper=False)
         vars(self.student.network).pop("forward", None)  # left behind by Accelerate; a copy would call the original
         self.student.close()
         self.accelerator.free_memory()
-
-
-def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors, named INDEX.KEY, and what json can hold."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            target: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
-            target[f"{index}.{key}"] = value
-    return tensors, {"param_groups": state["param_groups"], "scalars": scalars}
-
-
-def _join_optimizer(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in {**tensors, **settings["scalars"]}.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    groups = [
-        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-        for group in settings["param_groups"]
-    ]
-    return {"state": state, "param_groups": groups}
 
 
 def _rng_state() -> dict[str, Tensor]:

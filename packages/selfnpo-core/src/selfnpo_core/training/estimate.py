@@ -20,7 +20,7 @@ from selfnpo_core.profiling import available
 from selfnpo_core.training.accelerators import AMP
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.student import FullStudent, Student, make_student
+from selfnpo_core.training.student import Student, make_student
 from selfnpo_core.training.updates import Denoisers, RowCounter, check_window, reference_rows, teacher_rows
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}
@@ -40,6 +40,7 @@ class DryRun:
     """The resolved recipe and its cost. `str()` is a table for people. Rows are of forwards, per row of the update."""
 
     recipe: Recipe
+    processes: int = 1
     network_parameters: int
     trained_parameters: int
     memory: tuple[Part, ...]
@@ -64,20 +65,22 @@ class DryRun:
             recipe.to_yaml().rstrip(),
             "",
             f"parameters trained   {self.trained_parameters:,} of {self.network_parameters:,} ({share:.2%})",
-            f"rows an update       {recipe.update_rows} ({recipe.batch_size} × {recipe.grad_accumulation})",
+            f"rows an update       {recipe.update_rows * self.processes} ({recipe.batch_size} × "
+            f"{recipe.grad_accumulation}{f' × {self.processes} processes' if self.processes > 1 else ''})",
             f"forwards an update   {self.rows_per_update:g} a row: {self.teacher_rows:g} teacher{base} + "
             f"{self.student_rows:g} student (backward counted as two)",
-            "memory, estimated",
+            "memory, estimated" + (", of each process" if self.processes > 1 else ""),
             *(f"  {p.name:<40}{_size(p.bytes):>10}{'' if p.on_device else '  (host)'}" for p in self.memory),
             f"  {'together on the device':<40}{_size(self.device_bytes):>10}",
         ]
         return "\n".join(lines)
 
 
-def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> DryRun:
+def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processes: int = 1) -> DryRun:
     """Build the trained weights, measure one row, and take everything away again.
 
-    The backbone may be on the meta device, without weights: the figures are the same.
+    The backbone may be on the meta device, without weights: the figures are the same. Memory is that of one of so many
+    processes, which share what the recipe's engine splits.
     """
     check_window(backbone, recipe)
     base = backbone.denoiser
@@ -85,15 +88,19 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> DryRu
     base_bytes = _bytes_of(base)
     backbone.embed(list(prompts[:1]))
     with torch.device("meta") if next(base.parameters()).is_meta else nullcontext():
-        student = make_student(backbone, recipe)
+        student = make_student(backbone, recipe, sharded=False)
     try:
         activations = _activation_bytes(backbone, student, recipe) * recipe.batch_size
-        memory = (*_weights(student, recipe, base_bytes), *_rest(backbone, recipe, len(prompts)))
+        memory = (
+            *_weights(student, recipe, base_bytes, processes),
+            *_rest(backbone, recipe, len(prompts), processes),
+        )
         trained = student.trained_parameters
     finally:
         student.close()
     return DryRun(
         recipe=recipe,
+        processes=processes,
         network_parameters=network_parameters,
         trained_parameters=trained,
         memory=(*memory, Part(name=f"activations of {recipe.batch_size} rows (measured)", bytes=activations)),
@@ -102,20 +109,22 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str]) -> DryRu
     )
 
 
-def check_memory(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], device: torch.device) -> None:
+def check_memory(
+    backbone: Backbone, recipe: Recipe, prompts: Sequence[str], device: torch.device, processes: int = 1
+) -> None:
     """Raise `InputError`, with what would fit, for a training that needs more than is free on `device`.
 
     backbone: on the meta device, so that nothing has been loaded yet.
     """
-    check_pool(backbone, recipe, device)
-    free, asked = available(device), dry_run(backbone, recipe, prompts)
+    check_pool(backbone, recipe, device, processes)
+    free, asked = available(device), dry_run(backbone, recipe, prompts, processes)
     if asked.device_bytes <= free:
         return
     largest = sorted((part for part in asked.memory if part.on_device), key=lambda part: -part.bytes)[:3]
     parts = ", ".join(f"{part.name} {_size(part.bytes)}" for part in largest)
     for changes in _savings(backbone, recipe):
         changed = recipe.model_copy(update=changes)
-        if dry_run(backbone, changed, prompts).device_bytes <= free:
+        if dry_run(backbone, changed, prompts, processes).device_bytes <= free:
             advice = " ".join(f"--set {key}={str(value).lower()}" for key, value in changes.items())
             break
     else:
@@ -137,41 +146,78 @@ def _savings(backbone: Backbone, recipe: Recipe) -> Iterator[dict[str, Any]]:
     if recipe.rollout == "pool" and recipe.pool_device == "device":
         changes["pool_device"] = "cpu"
         yield dict(changes)
+    if recipe.engine.startswith("zero") and not recipe.offload_optimizer:
+        changes["offload_optimizer"] = True
+        yield dict(changes)
     if recipe.train == "full":
         changes["train"] = "lora"
         yield dict(changes)
 
 
-def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device) -> None:
+def out_of_memory(backbone: Backbone, recipe: Recipe, device: torch.device) -> str:
+    """What filled a GPU, and the switches that are left."""
+    weights = sum(p.numel() * p.element_size() for p in backbone.denoiser.parameters() if p.device.type == device.type)
+    peak = torch.cuda.max_memory_allocated(device)
+    switches = [
+        name
+        for name, on in (
+            ("gradient_checkpointing=true", recipe.gradient_checkpointing),
+            ("batch_size=1 with more grad_accumulation", recipe.batch_size == 1),
+            ("mixed_precision=bf16", recipe.mixed_precision != "no"),
+            ("chunk_frames", recipe.chunk_frames is not None or len(backbone.latent_shape) < 4),
+            ("pool_device=cpu", recipe.pool_device == "cpu"),
+            ("offload_optimizer=true with engine=zero2", recipe.offload_optimizer),
+            ("train=lora", recipe.train == "lora"),
+        )
+        if not on
+    ]
+    return (
+        f"out of memory on {device}: {_size(peak)} at the peak, {_size(weights)} of them the network's weights and the "
+        f"rest activations, gradients and the optimizer; what is left to --set: {', '.join(switches) or 'nothing'}"
+    )
+
+
+def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device, processes: int = 1) -> None:
     """Raise `InputError` for a pool that does not fit where it is to lie."""
     if recipe.rollout != "pool":
         return
     each = math.prod(backbone.latent_shape) * 4
     where = device if recipe.pool_device == "device" else torch.device("cpu")
-    free = available(where)
-    if recipe.pool_size * each > free:
+    free, own = available(where), -(-recipe.pool_size // processes)
+    if own * each > free:
         raise InputError(
-            f"a pool of {recipe.pool_size} trajectories of {_size(each)} takes {_size(recipe.pool_size * each)}, and "
-            f"{where} has {_size(free)} free: set pool_size to {free // (2 * each)} or less"
+            f"a pool of {own} trajectories of {_size(each)} takes {_size(own * each)}, and "
+            f"{where} has {_size(free)} free: set pool_size to {processes * free // (2 * each)} or less"
         )
 
 
-def _weights(student: Student, recipe: Recipe, base_bytes: int) -> tuple[Part, ...]:
-    trained = 4 * student.trained_parameters
-    kind = "" if recipe.train == "full" else " LoRA"
+def _weights(student: Student, recipe: Recipe, base_bytes: int, processes: int) -> tuple[Part, ...]:
+    """ZeRO splits the optimizer's state (stage 1), gradients too (2), and all weights but a LoRA's (3) (1910.02054)."""
+    trained, full = 4 * student.trained_parameters, recipe.train == "full"
+    stage = int(recipe.engine[-1]) if recipe.engine.startswith("zero") else 0
+    kind = "" if full else " LoRA"
+
+    def share(count: int, least: int) -> int:
+        return -(-count // processes) if stage >= least else count
+
+    state = share(OPTIMIZER_BYTES[recipe.optimizer] * trained // 4, 1)
+    own = share(trained, 3) if full else trained
     parts = [
-        Part(name="base weights", bytes=base_bytes),
-        Part(name=f"student{kind}, float32", bytes=trained),
-        Part(name=f"teacher{kind}, float32", bytes=trained),
-        Part(name="gradients, float32", bytes=trained),
-        Part(name=f"optimizer, {recipe.optimizer}", bytes=OPTIMIZER_BYTES[recipe.optimizer] * trained // 4),
+        Part(name="base weights", bytes=share(base_bytes, 3), on_device=not recipe.offload_parameters),
+        Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
+        Part(name=f"teacher{kind}, float32", bytes=own),
+        Part(name="gradients, float32", bytes=share(trained, 2)),
+        Part(name=f"optimizer, {recipe.optimizer}", bytes=state, on_device=not recipe.offload_optimizer),
     ]
-    if isinstance(student, FullStudent) and recipe.mixed_precision != "no":
+    if stage:
+        copy = share(trained, 1)
+        parts.append(Part(name="ZeRO's copy of the student", bytes=copy, on_device=not recipe.offload_optimizer))
+    if full and recipe.mixed_precision != "no":
         parts.append(Part(name=f"weights cast to {recipe.mixed_precision}", bytes=trained // 2))
     return tuple(parts)
 
 
-def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int) -> tuple[Part, ...]:
+def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int, processes: int) -> tuple[Part, ...]:
     embeddings = Part(
         name="prompt embeddings",
         bytes=(num_prompts + 1) * backbone.bytes_per_prompt,
@@ -179,9 +225,9 @@ def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int) -> tuple[Part, .
     )
     if recipe.rollout != "pool":
         return (embeddings,)
-    each = math.prod(backbone.latent_shape) * 4
-    name = f"pool, {recipe.pool_size} trajectories of {_size(each)}"
-    return embeddings, Part(name=name, bytes=recipe.pool_size * each, on_device=recipe.pool_device == "device")
+    each, own = math.prod(backbone.latent_shape) * 4, -(-recipe.pool_size // processes)
+    name = f"pool, {own} trajectories of {_size(each)}"
+    return embeddings, Part(name=name, bytes=own * each, on_device=recipe.pool_device == "device")
 
 
 def _activation_bytes(backbone: Backbone, student: Student, recipe: Recipe) -> int:

@@ -102,6 +102,14 @@ class Recipe(BaseModel):
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = "no"
     gradient_checkpointing: bool = False
     engine: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = "auto"
+    offload_optimizer: bool = Field(False, description="ZeRO: the optimizer's state in the host's memory")
+    offload_parameters: bool = Field(False, description="ZeRO-3: the weights' pieces in the host's memory")
+    process_timeout: Positive = Field(
+        600, description="seconds that processes wait for one another before the run ends on all"
+    )
+    other_batch_on_resume: bool = Field(
+        False, description="resume although updates get another number of rows than before"
+    )
     device: Literal["auto", "cpu"] = Field("auto", description="auto: an accelerator where there is one")
     attention: str = Field("auto", description="attention implementation, a name the family knows")
 
@@ -111,6 +119,7 @@ class Recipe(BaseModel):
     recommended: Recommended = Field(Recommended(), description="advice that is written beside the weights")
 
     max_drift: Above0 = Field(0.25, description="stop when ‖Δθ‖/‖θ‖ is larger")
+    max_skipped: Count = Field(10, description="updates that may be skipped as their loss or gradient is not finite")
     checkpoint_every: Count = Field(250, description="updates; 0: only at the end and when interrupted")
     keep_last: Count = Field(2, description="checkpoints kept; 0: all")
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_listed)] = (
@@ -168,6 +177,16 @@ FREE_ON_RESUME = frozenset(
         "negative_condition",
         "recommended",
         "steps",
+        "batch_size",
+        "grad_accumulation",
+        "engine",
+        "offload_optimizer",
+        "offload_parameters",
+        "process_timeout",
+        "other_batch_on_resume",
+        "gradient_checkpointing",
+        "pool_device",
+        "max_skipped",
         "max_drift",
         "checkpoint_every",
         "keep_last",
@@ -182,7 +201,8 @@ FREE_ON_RESUME = frozenset(
 )
 """Keys that may change when a run is resumed: they change no update that was already made.
 
-Model and prompts are only names here: what they stand for is compared by its hash.
+Model and prompts are only names here: what they stand for is compared by its hash. Rows may be split otherwise among
+parts and processes; that an update has as many of them is checked with the checkpoint.
 """
 
 

@@ -6,7 +6,8 @@
 
 (Self-NPO, 2505.11777. Its own code starts truncated rollouts at noised pictures of a data set; here there is none.)
 A source first draws what an update needs, then hands it out in parts that fit one backward pass, so that gradient
-accumulation sees the very rows that one large batch would.
+accumulation sees the very rows that one large batch would. What is random is drawn for all processes, and each hands
+out its own rows.
 """
 
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from selfnpo_core.denoise import ddim_step
 from selfnpo_core.guidance import NULL, Denoise, guide, guided_estimate
 from selfnpo_core.pool import Batch, TrajectoryPool
 from selfnpo_core.prediction import Estimate
+from selfnpo_core.ranks import ALONE, Ranks
 from selfnpo_core.rollout import full_simulation
 from selfnpo_core.schedule import CLEAN, NoiseSchedule
 from selfnpo_core.training.recipe import Recipe
@@ -62,10 +64,10 @@ class Teacher:
 
 
 class Source(ABC):
-    """Draws the rows of one update, then yields the teacher's looks at them, at most `batch_size` rows at a time."""
+    """Draws the rows of one update, then yields the teacher's looks at this process's, `batch_size` rows at a time."""
 
     @abstractmethod
-    def draw(self, rows: int) -> "Drawn": ...
+    def draw(self) -> "Drawn": ...
 
     @abstractmethod
     def looks(self, drawn: Any, batch_size: int) -> Iterator[Look]: ...
@@ -80,12 +82,16 @@ class Source(ABC):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         assert not state
 
+    def owners(self) -> list[Tensor]:
+        """Of every process, which of all rows its `x` in `state_dict` has; empty where there is none."""
+        return []
+
 
 class Drawn(Protocol):
-    """What a source has drawn: at least the timestep t: (B,) that every row is to be looked at."""
+    """What a source has drawn: at least the timesteps (R,) at which all processes' rows are to be looked at."""
 
     @property
-    def t(self) -> Tensor: ...
+    def drawn_t(self) -> Tensor: ...
 
 
 class PoolSource(Source):
@@ -94,8 +100,8 @@ class PoolSource(Source):
     def __init__(self, pool: TrajectoryPool, teacher: Teacher, schedule: NoiseSchedule, device: torch.device):
         self._pool, self._teacher, self._schedule, self._device = pool, teacher, schedule, device
 
-    def draw(self, rows: int) -> Batch:
-        return self._pool.draw(rows, self._device)
+    def draw(self) -> Batch:
+        return self._pool.draw(device=self._device)
 
     @torch.no_grad()
     def looks(self, drawn: Batch, batch_size: int) -> Iterator[Look]:
@@ -122,15 +128,23 @@ class PoolSource(Source):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._pool.load_state_dict(state)
 
+    def owners(self) -> list[Tensor]:
+        return self._pool.owners()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh:
-    """Noise x: (B, *S), prompts (B,), and the grid indices (B,) where the walks are to stop, at timesteps t: (B,)."""
+    """Noise x: (B, *S), prompts (B,), and the grid indices (B,) where the walks are to stop, at timesteps t: (B,).
+
+    steps: the longest walk of any process.
+    """
 
     x: Tensor
     prompt: Tensor
     stop: Tensor
     t: Tensor
+    drawn_t: Tensor
+    steps: int
 
 
 class FreshSource(Source):
@@ -147,39 +161,50 @@ class FreshSource(Source):
         generator: torch.Generator,
         device: torch.device,
         fewest_steps: int | None,
+        rows: int,
+        ranks: Ranks = ALONE,
     ):
         self._teacher, self._schedule, self._grid, self._shape = teacher, schedule, grid.to(device), shape
         self._num_prompts, self._generator, self._device = num_prompts, generator, device
-        self._fewest_steps = fewest_steps
+        self._fewest_steps, self._rows, self._ranks = fewest_steps, rows, ranks
 
-    def draw(self, rows: int) -> Fresh:
-        x = torch.randn((rows, *self._shape), generator=self._generator).to(self._device)
-        prompt = torch.randint(self._num_prompts, (rows,), generator=self._generator).to(self._device)
+    def draw(self) -> Fresh:
+        rows, part = self._rows, self._ranks.part(self._rows)
+        x = torch.randn((rows, *self._shape), generator=self._generator)[part].to(self._device)
+        prompt = torch.randint(self._num_prompts, (rows,), generator=self._generator)
         if self._fewest_steps is None:
             stop = torch.full_like(prompt, len(self._grid))
-            return Fresh(x=x, prompt=prompt, stop=stop, t=stop.new_full((rows,), int(CLEAN)).to(self._grid.dtype))
-        stop = torch.randint(self._fewest_steps, len(self._grid), (rows,), generator=self._generator)
-        stop = stop.to(self._device)
-        return Fresh(x=x, prompt=prompt, stop=stop, t=self._grid[stop])
+            t = torch.full_like(prompt, int(CLEAN)).to(self._grid)
+        else:
+            stop = torch.randint(self._fewest_steps, len(self._grid), (rows,), generator=self._generator)
+            t = self._grid[stop.to(self._device)]
+        prompt, stop, steps = prompt[part].to(self._device), stop[part].to(self._device), int(stop.max())
+        return Fresh(x=x, prompt=prompt, stop=stop, t=t[part], drawn_t=t, steps=steps)
 
     @torch.no_grad()
     def looks(self, drawn: Fresh, batch_size: int) -> Iterator[Look]:
         walk = self._simulate if self._fewest_steps is None else self._truncate
         for part in torch.arange(len(drawn.t), device=self._device).split(batch_size):
-            yield walk(drawn.x[part], drawn.prompt[part], drawn.stop[part], drawn.t[part])
+            yield walk(drawn.x[part], drawn.prompt[part], drawn.stop[part], drawn.t[part], drawn.steps)
 
-    def _simulate(self, x: Tensor, prompt: Tensor, _: Tensor, t: Tensor) -> Look:
+    def _simulate(self, x: Tensor, prompt: Tensor, _stop: Tensor, t: Tensor, _steps: int) -> Look:
         weak = self._teacher
         x0 = full_simulation(weak.denoise, self._schedule, self._grid, x, prompt, weak.weak)
         return Look(x_t=x0, t=t, prompt=prompt, weak=Estimate(x0, torch.zeros_like(x0)), strong=None)
 
-    def _truncate(self, x: Tensor, prompt: Tensor, stop: Tensor, t: Tensor) -> Look:
-        """Every row walks to its own stop: (B,); those that are there wait for the last, then all are looked at."""
-        for index in range(int(stop.max())):
+    def _truncate(self, x: Tensor, prompt: Tensor, stop: Tensor, t: Tensor, steps: int) -> Look:
+        """Every row walks to its own stop: (B,); those that are there wait for the last, then all are looked at.
+
+        Processes make as many steps as the longest walk of any, so that those whose weights lie in pieces on all of
+        them stay together: where nobody is left to walk, one row is asked about in vain.
+        """
+        for index in range(steps if self._ranks.count > 1 else int(stop.max())):
             walking = (stop > index).nonzero()[:, 0]
-            here, there = (self._grid[i].expand(len(walking)) for i in (index, index + 1))
-            estimate = self._teacher.step(x[walking], here, prompt[walking])
-            x[walking] = ddim_step(estimate, self._schedule.at(there, like=x))
+            asked = walking if len(walking) else stop.new_zeros(1)
+            here, there = (self._grid[i].expand(len(asked)) for i in (index, index + 1))
+            estimate = self._teacher.step(x[asked], here, prompt[asked])
+            if len(walking):
+                x[walking] = ddim_step(estimate, self._schedule.at(there, like=x))
         return self._teacher.look(x, t, prompt)
 
 
@@ -192,13 +217,18 @@ def make_source(
     num_prompts: int,
     generator: torch.Generator,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Source:
-    """The recipe's `rollout`. All randomness comes from `generator`, a CPU one, whatever the device."""
-    grid = schedule.grid(recipe.grid_steps)
+    """The recipe's `rollout`. All randomness comes from `generator`, a CPU one, whatever the device.
+
+    generator: in the same state on all processes.
+    """
+    grid, rows = schedule.grid(recipe.grid_steps), recipe.update_rows * ranks.count
     if recipe.rollout == "pool":
         home = device if recipe.pool_device == "device" else torch.device("cpu")
         pin = home.type == "cpu" and device.type == "cuda"
-        pool = TrajectoryPool(recipe.pool_size, shape, grid, num_prompts, generator, device=home, pin=pin)
+        shared: dict[str, Any] = {"rows": rows, "ranks": ranks}
+        pool = TrajectoryPool(recipe.pool_size, shape, grid, num_prompts, generator, device=home, pin=pin, **shared)
         return PoolSource(pool, teacher, schedule, device)
     return FreshSource(
         teacher,
@@ -209,4 +239,6 @@ def make_source(
         generator=generator,
         device=device,
         fewest_steps=recipe.truncation_steps if recipe.rollout == "truncated" else None,
+        rows=rows,
+        ranks=ranks,
     )

@@ -12,8 +12,9 @@ import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +29,19 @@ from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.files import save_tensors
 from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.sharding import collect, fill, pieces, release, whole
+from selfnpo_core.training.together import is_main, total
 
 Role = Literal["student", "teacher", "base"]
 NPO, TEACHER = "npo", "teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saver:
+    """write: the weights file of an npo folder, into a directory. tensors: what it is expected to hold."""
+
+    write: Callable[[Path], None]
+    tensors: Mapping[str, Tensor]
 
 
 class Student(ABC):
@@ -39,7 +50,7 @@ class Student(ABC):
     backbone: Backbone
     network: nn.Module
     parameters: dict[str, nn.Parameter]
-    teacher: dict[str, Tensor]
+    teacher: dict[str, nn.Parameter]
 
     @abstractmethod
     def role(self, role: Role) -> Any:
@@ -54,12 +65,8 @@ class Student(ABC):
         """The student as `Backbone.draw_samples` wants it, inside `role("base")`."""
 
     @abstractmethod
-    def save(self, directory: Path) -> None:
-        """Write the weights file of an npo folder."""
-
-    @abstractmethod
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """What `save` is expected to have written."""
+    def saving(self) -> AbstractContextManager["Saver"]:
+        """What an npo folder is written with. To be entered by all processes together; one of them then writes."""
 
     @abstractmethod
     def close(self) -> None:
@@ -69,19 +76,22 @@ class Student(ABC):
     def use(self, prepared: nn.Module) -> None:
         """Train through this wrapper of `network` (Accelerate's) from now on."""
 
+    def before_close(self) -> None:  # noqa: B027
+        """While the network is still prepared."""
+
     def update_teacher(self, decay: float) -> None:
-        ema_update(self.teacher.values(), self.parameters.values(), decay)
+        """On every rank, what it holds."""
+        ema_update(pieces(self.teacher.values()), pieces(self.parameters.values()), decay)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {"student": dict(self.parameters), "teacher": dict(self.teacher)}
+    def collect(self, keep: bool) -> dict[str, dict[str, Tensor]]:
+        """Whole weights, in the host's memory where they are to be kept; to be called by all processes together."""
+        return {"student": collect(self.parameters, keep), "teacher": collect(self.teacher, keep)}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for part, own in self.state_dict().items():
+        for part, own in (("student", self.parameters), ("teacher", self.teacher)):
             if state[part].keys() != own.keys():
                 raise RunError(f"the checkpoint's {part} has other layers than the model: resume with its base")
-            for name, tensor in own.items():
-                tensor.copy_(state[part][name])
+            fill(own, state[part])
 
     @property
     def trained_parameters(self) -> int:
@@ -109,7 +119,7 @@ class LoraStudent(Student):
         named = dict(self.network.named_parameters())
         names = [name for name in named if f".{NPO}." in name and ".lora_" in name]
         self.parameters = {name.replace(f".{NPO}.", "."): named[name] for name in names}
-        self.teacher = {n.replace(f".{NPO}.", "."): named[_teacher_of(n)].detach() for n in names}
+        self.teacher = {n.replace(f".{NPO}.", "."): named[_teacher_of(n)] for n in names}
         for name in names:
             named[name].requires_grad_(True)
             named[_teacher_of(name)].requires_grad_(False).copy_(named[name].detach())
@@ -149,21 +159,23 @@ class LoraStudent(Student):
     @torch.no_grad()
     def drift(self) -> float:
         squares = []
-        for layer in self._layers:
-            a = layer.lora_A[NPO].weight.flatten(1)  # (r, in·k·k)
-            b = layer.lora_B[NPO].weight.flatten(1)  # (out, r)
-            squares.append(layer.scaling[NPO] ** 2 * ((b.T @ b) * (a @ a.T)).sum())
+        with whole(self.parameters.values()):
+            for layer in self._layers:
+                a = layer.lora_A[NPO].weight.flatten(1)  # (r, in·k·k)
+                b = layer.lora_B[NPO].weight.flatten(1)  # (out, r)
+                squares.append(layer.scaling[NPO] ** 2 * ((b.T @ b) * (a @ a.T)).sum())
         return float(torch.stack(squares).double().sum().clamp(min=0).sqrt()) / self._base_norm
 
     def negative(self) -> Negative:
         return NPO
 
-    def save(self, directory: Path) -> None:
-        with self.role("base"):
+    @contextmanager
+    def saving(self) -> Iterator[Saver]:
+        def write(directory: Path) -> None:
             self.backbone.save_lora(directory, NPO)
 
-    def saved_tensors(self) -> dict[str, Tensor]:
-        return dict(self.parameters)
+        with self.role("base"), whole(self.parameters.values()):
+            yield Saver(write=write, tensors={name: p.detach() for name, p in self.parameters.items()})
 
     def close(self) -> None:
         self.backbone.denoiser = self.network
@@ -188,7 +200,7 @@ class FullStudent(Student):
         self._teacher = copy.deepcopy(self.network).requires_grad_(False)
         self._prepared: nn.Module = self.network
         self.parameters = dict(self.network.named_parameters())
-        self.teacher = {name: p.detach() for name, p in self._teacher.named_parameters()}
+        self.teacher = dict(self._teacher.named_parameters())
         self._base = dict(self.base.named_parameters())
         self._base_norm = self._measure(self._base.values())
         backbone.denoiser = self.network
@@ -212,28 +224,106 @@ class FullStudent(Student):
     def drift(self) -> float:
         return _norm(p - self._base[name].float() for name, p in self.parameters.items()) / self._base_norm
 
-    @torch.no_grad()
-    def delta(self) -> dict[str, Tensor]:
-        """student − base, in bf16."""
-        return {name: (p - self._base[name].float()).to(torch.bfloat16).cpu() for name, p in self.parameters.items()}
+    def delta(self, keep: bool = True) -> dict[str, Tensor]:
+        """student − base, in bf16, whole, in the host's memory."""
+
+        def change(name: str, student: Tensor) -> Tensor:
+            base = self._base[name].to(student.device, torch.float32)
+            return (student.float() - base).to(torch.bfloat16)
+
+        return collect(self.parameters, keep, change)
 
     def negative(self) -> Negative:
         return self.delta()
 
-    def save(self, directory: Path) -> None:
-        save_tensors(directory / "delta.safetensors", self.delta(), {"format": "pt"})
+    @contextmanager
+    def saving(self) -> Iterator[Saver]:
+        delta = self.delta(keep=is_main())
 
-    def saved_tensors(self) -> dict[str, Tensor]:
-        return self.delta()
+        def write(directory: Path) -> None:
+            save_tensors(directory / "delta.safetensors", delta, {"format": "pt"})
+
+        yield Saver(write=write, tensors=delta)
 
     def close(self) -> None:
         self.backbone.denoiser = self.base
 
 
-def make_student(backbone: Backbone, recipe: Recipe) -> Student:
-    """The weights to be trained, put into the backbone, with gradient checkpointing if and only if the recipe asks."""
-    kinds: dict[str, type[LoraStudent] | type[FullStudent]] = {"lora": LoraStudent, "full": FullStudent}
-    student = kinds[recipe.train](backbone, recipe)
+class ShardedStudent(FullStudent):
+    """Full weights under ZeRO-3: the teacher and the base are pieces too, which take the student's place when asked.
+
+    The network's parameters never stay whole between uses, so exchanging the pieces exchanges the weights. The base's
+    own copy waits in the host's memory until the end.
+    """
+
+    def use(self, prepared: nn.Module) -> None:
+        self._prepared = self.backbone.denoiser = prepared
+        release(self.parameters.values())
+        self._own = [parameter.ds_tensor.data for parameter in self._sharded()]
+        self._pieces = {role: [piece.clone() for piece in self._own] for role in ("teacher", "base")}
+        self.base.to("cpu")
+        del self._teacher
+        self.teacher = {}
+
+    @contextmanager
+    def role(self, role: Role) -> Iterator[None]:
+        if role == "student":
+            yield
+            return
+        self._exchange(self._pieces[role])
+        try:
+            yield
+        finally:
+            self._exchange(self._own)
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        squares = torch.stack(
+            [(o.float() - b.float()).square().sum() for o, b in zip(self._own, self._pieces["base"], strict=True)]
+        )
+        return float(total(squares.double().sum()).sqrt()) / self._base_norm
+
+    def update_teacher(self, decay: float) -> None:
+        ema_update(self._pieces["teacher"], self._own, decay)
+
+    def collect(self, keep: bool) -> dict[str, dict[str, Tensor]]:
+        student = collect(self.parameters, keep)
+        with self.role("teacher"):
+            return {"student": student, "teacher": collect(self.parameters, keep)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for part in ("teacher", "student"):
+            if state[part].keys() != self.parameters.keys():
+                raise RunError(f"the checkpoint's {part} has other layers than the model: resume with its base")
+            fill(self.parameters, state[part])
+            release(self.parameters.values())
+            if part == "teacher":
+                for piece, own in zip(self._pieces["teacher"], self._own, strict=True):
+                    piece.copy_(own)
+
+    def before_close(self) -> None:
+        """The pieces leave with the network."""
+        self._own, self._pieces = [], {}
+
+    def _sharded(self) -> list[Any]:
+        return list(self.parameters.values())
+
+    def _exchange(self, shown: Sequence[Tensor]) -> None:
+        release(self.parameters.values())
+        for parameter, piece in zip(self._sharded(), shown, strict=True):
+            parameter.ds_tensor.data = piece
+
+
+def make_student(backbone: Backbone, recipe: Recipe, *, sharded: bool = True) -> Student:
+    """The weights to be trained, put into the backbone, with gradient checkpointing if and only if the recipe asks.
+
+    sharded: as the recipe's engine wants them; else as one process has them, to be looked at.
+    """
+    student: Student
+    if recipe.train == "lora":
+        student = LoraStudent(backbone, recipe)
+    else:
+        student = (ShardedStudent if sharded and recipe.engine == "zero3" else FullStudent)(backbone, recipe)
     if recipe.gradient_checkpointing:
         enable = getattr(student.network, "enable_gradient_checkpointing", None)
         if enable is None:

@@ -1,14 +1,19 @@
-"""A training run with its folder: progress, metrics, pictures, checkpoints, stopping, and the npo folder at the end."""
+"""A training run with its folder: progress, metrics, pictures, checkpoints, stopping, and the npo folder at the end.
+
+Of several processes the first one writes; all of them see the folder. None works alone while others wait for it in the
+middle of an update: pictures are shared out, and saving is quick.
+"""
 
 import importlib.metadata
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError, RunError
@@ -16,15 +21,16 @@ from selfnpo_core.training.accelerators import AMP, make_accelerator, start_trac
 from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from selfnpo_core.training.engine import Engine, Update
-from selfnpo_core.training.estimate import check_pool
+from selfnpo_core.training.estimate import check_pool, out_of_memory
 from selfnpo_core.training.files import is_disk_full
 from selfnpo_core.training.hashing import fingerprint
 from selfnpo_core.training.npo_folder import NpoConfig, write_npo
 from selfnpo_core.training.pictures import sample_grid
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.run_folder import RunFolder
+from selfnpo_core.training.run_folder import RunFolder, holds_run
 from selfnpo_core.training.stopping import StopSignals
 from selfnpo_core.training.student import lora_target_modules
+from selfnpo_core.training.together import is_main, largest, on_main, shared_out
 from selfnpo_core.training.updates import check_window
 
 log = logging.getLogger(__name__)
@@ -50,12 +56,13 @@ def train(
     if recipe.train == "lora":
         lora_target_modules(backbone, recipe.targets)
     check_window(backbone, recipe)
-    check_pool(backbone, recipe, accelerator.device)
+    _check_rows(recipe, accelerator.num_processes)
+    check_pool(backbone, recipe, accelerator.device, accelerator.num_processes)
     backbone.use_attention(recipe.attention, AMP[recipe.mixed_precision])
     facts = {"family": backbone.family, "base_hash": backbone.base_hash}
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(RunFolder.open(output, recipe, prompts, facts, resume=resume))
+            folder = stack.enter_context(_opened(output, recipe, prompts, facts, resume=resume))
             config = _npo_config(backbone, recipe)
             backbone.embed([*prompts, *recipe.sample_prompts])  # the rows after the prompts' are not trained with
             engine = Engine(backbone, recipe, len(prompts), accelerator)
@@ -64,12 +71,47 @@ def train(
             stack.callback(trainer.close)
             return trainer.fit()
         except Exception as error:
-            if is_disk_full(error):
-                raise RunError(
-                    f"the disk is full ({output}): free some space, then go on with --resume; "
-                    f"{_last_whole(Path(output))}"
-                ) from error
-            raise
+            if (why := _known_cause(error, accelerator, backbone, recipe)) is None:
+                raise
+            raise RunError(f"{why}, then go on with --resume; {_last_whole(Path(output))}") from error
+
+
+@contextmanager
+def _opened(
+    output: str | Path, recipe: Recipe, prompts: Sequence[str], facts: dict[str, str], *, resume: bool
+) -> Iterator[RunFolder]:
+    """The run folder, locked by the first process for all."""
+    with ExitStack() as stack:
+
+        def open_it() -> None:
+            stack.enter_context(RunFolder.open(output, recipe, prompts, facts, resume=resume))
+
+        on_main(open_it)
+        folder = RunFolder(Path(output))
+        missing = largest(int(not holds_run(output)), torch.device("cpu"))
+        if missing:
+            raise RunError(f"{output} is not seen by all processes: choose a folder on a file system that they share")
+        yield folder
+
+
+def _check_rows(recipe: Recipe, processes: int) -> None:
+    rows = recipe.update_rows * processes
+    if recipe.rollout == "pool" and recipe.pool_size < rows:
+        raise InputError(
+            f"pool_size is {recipe.pool_size}, but one update of {processes} processes draws {rows} rows: raise it"
+        )
+
+
+def _known_cause(error: Exception, accelerator: Accelerator, backbone: Backbone, recipe: Recipe) -> str | None:
+    """In one line, what is nobody's mistake in the code."""
+    if is_disk_full(error):
+        return "the disk is full: free some space"
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return out_of_memory(backbone, recipe, accelerator.device)
+    lost = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "NCCL")
+    if accelerator.num_processes > 1 and isinstance(error, RuntimeError) and any(text in str(error) for text in lost):
+        return f"another process of this run has ended or hangs ({' '.join(str(error).split())[:200]}): see its message"
+    return None
 
 
 class Trainer:
@@ -113,7 +155,7 @@ class Trainer:
             tracker.finish()
 
     def _begin(self) -> None:
-        newest = newest_checkpoint(self.folder.checkpoints)
+        newest = on_main(lambda: newest_checkpoint(self.folder.checkpoints))
         if newest is not None:
             self.engine.load(load_checkpoint(newest))
             self._saved = self.engine.step
@@ -121,7 +163,7 @@ class Trainer:
         else:
             log.info("preparing the rollout (%s)", self.recipe.rollout)
             self.engine.warm_up(self._stop_if_asked)
-        self.folder.cut_metrics(self.engine.step)
+        on_main(lambda: self.folder.cut_metrics(self.engine.step))
 
     def _record(self, update: Update, bar: Any) -> None:
         values = update.to_dict()
@@ -140,6 +182,7 @@ class Trainer:
             )
 
     def _stop_if_asked(self) -> None:
+        self._signals.received = largest(self._signals.received or 0, self.accelerator.device) or None
         if self._signals.received is None:
             return
         step = self.engine.step
@@ -152,38 +195,50 @@ class Trainer:
         """A checkpoint and the npo folder as they are now, once a step."""
         if self._saved == self.engine.step and self.folder.npo.is_dir():
             return
-        if self.accelerator.is_main_process:
-            save_checkpoint(self.folder.checkpoints, self.engine.state(), self.recipe.keep_last)
-            student = self.engine.student
-            write_npo(self.folder.npo, self.config, student.save, student.saved_tensors())
-        self.accelerator.wait_for_everyone()
+        state = self.engine.state()
+        with self.engine.student.saving() as saver:
+
+            def write() -> None:
+                save_checkpoint(self.folder.checkpoints, state, self.recipe.keep_last)
+                write_npo(self.folder.npo, self.config, saver.write, saver.tensors)
+
+            on_main(write)
         self._saved = self.engine.step
 
     @torch.no_grad()
     def _draw(self, step: int) -> None:
         """samples/step-NNNNNN.png; the pictures without negative weights are drawn once."""
-        if not self.accelerator.is_main_process:
-            return
         columns = []
         negative = self.engine.student.negative()
         for scale in self.recipe.sample_guidance_scales:
             if scale not in self._plain:
                 self._plain[scale] = self._samples(scale, None)
             columns += [(f"scale {scale:g}", self._plain[scale]), ("+ negative", self._samples(scale, negative))]
-        grid = sample_grid(columns)
-        self.folder.samples.mkdir(exist_ok=True)
-        grid.save(self.folder.samples / f"step-{step:06d}.png")
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                pixels = np.asarray(grid)[None]
-                tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
+        if is_main():
+            grid = sample_grid(columns)
+            self.folder.samples.mkdir(exist_ok=True)
+            grid.save(self.folder.samples / f"step-{step:06d}.png")
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    pixels = np.asarray(grid)[None]
+                    tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
 
     def _samples(self, scale: float, negative: Negative) -> Sequence[Any]:
-        seeds = [self.recipe.sample_seed + i for i in range(len(self._sample_prompts))]
-        with self.engine.student.role("base"), torch.random.fork_rng():
-            return self.engine.backbone.draw_samples(
-                self._sample_prompts, seeds, guidance_scale=scale, steps=self.recipe.sample_steps, negative=negative
-            )
+        """Each process draws a share; the first one has them all."""
+        prompts = list(enumerate(self._sample_prompts))
+
+        def draw(share: Sequence[tuple[int, str]]) -> Sequence[Any]:
+            seeds = [self.recipe.sample_seed + i for i, _ in share]
+            with self.engine.student.role("base"), torch.random.fork_rng():
+                return self.engine.backbone.draw_samples(
+                    [prompt for _, prompt in share],
+                    seeds,
+                    guidance_scale=scale,
+                    steps=self.recipe.sample_steps,
+                    negative=negative,
+                )
+
+        return shared_out(prompts, draw) or []
 
 
 def _npo_config(backbone: Backbone, recipe: Recipe) -> NpoConfig:

@@ -20,6 +20,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
 from selfnpo_core.objective import gradient_reversal_loss, npo_dpo_loss, tdft_loss
 from selfnpo_core.prediction import Estimate, to_estimate
+from selfnpo_core.ranks import ALONE, Ranks
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import Look, Source
@@ -105,29 +106,34 @@ class Denoisers:
         return to_estimate(output.float(), x_t, level, self.backbone.prediction_type)
 
 
-def noised_looks(source: Source, backbone: Backbone, recipe: Recipe, generator: torch.Generator) -> Iterator[Noised]:
-    """The parts of one update, re-noised. All that is random is drawn for the whole update at once, first."""
-    drawn = source.draw(recipe.update_rows)
-    s = backbone.schedule.draw_noisier(drawn.t, generator)
-    noise = torch.randn((recipe.update_rows, *backbone.latent_shape), generator=generator)
-    dropped = torch.rand(recipe.update_rows, generator=generator) < recipe.student_prompt_dropout
-    windows = draw_windows(backbone, recipe, generator)
+def noised_looks(
+    source: Source, backbone: Backbone, recipe: Recipe, generator: torch.Generator, ranks: Ranks = ALONE
+) -> Iterator[Noised]:
+    """This process's parts of one update, re-noised. All that is random is drawn first, for all processes' rows."""
+    drawn, rows = source.draw(), recipe.update_rows * ranks.count
+    own = ranks.part(rows)
+    s = backbone.schedule.draw_noisier(drawn.drawn_t, generator)[own]
+    noise = torch.randn((rows, *backbone.latent_shape), generator=generator)[own]
+    dropped = (torch.rand(rows, generator=generator) < recipe.student_prompt_dropout)[own]
+    windows = draw_windows(backbone, recipe, generator, ranks)
     start = 0
     for index, look in enumerate(source.looks(drawn, recipe.batch_size)):
         part = slice(start, start := start + len(look.t))
-        noised = _noise(look, s[part], noise[part], dropped[part], backbone)
+        noised = _noise(look, s[part].to(look.t.device), noise[part], dropped[part], backbone)
         yield noised if windows is None else noised.window(windows[index], cast(int, recipe.chunk_frames))
 
 
-def draw_windows(backbone: Backbone, recipe: Recipe, generator: torch.Generator) -> list[int] | None:
-    """Where each part's window begins, uniform over all places; `None` for whole clips."""
+def draw_windows(
+    backbone: Backbone, recipe: Recipe, generator: torch.Generator, ranks: Ranks = ALONE
+) -> list[int] | None:
+    """Where the window of each of this process's parts begins, uniform over all places; `None` for whole clips."""
     if recipe.chunk_frames is None:
         return None
     check_window(backbone, recipe)
-    step = cast(Any, backbone).window_step
+    step, parts = cast(Any, backbone).window_step, recipe.grad_accumulation * ranks.count
     places = (backbone.latent_shape[0] - recipe.chunk_frames) // step + 1
-    drawn = torch.randint(places, (recipe.grad_accumulation,), generator=generator)
-    return [step * int(place) for place in drawn]
+    drawn = torch.randint(places, (parts,), generator=generator)
+    return [step * int(place) for place in drawn[ranks.part(parts)]]
 
 
 def check_window(backbone: Backbone, recipe: Recipe) -> None:

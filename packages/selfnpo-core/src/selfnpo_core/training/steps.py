@@ -1,0 +1,254 @@
+"""Backward passes and the optimizer's step, under each engine, and the optimizer's state in a form common to all.
+
+    TorchSteps   one process, or several by data parallelism (DDP)
+    ZeroSteps    DeepSpeed's ZeRO (1910.02054), stages 1 to 3: optimizer, gradients, weights in pieces over the ranks
+
+The state holds whole tensors, named INDEX.KEY as in torch's own `state_dict`, so that any engine on any number of
+processes goes on from it. Collecting and loading it is for all processes together.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from selfnpo_core.errors import RunError
+from selfnpo_core.training.accelerators import keep_whole, make_optimizer
+from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.sharding import is_sharded, whole
+from selfnpo_core.training.together import total
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Of one update: mean loss over all processes, norm of the gradient before clipping, whether weights moved."""
+
+    loss: float
+    grad_norm: float
+    moved: bool
+    skipped: bool = False
+    """Whether NaN or infinity kept the weights as they were."""
+
+
+class Steps(ABC):
+    """The optimizer of a run. `network` is to be called for the student's forwards."""
+
+    network: nn.Module
+
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, parameters: Mapping[str, nn.Parameter]):
+        self.accelerator, self.recipe = accelerator, recipe
+        self.parameters = dict(parameters)
+        self._losses: list[Tensor] = []
+
+    def part(self) -> AbstractContextManager[Any]:
+        """A context for one part of an update: its forward and `backward`."""
+        context: AbstractContextManager[Any] = self.accelerator.accumulate(self.network)
+        return context
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None: ...
+
+    @abstractmethod
+    def finish(self) -> Step:
+        """After the last part: the step, if loss and gradient are finite."""
+
+    @abstractmethod
+    def set_rate(self, rate: float) -> None: ...
+
+    @abstractmethod
+    def state(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and what json can hold. Not to be kept everywhere, but to be called everywhere."""
+
+    @abstractmethod
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """After the weights themselves were loaded."""
+
+    def _loss(self) -> float:
+        """The mean over this update's parts and over all processes."""
+        mean = torch.stack(self._losses).double().mean()
+        self._losses = []
+        return float(total(mean) / self.accelerator.num_processes)
+
+
+class TorchSteps(Steps):
+    """Accelerate's prepared network and optimizer."""
+
+    def __init__(
+        self, accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
+    ):
+        super().__init__(accelerator, recipe, parameters)
+        self.network, self.optimizer = accelerator.prepare(network, make_optimizer(parameters.values(), recipe))
+
+    def backward(self, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+        self.accelerator.backward(loss)
+
+    def finish(self) -> Step:
+        loss, scaler = self._loss(), self.accelerator.scaler
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm or math.inf))
+        broken = scaler is None and not (math.isfinite(loss) and math.isfinite(norm))
+        if not broken:  # an fp16 scaler skips a step whose gradient is not finite, and tries a smaller scale
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        moved = not broken and not self.optimizer.step_was_skipped
+        return Step(loss=loss, grad_norm=norm, moved=moved, skipped=broken or not math.isfinite(loss))
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def state(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, Any] = {}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                target: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
+                target[f"{index}.{key}"] = value
+        return tensors, {"scalars": scalars}
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in {**tensors, **values["scalars"]}.items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+class ZeroSteps(Steps):
+    """A DeepSpeed engine, made by Accelerate's plugin."""
+
+    def __init__(
+        self, accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
+    ):
+        super().__init__(accelerator, recipe, parameters)
+        if recipe.train == "lora":  # small, and asked for at every step
+            keep_whole(accelerator, max(parameter.numel() for parameter in parameters.values()))
+        self.network, _ = accelerator.prepare(network, make_optimizer(parameters.values(), recipe))
+        self._engine: Any = self.network
+        self._optimizer: Any = self._engine.optimizer  # ZeRO's
+        self._parts, self._broken = 0, False
+
+    def backward(self, loss: Tensor) -> None:
+        """DeepSpeed steps within the last part's backward pass, so what is not finite must be seen before it."""
+        self._losses.append(loss.detach())
+        self._parts += 1
+        if self._broken or not math.isfinite(float(total(loss.detach()))):
+            if not self._broken and self._parts > 1:
+                raise RunError(
+                    "a loss that is not finite after the first part of an update cannot be skipped under ZeRO: lower "
+                    "learning_rate, or use grad_accumulation 1"
+                )
+            self._broken = True
+            return
+        self.accelerator.backward(loss)
+
+    def finish(self) -> Step:
+        broken, self._broken, self._parts = self._broken, False, 0
+        loss = self._loss()
+        if broken:
+            return Step(loss=loss, grad_norm=math.nan, moved=False, skipped=True)
+        norm = float(self._engine.get_global_grad_norm() or 0.0)
+        skipped = bool(getattr(self._optimizer, "overflow", False))
+        if not skipped and not math.isfinite(norm):
+            raise RunError(
+                f"the gradient's norm is {norm}, which ZeRO-3 cannot skip: lower learning_rate, and go on from the "
+                "last checkpoint with --resume"
+            )
+        return Step(loss=loss, grad_norm=norm, moved=not skipped, skipped=skipped)
+
+    def set_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def state(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        steps = self._flat_states()
+        if not steps:
+            return {}, {"scalars": {}}
+        step = steps[0]["step"]
+        tensors: dict[str, Tensor] = {}
+        for index, parameter in enumerate(self.parameters.values()):
+            for key in MOMENTS:
+                moment = safe_get_full_optimizer_state(parameter, key)
+                if keep:
+                    tensors[f"{index}.{key}"] = moment.detach().cpu().reshape(_shape(parameter))
+            if keep:
+                tensors[f"{index}.step"] = torch.as_tensor(step, dtype=torch.float32).cpu().reshape(())
+        return tensors, {"scalars": {}}
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        if tensors:
+            self._begin_states(tensors["0.step"])
+        for index, parameter in enumerate(self.parameters.values()):
+            with whole([parameter]):
+                value = parameter.detach().float().clone()
+            _set(parameter, value)
+            for key in MOMENTS if tensors else ():
+                _set(parameter, tensors[f"{index}.{key}"].to(value.device), key)
+
+    def _flat_partitions(self) -> list[Tensor]:
+        """The float32 pieces that the inner optimizer sees, padding included."""
+        found = getattr(self._optimizer, "single_partition_of_fp32_groups", None)
+        return list(self._optimizer.fp32_partitioned_groups_flat if found is None else found)
+
+    def _flat_states(self) -> list[dict[str, Any]]:
+        states = (self._optimizer.optimizer.state.get(flat, {}) for flat in self._flat_partitions())
+        return [state for state in states if "step" in state]
+
+    def _begin_states(self, step: Tensor) -> None:
+        """The optimizer's state as after `step` updates, all zero yet; DeepSpeed makes it at the first step only."""
+        for flat in self._flat_partitions():
+            moments = {key: torch.zeros_like(flat.data) for key in MOMENTS}
+            self._optimizer.optimizer.state[flat] = {"step": step.clone().float(), **moments}
+        link = getattr(self._optimizer, "_lazy_init_hp_params_optimizer_state", None)
+        if link is not None:
+            self._optimizer._hp_optimizer_states_linked = False
+            link()
+
+
+def _shape(parameter: Any) -> torch.Size:
+    shape: torch.Size = parameter.ds_shape if is_sharded(parameter) else parameter.shape
+    return shape
+
+
+def _set(parameter: Any, value: Tensor, key: str | None = None) -> None:
+    """The optimizer's float32 copy of a parameter, or a moment of it, from whole values."""
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    if is_sharded(parameter):  # DeepSpeed's own cutting leaves the padding of the last piece out
+        value = _own_piece(value, parameter)
+        set_copy, set_moment = safe_set_local_fp32_param, safe_set_local_optimizer_state
+    else:
+        set_copy, set_moment = safe_set_full_fp32_param, safe_set_full_optimizer_state
+    set_copy(parameter, value) if key is None else set_moment(parameter, value, key)
+
+
+def _own_piece(value: Tensor, parameter: Any) -> Tensor:
+    """This rank's piece of whole values, padded with zeros as ZeRO-3 does."""
+    size = parameter.ds_tensor.numel()
+    own = value.reshape(-1)[size * dist.get_rank() : size * (dist.get_rank() + 1)]
+    return torch.cat([own, own.new_zeros(size - own.numel())])
+
+
+def make_steps(
+    accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> Steps:
+    """The engine that the accelerator stands for."""
+    kind = ZeroSteps if accelerator.distributed_type == DistributedType.DEEPSPEED else TorchSteps
+    return kind(accelerator, recipe, network, parameters)

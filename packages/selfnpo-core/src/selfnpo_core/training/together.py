@@ -1,0 +1,103 @@
+"""What processes that train together do for one another: one acts for all, or each takes a share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from selfnpo_core.errors import InputError, RunError
+
+Result = TypeVar("Result")
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_main() -> bool:
+    """Whether this is the first of the processes."""
+    return not _together() or dist.get_rank() == 0
+
+
+def on_main(work: Callable[[], Result]) -> Result:
+    """The first process works, the others wait and get the same answer, or the same error."""
+    if not _together():
+        return work()
+    answer: list[Any] = [None]
+    failure: BaseException | None = None
+    if dist.get_rank() == 0:
+        try:
+            answer = [(True, work())]
+        except Exception as error:
+            failure, answer = error, [(False, (type(error).__name__, str(error)))]
+    dist.broadcast_object_list(answer, src=0)
+    if failure is not None:
+        raise failure
+    done, value = answer[0]
+    if done:
+        result: Result = value
+        return result
+    name, text = value
+    raise (InputError if name == "InputError" else RunError)(text)
+
+
+def shared_out(items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Result]]) -> list[Result] | None:
+    """Each process works on every so manieth item; the first one gets all results, in the items' order."""
+    if not _together():
+        return list(work(items))
+    rank, count = dist.get_rank(), dist.get_world_size()
+    own = items[rank::count]
+    mine, failure = None, None
+    try:
+        mine = list(work(own)) if own else []
+    except Exception as error:  # the others must not wait for a result that never comes
+        failure = error
+    everyones: list[Any] = [None] * count
+    dist.all_gather_object(everyones, mine if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    if strays := [part for part in everyones if isinstance(part, str)]:
+        raise RunError(f"another process of this run failed: {strays[0]}")
+    if rank:
+        return None
+    results: list[Any] = [None] * len(items)
+    for other, part in enumerate(everyones):
+        results[other::count] = part
+    return results
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of all processes' values."""
+    if not _together():
+        return value
+    found = torch.tensor([value], device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if _together():
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def joined(own: Tensor, owners: Sequence[Tensor], device: torch.device, keep: bool) -> Tensor | None:
+    """Rows of all processes, in the host's memory, where they are to be kept. owners: of each, which rows it has."""
+    if not _together():
+        return own.cpu() if keep else None
+    rows = sum(len(part) for part in owners)
+    everyones = torch.empty((rows, *own.shape[1:]), dtype=own.dtype) if keep else None
+    most = max(len(part) for part in owners)
+    for k in range(most):  # row by row: the accelerator needs no room for them
+        row = own[k] if k < len(own) else own[0]
+        there = [torch.empty_like(row, device=device) for _ in owners]
+        dist.all_gather(there, row.to(device).contiguous())
+        if everyones is not None:
+            for part, received in zip(owners, there, strict=True):
+                if k < len(part):
+                    everyones[part[k]] = received.cpu()
+    return everyones

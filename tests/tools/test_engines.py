@@ -1,0 +1,156 @@
+"""One process, DDP and ZeRO make the same updates, over gloo; a run goes on under another engine."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.tiny import cogvideox, sd15
+
+ROOT = Path(__file__).parents[2]
+ENGINES = {"single": ("auto", 1), "ddp": ("auto", 2), "zero2": ("zero2", 2), "zero3": ("zero3", 2)}
+ROWS, UPDATES = 4, 6
+
+
+def launch(arguments: list[str], processes: int, *, launcher: bool = True) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable]
+    if launcher:
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port())]
+    command = [*start, str(ROOT / "tools/train.py"), *arguments]
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=400, env={**own, "OMP_NUM_THREADS": "1"}, check=False
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def train(model: Path, output: Path, engine: str, *more: str, what: str = "lora", resume: bool = False) -> Path:
+    name, processes = ENGINES[engine]
+    settings = {
+        "engine": name,
+        "train": what,
+        "steps": UPDATES,
+        "batch_size": ROWS // processes,
+        "grad_accumulation": 1,
+        "mixed_precision": "no",
+        "gradient_checkpointing": "false",
+        "sample_every": 0,
+        "pool_size": 10,
+        "grid_steps": 5,
+        "learning_rate": 1e-4,
+        "rank": 4,
+        "ema_decay": 0.9,
+        "max_drift": 9.0,
+        "checkpoint_every": 3,
+        "device": "cpu",
+        "trackers": "[]",
+        "process_timeout": 120,
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    if model.name == "video":
+        words += ["--set", "frames=9", "--set", "height=64", "--set", "width=64"]
+    else:
+        words += ["--family", "image"]
+    words += ["--model", str(model), "--output", str(output), *more, *(["--resume"] if resume else [])]
+    done = launch(words, processes, launcher=engine != "single")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (run / "npo").glob("*.safetensors")
+    return load_file(file)
+
+
+def state(run: Path, part: str) -> dict[str, torch.Tensor]:
+    return load_file(run / f"checkpoints/step-{UPDATES:06d}/{part}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    cogvideox("2b").save_pretrained(folder / "video")
+    sd15().save_pretrained(folder / "image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(models, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {engine: train(models / "video", folder / engine, engine) for engine in ENGINES}
+
+
+def assert_same_updates(one: Path, other: Path, tolerance: float = 1e-5) -> None:
+    assert len(losses(one)) == len(losses(other)) == UPDATES
+    assert losses(other) == pytest.approx(losses(one), abs=tolerance)
+    for mine, theirs in [
+        (weights(one), weights(other)),
+        *((state(one, part), state(other, part)) for part in ("student", "teacher", "optimizer", "source")),
+    ]:
+        assert mine.keys() == theirs.keys()
+        for name, tensor in mine.items():
+            torch.testing.assert_close(theirs[name].float(), tensor.float(), rtol=1e-4, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+def test_engines_make_the_same_updates(runs, engine):
+    assert_same_updates(runs["single"], runs[engine])
+    effect = [tensor for name, tensor in weights(runs[engine]).items() if "lora_B" in name]
+    assert effect
+    assert all(tensor.any() for tensor in effect)
+
+
+@pytest.mark.slow
+def test_a_run_under_zero3_resumes_bit_for_bit(runs, models, tmp_path):
+    shutil.copytree(runs["zero3"], tmp_path / "run")
+    shutil.rmtree(tmp_path / f"run/checkpoints/step-{UPDATES:06d}")
+    train(models / "video", tmp_path / "run", "zero3", resume=True)
+    for part in ("student", "teacher", "optimizer", "source", "rng"):
+        before, after = state(runs["zero3"], part), state(tmp_path / "run", part)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_in_one(runs, models, tmp_path):
+    shutil.copytree(runs["zero2"], tmp_path / "run")
+    shutil.rmtree(tmp_path / f"run/checkpoints/step-{UPDATES:06d}")
+    train(models / "video", tmp_path / "run", "single", resume=True)
+    assert_same_updates(runs["single"], tmp_path / "run")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("what", ["lora", "full"])
+@pytest.mark.parametrize("model", ["video", "image"])
+def test_every_engine_on_every_model(models, tmp_path, model, what):
+    alone = train(models / model, tmp_path / "single", "single", what=what)
+    for engine in ("ddp", "zero2", "zero3"):
+        assert_same_updates(alone, train(models / model, tmp_path / engine, engine, what=what), 2e-5)
+
+
+def test_several_processes_must_be_told_their_folder(models, monkeypatch):
+    from click.testing import CliRunner
+
+    from selfnpo_core import InputError
+    from selfnpo_video.commands.train import train as command
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(command, ["--model", str(models / "video")])
+    assert isinstance(result.exception, InputError)
+    assert "--output" in str(result.exception)
