@@ -76,6 +76,25 @@ def test_two_updates_and_two_after_resuming_are_four(tmp_path, variant):
         assert "source/x" in state_of(whole, 4)
 
 
+class Drawing(ToyBackbone):
+    """Its network uses torch's global generator, as dropout does."""
+
+    def predict(self, x_t, t, prompt):
+        return super().predict(x_t, t, prompt) + 0.1 * torch.randn_like(x_t)
+
+
+def test_a_network_that_draws_by_itself_resumes_too_and_the_callers_generator_stays(tmp_path):
+    before = torch.get_rng_state()
+    for name, steps in (("whole", 4), ("parts", 2)):
+        train(Drawing(), toy_recipe(steps=steps), PROMPTS, tmp_path / name, progress=False)
+        assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    train(Drawing(), toy_recipe(), PROMPTS, tmp_path / "parts", resume=True, progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 4)
+    losses = [line["loss"] for line in metrics_of(tmp_path / "whole")]
+    assert losses != [line["loss"] for line in metrics_of(run(tmp_path / "plain"))]
+
+
 class SelfStopping(ToyBackbone):
     """Sends a signal to its own process while update `at` is being made."""
 

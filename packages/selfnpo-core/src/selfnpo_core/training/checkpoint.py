@@ -1,6 +1,6 @@
 """Checkpoints: `checkpoints/step-NNNNNN/`, whole or not there, and never a pickle.
 
-    <part>.safetensors   tensors of one part of the state: student, teacher, optimizer, pool, rng
+    <part>.safetensors   tensors of one part of the state: student, teacher, optimizer, source
     state.json           everything that is no tensor
     manifest.json        size and sha256 of the files above; written last
 

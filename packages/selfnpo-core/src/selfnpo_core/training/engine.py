@@ -2,18 +2,18 @@
 
 An update draws its rows, asks the teacher, re-noises, takes the student's loss backwards in `grad_accumulation`
 parts, steps the optimizer and moves the teacher. All processes draw update n from a generator seeded with n and keep
-their own rows, so a resumed run makes the same numbers, on any number of processes whose updates have as many rows.
+their own rows, so a resumed run makes the same numbers, on any number of processes whose updates have as many rows;
+no state of a random generator needs to be kept.
 `state` and `load` hold all that a run must remember, whole and the same for every engine.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.ranks import Ranks
@@ -96,6 +96,9 @@ class Engine:
         started, step = time.perf_counter(), self.step + 1
         self.counter.reset()
         self.generator.manual_seed(self._seed(step))
+        torch.manual_seed(
+            seed_for(self.recipe.seed, 1 + self.ranks.index, step)
+        )  # for networks that draw by themselves
         rate = learning_rate_at(step, self.recipe)
         self.steps.set_rate(rate)
         made = self._descend()
@@ -150,7 +153,6 @@ class Engine:
                 **self.student.collect(keep),
                 "optimizer": optimizer,
                 "source": source,
-                "rng": {"generator": self.generator.get_state(), **_rng_state()},
             },
             values={
                 "optimizer": settings,
@@ -175,9 +177,6 @@ class Engine:
         self.source.load_state_dict(state.tensors["source"])
         if self.accelerator.scaler is not None and state.values["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state.values["scaler"])
-        rng = dict(state.tensors["rng"])
-        self.generator.set_state(rng.pop("generator"))
-        _set_rng_state(rng)
         self.step, self.skipped = state.step, state.values["skipped"]
 
     def close(self) -> None:
@@ -186,15 +185,3 @@ class Engine:
         vars(self.student.network).pop("forward", None)  # left behind by Accelerate; a copy would call the original
         self.student.close()
         self.accelerator.free_memory()
-
-
-def _rng_state() -> dict[str, Tensor]:
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), **{f"cuda.{i}": state for i, state in enumerate(devices)}}
-
-
-def _set_rng_state(state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state["torch"])
-    for i in range(torch.cuda.device_count()):
-        if f"cuda.{i}" in state:
-            torch.cuda.set_rng_state(state[f"cuda.{i}"], i)

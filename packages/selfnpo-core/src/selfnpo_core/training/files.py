@@ -54,6 +54,21 @@ def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
+def tidy(folder: Path) -> None:
+    """Finish or take back what a process was killed at while it replaced something in this folder."""
+    for old in folder.glob(".*.old"):
+        target = folder / old.name[1:].removesuffix(".old")
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, target)
+    for aside in folder.glob(".*.partial"):
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a text file by a whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,13 +16,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.training.files import read_json, write_json, write_text
+from selfnpo_core.training.files import read_json, tidy, write_json, write_text
 from selfnpo_core.training.recipe import Recipe, changed_keys, resolve_recipe
 
 try:
     import fcntl
 except ImportError:  # Windows: the process id in the file has to do
     fcntl = None  # type: ignore[assignment]
+
+_OF_A_BEGINNING = frozenset(
+    {".lock", "prompts.txt", "run.json", ".prompts.txt.partial", ".run.json.partial", ".config.yaml.partial"}
+)
+"""What a run that was killed while it began may leave behind; config.yaml is written last."""
 
 
 class FolderLock:
@@ -138,8 +143,10 @@ class RunFolder:
             raise InputError(
                 f"output folder {self.path} holds another run: continue it with --resume, or choose another"
             )
-        elif others := [p.name for p in self.path.iterdir() if p.name != ".lock"]:
+        elif others := [p.name for p in self.path.iterdir() if p.name not in _OF_A_BEGINNING]:
             raise InputError(f"output folder {self.path} is not empty ({sorted(others)[0]}): choose a new folder")
+        for place in (self.path, self.checkpoints):
+            tidy(place)
         write_text(self.path / "prompts.txt", "\n".join(prompts) + "\n")
         write_json(self.path / "run.json", known)
         write_text(self.path / "config.yaml", recipe.to_yaml())

@@ -65,6 +65,7 @@ def train(
             folder = stack.enter_context(_opened(output, recipe, prompts, facts, resume=resume))
             config = _npo_config(backbone, recipe)
             backbone.embed([*prompts, *recipe.sample_prompts])  # the rows after the prompts' are not trained with
+            stack.enter_context(_own_random_numbers(accelerator))
             engine = Engine(backbone, recipe, len(prompts), accelerator)
             stack.callback(engine.close)
             trainer = Trainer(engine, folder, config, prompts, progress=progress)
@@ -74,6 +75,11 @@ def train(
             if (why := _known_cause(error, accelerator, backbone, recipe)) is None:
                 raise
             raise RunError(f"{why}, then go on with --resume; {_last_whole(Path(output))}") from error
+
+
+def _own_random_numbers(accelerator: Accelerator) -> Any:
+    """The caller's global generators are as before when the run has ended."""
+    return torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else [])
 
 
 @contextmanager
@@ -124,7 +130,8 @@ class Trainer:
         self.recipe, self.accelerator = engine.recipe, engine.accelerator
         self._sample_prompts = list(self.recipe.sample_prompts or prompts[:4])
         self._plain: dict[float, Sequence[Any]] = {}
-        self._saved: int | None = None
+        self._saved: int | None = None  # the step of the newest checkpoint
+        self._exported: int | None = None  # the step that the npo folder is of, if this process knows
         self._signals = StopSignals()
         self._progress = progress and self.accelerator.is_main_process
         if self.accelerator.is_main_process:
@@ -192,18 +199,16 @@ class Trainer:
         raise self._signals.interruption(f"{done} in {self.folder.path}: go on with the same command and --resume")
 
     def _save(self) -> None:
-        """A checkpoint and the npo folder as they are now, once a step."""
-        if self._saved == self.engine.step and self.folder.npo.is_dir():
-            return
-        state = self.engine.state()
-        with self.engine.student.saving() as saver:
-
-            def write() -> None:
-                save_checkpoint(self.folder.checkpoints, state, self.recipe.keep_last)
-                write_npo(self.folder.npo, self.config, saver.write, saver.tensors)
-
-            on_main(write)
-        self._saved = self.engine.step
+        """A checkpoint and the npo folder as they are now, each once a step."""
+        step = self.engine.step
+        if self._saved != step:
+            state = self.engine.state()
+            on_main(lambda: save_checkpoint(self.folder.checkpoints, state, self.recipe.keep_last))
+            self._saved = step
+        if self._exported != step:
+            with self.engine.student.saving() as saver:
+                on_main(lambda: write_npo(self.folder.npo, self.config, saver.write, saver.tensors))
+            self._exported = step
 
     @torch.no_grad()
     def _draw(self, step: int) -> None:
