@@ -18,8 +18,9 @@ from tests.image.conftest import QUICK, Command
 from transformers import CLIPTextModel
 
 from selfnpo_core.loading import DTYPES
-from selfnpo_core.training import build_recipe, train
+from selfnpo_core.training import build_recipe, dry_run, train
 from selfnpo_core.training.command import base_dtype, resolve
+from selfnpo_core.training.measuring import measure
 from selfnpo_image import compare as comparing
 from selfnpo_image.commands.train import family
 from selfnpo_image.recipes import SD15 as PRESETS
@@ -193,6 +194,18 @@ def test_sample_grids_bring_the_vae_in_and_put_it_away(folder: Path, tmp_path: P
     with PIL.Image.open(tmp_path / "run" / "samples" / "step-000001.png") as grid:
         assert grid.width == 2 * 32
     assert not backbone.vae_on_device
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [{"targets": "all"}, {"train": "full", "mixed_precision": "bf16"}, {"objective": "dpo", "mixed_precision": "bf16"}],
+)
+def test_the_estimate_for_the_demo_model_is_what_is_seen(changes: dict[str, Any], checkpointing: bool) -> None:
+    values = {**RECIPE, "steps": 9, "batch_size": 16, "pool_size": 16, "gradient_checkpointing": checkpointing}
+    recipe, backbone = build_recipe({**values, **changes}), SD15("demo", device="cpu")
+    asked = dry_run(backbone, recipe, ["a", "b"]).device_bytes
+    assert asked == pytest.approx(measure(backbone, recipe, ["a", "b"]).bytes, rel=0.15)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

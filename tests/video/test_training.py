@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 from selfnpo_core.cli import run
 from selfnpo_core.errors import InputError
+from selfnpo_core.ranks import Ranks
 from selfnpo_core.training import build_recipe, dry_run, estimate, train
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
+from selfnpo_core.training.measuring import measure
 from selfnpo_core.training.updates import check_window, draw_windows, noised_looks, update_loss
 from selfnpo_video import cogvideox
-from selfnpo_video.attention import JointAttention, sdpa
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.cogvideox import CogVideoX, encode
 from selfnpo_video.models import find_source
@@ -83,19 +84,17 @@ def test_windows_begin_everywhere(backbone):
     assert firsts == set(range(0, frames - 2 + 1, step))
 
 
-def test_processes_train_on_windows_of_their_own(backbone, monkeypatch):
-    recipe = build_recipe({**SMALL, **CLIP, "chunk_frames": 2})
-    engine = Engine(backbone, recipe, len(PROMPTS), make_accelerator(recipe))
-    windows = []
-    try:
-        for rank in range(2):
-            monkeypatch.setattr(type(engine.accelerator), "process_index", property(lambda _, rank=rank: rank))
-            seeds = [engine._seed(step) for step in range(20)]
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            windows.append([draw_windows(backbone, recipe, generator) for generator in generators])
-    finally:
-        engine.close()
-    assert windows[0] != windows[1]
+def test_processes_train_on_windows_of_their_own(backbone):
+    """Two processes on the windows that one has with twice the parts."""
+
+    def drawn(parts: int, ranks: Ranks) -> list[list[int] | None]:
+        recipe = build_recipe({**SMALL, **CLIP, "chunk_frames": 2, "grad_accumulation": parts})
+        generators = (torch.Generator().manual_seed(seed) for seed in range(20))
+        return [draw_windows(backbone, recipe, generator, ranks) for generator in generators]
+
+    alone, first, second = drawn(2, Ranks()), drawn(1, Ranks(0, 2)), drawn(1, Ranks(1, 2))
+    assert first != second
+    assert alone == [[*one, *other] for one, other in zip(first, second, strict=True)]
 
 
 def test_a_pool_that_does_not_fit_is_refused(folder, tmp_path, capsys, monkeypatch):
@@ -145,7 +144,6 @@ def test_windows_that_do_not_fit_are_refused(backbone):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_sketch_costs_what_the_model_costs(folder, backbone, checkpointing):
     recipe = build_recipe({**SMALL, **CLIP, "gradient_checkpointing": checkpointing})
-    backbone.denoiser.set_attn_processor(JointAttention(sdpa))
     real = dry_run(backbone, recipe, PROMPTS)
     sketch = CogVideoX.sketch(find_source(str(folder)), **CLIP)
     assert all(parameter.is_meta for parameter in sketch.denoiser.parameters())
@@ -154,6 +152,23 @@ def test_a_sketch_costs_what_the_model_costs(folder, backbone, checkpointing):
     for ours, theirs in zip(drawn.memory, real.memory, strict=True):
         assert ours.name == theirs.name
         assert ours.bytes == pytest.approx(theirs.bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": "all", "mixed_precision": "bf16"},
+        {"train": "full"},
+        {"train": "full", "mixed_precision": "bf16", "grad_accumulation": 2, "batch_size": 3},
+        {"chunk_frames": 3, "rank": 64},
+    ],
+)
+def test_the_estimate_for_the_demo_model_is_what_is_seen(changes, checkpointing):
+    values = {**SMALL, "steps": 9, "batch_size": 4, "gradient_checkpointing": checkpointing}
+    recipe, backbone = build_recipe({**values, **changes}), CogVideoX("demo", frames=33, device="cpu")
+    asked = dry_run(backbone, recipe, PROMPTS).device_bytes
+    assert asked == pytest.approx(measure(backbone, recipe, PROMPTS).bytes, rel=0.15)
 
 
 @pytest.mark.parametrize("name", ["cogvideox-2b", "zai-org/CogVideoX-2b"])

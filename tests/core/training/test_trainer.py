@@ -14,6 +14,7 @@ from selfnpo_core import InputError, RunError
 from selfnpo_core.training import dry_run, load_npo, train
 from selfnpo_core.training.checkpoint import newest_checkpoint
 from selfnpo_core.training.files import is_disk_full, save_tensors, written_aside
+from selfnpo_core.training.measuring import measure
 
 
 def test_metrics_have_a_line_an_update(tmp_path, capfd):
@@ -139,12 +140,30 @@ def test_dry_run_counts_and_leaves_no_trace():
     assert list(network.state_dict()) == names
 
 
-def test_activations_are_measured():
-    """Rows of activations: 8 times as many for 8 times the batch, and never less than the layers' inputs."""
+def test_activations_grow_with_the_rows():
+    """By the same for every row, and never less than the layers' inputs."""
     sizes = []
-    for batch_size in (1, 8):
-        plan = dry_run(ToyBackbone(), toy_recipe(train="full", batch_size=batch_size), PROMPTS)
-        sizes.append(plan.memory[-1].bytes)
-    assert sizes[1] == 8 * sizes[0]
+    for batch_size in (64, 128, 192):
+        recipe = toy_recipe(train="full", batch_size=batch_size, pool_size=192)
+        sizes.append(dry_run(ToyBackbone(), recipe, PROMPTS).memory[-1].bytes)
+    row = (sizes[2] - sizes[1]) / 64
+    assert row == (sizes[1] - sizes[0]) / 64
     inputs = 4 * (64 + 81 + 48 + 48)  # conv, to_q, silu, to_out
-    assert inputs <= sizes[0] <= 4 * inputs
+    assert inputs <= row <= 4 * inputs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train": "full"},
+        {"train": "full", "grad_accumulation": 2, "batch_size": 2000},
+        {"objective": "gradient_reversal", "teacher_guidance": 0.5},
+        {"objective": "dpo", "mixed_precision": "bf16"},
+    ],
+)
+def test_the_estimate_is_what_an_update_is_seen_to_hold(changes):
+    recipe = toy_recipe(**{"batch_size": 4000, "pool_size": 4000, "steps": 9, **changes})
+    backbone = ToyBackbone()
+    asked = dry_run(backbone, recipe, PROMPTS).device_bytes
+    assert asked == pytest.approx(measure(backbone, recipe, PROMPTS).bytes, rel=0.15)

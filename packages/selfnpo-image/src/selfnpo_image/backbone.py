@@ -128,9 +128,11 @@ class ImageBackbone:
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         """The network's raw output at x_t: (B, C, H, W), t: (B,), prompt: (B,) rows of the table."""
         assert self._table, "embed() comes before predict()"
-        self._table = tuple(tensor.to(x_t.device) for tensor in self._table)
+        table = tuple(tensor.to(x_t.device) for tensor in self._table)
+        if type(x_t) is Tensor:  # else a simulation, whose tensors are worth nothing after it
+            self._table = table
         dtype = next(p.dtype for name, p in self.denoiser.named_parameters() if ".lora_" not in name)
-        rows = tuple(tensor[prompt.to(x_t.device)].to(dtype) for tensor in self._table)
+        rows = tuple(tensor[prompt.to(x_t.device)].to(dtype) for tensor in table)
         output: Tensor = self._call(x_t.to(dtype), t, self._told(rows))
         return output
 

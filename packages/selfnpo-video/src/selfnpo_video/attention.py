@@ -77,24 +77,6 @@ def memory_efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-class _Outline(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *_gradients: Tensor) -> Any:
-        raise NotImplementedError("an outline computes nothing")
-
-
-def outline(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Nothing but the output's shape, and kept for the backward what memory-efficient kernels keep: for sketches."""
-    out: Tensor = _Outline.apply(q, k, v)  # type: ignore[no-untyped-call]
-    return out
-
-
 KERNELS: dict[str, Kernel] = {"xformers": memory_efficient, "flash": flash}
 
 

@@ -39,7 +39,7 @@ from selfnpo_core.preference import Preference
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
 from selfnpo_core.training.hashing import weights_hash
-from selfnpo_video.attention import JointAttention, outline, use_attention
+from selfnpo_video.attention import use_attention
 from selfnpo_video.models import KNOWN, architecture, find_source, size_for
 from selfnpo_video.positions import Rotary, rotary_positions, window_at
 from selfnpo_video.shapes import ClipSize, Compression
@@ -179,7 +179,6 @@ class CogVideoX:
         made._describe(config, vae, scheduler, (frames, height, width), dtype)
         with torch.device("meta"):
             transformer = CogVideoXTransformer3DModel(**config).to(dtype).requires_grad_(False).eval()
-        transformer.set_attn_processor(JointAttention(outline))
         made.denoiser = transformer
         return made
 
@@ -291,11 +290,16 @@ class CogVideoX:
         )
 
     def _rotary_at(self, x_t: Tensor, first: int) -> Rotary | None:
+        if type(x_t) is not Tensor:  # of a simulation, whose tensors are worth nothing after it
+            return self._make_rotary(x_t, first)
         key = (x_t.shape[1], first, x_t.device)
         if key not in self._rotary:
-            found = rotary_positions(_unwrapped(self.denoiser), x_t.shape[1], *x_t.shape[3:], first=first)
-            self._rotary[key] = None if found is None else (found[0].to(x_t.device), found[1].to(x_t.device))
+            self._rotary[key] = self._make_rotary(x_t, first)
         return self._rotary[key]
+
+    def _make_rotary(self, x_t: Tensor, first: int) -> Rotary | None:
+        found = rotary_positions(_unwrapped(self.denoiser), x_t.shape[1], *x_t.shape[3:], first=first)
+        return None if found is None else (found[0].to(x_t.device), found[1].to(x_t.device))
 
 
 @torch.no_grad()

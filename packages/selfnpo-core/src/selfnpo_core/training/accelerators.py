@@ -49,7 +49,7 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
         together["deepspeed_plugin"] = _deepspeed_plugin(recipe, int(engine[-1]))
     else:
         together["cpu"] = cpu
-        handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False))
+        handlers.append(DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True))
     accelerator = Accelerator(
         mixed_precision="no" if engine.startswith("zero") else recipe.mixed_precision,
         gradient_accumulation_steps=recipe.grad_accumulation,

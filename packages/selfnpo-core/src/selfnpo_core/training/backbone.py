@@ -56,7 +56,8 @@ class Backbone(Protocol):
 
         Calls `self.denoiser` exactly once with B rows. It casts its inputs to the network's dtype itself and brings
         the rows of the table to x_t's device; autocast is on already where the recipe asks for it. The engine casts
-        the output to float32 and does not look at the dtype. Must work with and without gradients.
+        the output to float32 and does not look at the dtype. Must work with and without gradients, and on tensors
+        without numbers (`selfnpo_core.training.simulation`), of which it must keep none.
         """
 
     # A video family has two members more, for recipes with `chunk_frames`:

@@ -21,7 +21,7 @@ from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.rollouts import Teacher, make_source
+from selfnpo_core.training.rollouts import make_source, make_teacher
 from selfnpo_core.training.steps import Step, make_steps
 from selfnpo_core.training.student import make_student
 from selfnpo_core.training.together import joined
@@ -66,10 +66,9 @@ class Engine:
             backbone=backbone, weights=self.student, counter=self.counter, amp=AMP[recipe.mixed_precision]
         )
         self.generator = torch.Generator().manual_seed(self._seed(0))
-        strong = recipe.strong_guidance if recipe.needs_strong else None
         self.source = make_source(
             recipe,
-            Teacher(denoise=self.denoisers.teacher, weak=recipe.teacher_guidance, strong=strong),
+            make_teacher(recipe, self.denoisers.teacher),
             backbone.schedule,
             shape=tuple(backbone.latent_shape),
             num_prompts=num_prompts,

@@ -1,27 +1,25 @@
 """What a run will cost, before it runs: parameters, memory by part, forwards an update.
 
-Weights, gradients and optimizer states are counted. Activations are measured: one forward of one row, and the bytes
-that autograd keeps for the backward pass, times the batch size. Not in it: the allocator's own losses, work space of
-kernels, and, under gradient checkpointing, the one block that is recomputed at a time.
+Weights and optimizer states are counted. What an update holds besides is the peak of its simulation on shapes alone
+(`simulation`), as it would run on the CPU. Not in it: the allocator's own losses, work space of kernels, and what
+ZeRO-3 gathers ahead of its use.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.guidance import NULL
 from selfnpo_core.profiling import available
-from selfnpo_core.training.accelerators import AMP
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
 from selfnpo_core.training.student import Student, make_student
-from selfnpo_core.training.updates import Denoisers, RowCounter, check_window, reference_rows, teacher_rows
+from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}
 
@@ -77,7 +75,7 @@ class DryRun:
 
 
 def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processes: int = 1) -> DryRun:
-    """Build the trained weights, measure one row, and take everything away again.
+    """Build the trained weights and run an update, both on shapes alone, and take everything away again.
 
     The backbone may be on the meta device, without weights: the figures are the same. Memory is that of one of so many
     processes, which share what the recipe's engine splits.
@@ -87,23 +85,24 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
     network_parameters = sum(p.numel() for p in base.parameters())
     base_bytes = _bytes_of(base)
     backbone.embed(list(prompts[:1]))
-    with torch.device("meta") if next(base.parameters()).is_meta else nullcontext():
-        student = make_student(backbone, recipe, sharded=False)
-    try:
-        activations = _activation_bytes(backbone, student, recipe) * recipe.batch_size
-        memory = (
-            *_weights(student, recipe, base_bytes, processes),
-            *_rest(backbone, recipe, len(prompts), processes),
-        )
-        trained = student.trained_parameters
-    finally:
-        student.close()
+    with replaced([base], on_meta):
+        with torch.device("meta"):
+            student = make_student(backbone, recipe, sharded=False)
+        try:
+            trained = student.trained_parameters
+            memory = (
+                *_weights(student, recipe, base_bytes, processes),
+                *_rest(backbone, recipe, len(prompts), processes),
+                *_update(backbone, student, recipe, processes),
+            )
+        finally:
+            student.close()
     return DryRun(
         recipe=recipe,
         processes=processes,
         network_parameters=network_parameters,
         trained_parameters=trained,
-        memory=(*memory, Part(name=f"activations of {recipe.batch_size} rows (measured)", bytes=activations)),
+        memory=memory,
         teacher_rows=teacher_rows(recipe),
         base_rows=reference_rows(recipe),
     )
@@ -191,10 +190,14 @@ def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device, process
         )
 
 
-def _weights(student: Student, recipe: Recipe, base_bytes: int, processes: int) -> tuple[Part, ...]:
+def _stage(recipe: Recipe) -> int:
     """ZeRO splits the optimizer's state (stage 1), gradients too (2), and all weights but a LoRA's (3) (1910.02054)."""
-    trained, full = 4 * student.trained_parameters, recipe.train == "full"
-    stage = int(recipe.engine[-1]) if recipe.engine.startswith("zero") else 0
+    return int(recipe.engine[-1]) if recipe.engine.startswith("zero") else 0
+
+
+def _weights(student: Student, recipe: Recipe, base_bytes: int, processes: int) -> tuple[Part, ...]:
+    """What lies there from the first update to the last."""
+    trained, full, stage = 4 * student.trained_parameters, recipe.train == "full", _stage(recipe)
     kind = "" if full else " LoRA"
 
     def share(count: int, least: int) -> int:
@@ -206,15 +209,34 @@ def _weights(student: Student, recipe: Recipe, base_bytes: int, processes: int) 
         Part(name="base weights", bytes=share(base_bytes, 3), on_device=not recipe.offload_parameters),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"teacher{kind}, float32", bytes=own),
-        Part(name="gradients, float32", bytes=share(trained, 2)),
         Part(name=f"optimizer, {recipe.optimizer}", bytes=state, on_device=not recipe.offload_optimizer),
     ]
     if stage:
         copy = share(trained, 1)
         parts.append(Part(name="ZeRO's copy of the student", bytes=copy, on_device=not recipe.offload_optimizer))
-    if full and recipe.mixed_precision != "no":
-        parts.append(Part(name=f"weights cast to {recipe.mixed_precision}", bytes=trained // 2))
+    if _keeps_gradients(recipe, processes):
+        parts.append(Part(name="gradients, float32", bytes=share(trained, 2)))
     return tuple(parts)
+
+
+def _keeps_gradients(recipe: Recipe, processes: int) -> bool:
+    """Whether gradients lie there at all times; else each is made in the backward pass and gone after the step."""
+    return _stage(recipe) > 0 or processes > 1 or recipe.grad_accumulation > 1
+
+
+def _update(backbone: Backbone, student: Student, recipe: Recipe, processes: int) -> tuple[Part, ...]:
+    """What comes and goes with every update."""
+    own = not _keeps_gradients(recipe, processes)
+    peak = simulated_peak(backbone, student, recipe, gradients=own)
+    on_gpu = recipe.device != "cpu" and torch.cuda.is_available()
+    if recipe.optimizer == "adamw" and on_gpu and not recipe.offload_optimizer:  # its step makes one more copy
+        peak = max(peak, 4 * student.trained_parameters * (2 if own else 1))
+    what = "activations and gradients" if own else "activations"
+    samples = 2 * recipe.update_rows * math.prod(backbone.latent_shape) * 4
+    return (
+        Part(name=f"{recipe.update_rows} samples, drawn and advanced", bytes=samples),
+        Part(name=f"{what} of {recipe.batch_size} rows (simulated)", bytes=peak),
+    )
 
 
 def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int, processes: int) -> tuple[Part, ...]:
@@ -228,29 +250,6 @@ def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int, processes: int) 
     each, own = math.prod(backbone.latent_shape) * 4, -(-recipe.pool_size // processes)
     name = f"pool, {own} trajectories of {_size(each)}"
     return embeddings, Part(name=name, bytes=own * each, on_device=recipe.pool_device == "device")
-
-
-def _activation_bytes(backbone: Backbone, student: Student, recipe: Recipe) -> int:
-    """Bytes that autograd keeps of the student's forward of one row, without the weights themselves."""
-    device = next(student.network.parameters()).device
-    weights = {tensor.untyped_storage()._cdata for tensor in student.network.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    denoisers = Denoisers(backbone=backbone, weights=student, counter=RowCounter(), amp=AMP[recipe.mixed_precision])
-    frames, *rest = backbone.latent_shape
-    first = None if recipe.chunk_frames is None else 0
-    x = torch.zeros((1, recipe.chunk_frames or frames, *rest), device=device)
-    t = backbone.schedule.grid(recipe.grid_steps)[:1].to(device)
-    prompt = torch.full((1,), NULL, device=device)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        denoisers.student(x, t, prompt, first)
-    return sum(kept.values())
 
 
 def _bytes_of(network: nn.Module) -> int:

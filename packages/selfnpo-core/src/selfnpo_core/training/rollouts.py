@@ -63,6 +63,12 @@ class Teacher:
         return Look(x_t=x_t, t=t, prompt=prompt, weak=weak, strong=strong)
 
 
+def make_teacher(recipe: Recipe, denoise: Denoise) -> Teacher:
+    """The teacher that the recipe's objective asks."""
+    strong = recipe.strong_guidance if recipe.needs_strong else None
+    return Teacher(denoise=denoise, weak=recipe.teacher_guidance, strong=strong)
+
+
 class Source(ABC):
     """Draws the rows of one update, then yields the teacher's looks at this process's, `batch_size` rows at a time."""
 

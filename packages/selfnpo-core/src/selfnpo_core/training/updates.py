@@ -95,8 +95,7 @@ class Denoisers:
 
     def _estimate(self, role: Role, x_t: Tensor, t: Tensor, prompt: Tensor, first: int | None = None) -> Estimate:
         self.counter.add(role, len(x_t))
-        kind = "cpu" if x_t.is_meta else x_t.device.type  # autocast does not know meta
-        with torch.autocast(kind, dtype=self.amp, enabled=self.amp is not None):
+        with torch.autocast(x_t.device.type, dtype=self.amp, enabled=self.amp is not None):
             if first is None:
                 output = self.backbone.predict(x_t, t, prompt)
             else:

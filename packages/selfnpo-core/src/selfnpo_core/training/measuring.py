@@ -1,0 +1,59 @@
+"""What a recipe is seen to cost on this machine: memory and time of its updates, beside the estimate of `dry_run`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfnpo_core.profiling import peak_tensor_bytes
+from selfnpo_core.training.accelerators import AMP, make_accelerator
+from selfnpo_core.training.backbone import Backbone
+from selfnpo_core.training.engine import Engine
+from selfnpo_core.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """bytes: the most held at once on the training device, pool and prompts' embeddings in host memory left out.
+    seconds: of the fastest update."""
+
+    bytes: int
+    seconds: float
+
+
+def measure(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], updates: int = 3) -> Cost:
+    """Train for a few updates, of which the first is not looked at, and put nothing on the disk."""
+    accelerator = make_accelerator(recipe)
+    backbone.use_attention(recipe.attention, AMP[recipe.mixed_precision])
+    backbone.embed(list(prompts))
+    engine = Engine(backbone, recipe, len(prompts), accelerator)
+    try:
+        engine.warm_up()
+        made = engine.updates()
+        next(made)
+        if accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(accelerator.device)
+            seconds = min(next(made).seconds for _ in range(updates))
+            return Cost(bytes=torch.cuda.max_memory_allocated(accelerator.device), seconds=seconds)
+        held = _held(engine)
+        peak = peak_tensor_bytes(lambda: next(made), grad=True)
+        seconds = min(next(made).seconds for _ in range(updates))  # without the profiler
+        return Cost(bytes=held + peak, seconds=seconds)
+    finally:
+        engine.close()
+
+
+def _held(engine: Engine) -> int:
+    """Bytes of what lies in memory between two updates of one process on the CPU."""
+    tensors: list[Tensor] = []
+    for role in ("student", "teacher", "base"):
+        with engine.student.role(role):  # type: ignore[arg-type]
+            network = engine.backbone.denoiser
+        tensors += [*network.parameters(), *network.buffers()]
+    tensors += [weight.grad for weight in engine.student.parameters.values() if weight.grad is not None]
+    tensors += engine.steps.state(keep=True)[0].values()
+    if engine.recipe.pool_device == "device":
+        tensors += engine.source.state_dict().values()
+    sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(sizes.values())

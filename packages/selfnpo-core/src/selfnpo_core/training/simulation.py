@@ -1,0 +1,116 @@
+"""An update on shapes alone, to know what it will hold in memory before any weight is read.
+
+torch's FakeTensorMode answers each operation with a tensor that has a shape and a type and no numbers. The update runs
+under it as it would on the CPU: forward passes of the teacher and the student, the loss, the backward pass, with
+autocast and gradient checkpointing where the recipe has them.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from selfnpo_core.training.accelerators import AMP
+from selfnpo_core.training.backbone import Backbone
+from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.rollouts import make_teacher
+from selfnpo_core.training.student import Student
+from selfnpo_core.training.updates import Denoisers, Noised, RowCounter, update_loss
+
+
+class HeldBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made within it: `now`, and at the `peak`. Those of `known` count as nothing."""
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._seen:
+            return
+        self._seen.add(storage._cdata)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, key: int, count: int) -> None:
+        self._seen.discard(key)
+        self.now -= count
+
+
+@contextmanager
+def replaced(networks: Iterable[nn.Module], make: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """Within the block other tensors, made from them, stand for these networks' weights and buffers."""
+    before: list[tuple[dict[str, Any], str, Tensor]] = []
+    others: dict[int, Tensor] = {}
+    for module in {module for network in networks for module in network.modules()}:
+        for table in (module._parameters, module._buffers):
+            before += [(table, name, tensor) for name, tensor in table.items() if tensor is not None]
+    for table, name, tensor in before:
+        if id(tensor) not in others:
+            made = make(tensor.detach())
+            is_weight = isinstance(tensor, nn.Parameter)
+            others[id(tensor)] = nn.Parameter(made, requires_grad=tensor.requires_grad) if is_weight else made
+        table[name] = others[id(tensor)]
+    try:
+        yield list(others.values())
+    finally:
+        for table, name, tensor in before:
+            table[name] = tensor
+
+
+def on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, gradients: bool) -> int:
+    """The most bytes that one part of an update holds beyond weights and optimizer.
+
+    gradients: whether those of the weights are among them; else each is gone as soon as it is made.
+    """
+    networks = []
+    for role in ("student", "teacher", "base"):
+        with student.role(role):  # type: ignore[arg-type]
+            networks.append(backbone.denoiser)
+    denoisers = Denoisers(backbone=backbone, weights=student, counter=RowCounter(), amp=AMP[recipe.mixed_precision])
+    rows, timesteps = recipe.batch_size, backbone.schedule.grid(recipe.grid_steps)[:2].tolist()
+    backbone.schedule.at(torch.tensor(timesteps[:1]), like=torch.empty(1))  # it keeps its tables, which must be real
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        replaced(networks, lambda tensor: torch.empty_like(tensor, device="cpu")) as weights,
+        HeldBytes(weights) as held,
+    ):
+        if not gradients:
+            for weight in weights:
+                if weight.requires_grad:
+                    weight.register_post_accumulate_grad_hook(_drop)
+        x = torch.empty((rows, *backbone.latent_shape))
+        s, t = (torch.full((rows,), at) for at in timesteps)
+        prompt = torch.zeros(rows, dtype=torch.long)
+        with torch.no_grad():
+            look = make_teacher(recipe, denoisers.teacher).look(x, t, prompt)
+        noised = Noised(look=look, x_s=torch.empty_like(x), s=s, prompt=prompt)
+        if recipe.chunk_frames is not None:
+            noised = noised.window(0, recipe.chunk_frames)
+        update_loss(noised, denoisers, recipe).backward()
+        return held.peak
+
+
+def _drop(weight: Tensor) -> None:
+    weight.grad = None
