@@ -30,6 +30,12 @@ def command(arguments: list[str], processes: int, *, launcher: bool = True) -> l
     return [*start, str(SCRIPT), *arguments]
 
 
+def deepspeed(arguments: list[str], processes: int) -> list[str]:
+    """The same by DeepSpeed's launcher, which adds `--local_rank`."""
+    start = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(processes)]
+    return [*start, "--master_port", str(free_port()), str(SCRIPT), *arguments]
+
+
 def launch(arguments: list[str], processes: int, *, launcher: bool = True) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(arguments, processes, launcher=launcher),

@@ -1,6 +1,7 @@
 """Runs of the real command on a tiny CogVideoX that are killed, damaged, or left alone by the disk or a process."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny import cogvideox
-from tests.tools.launching import ROOT, command, environment, free_port
+from tests.tools.launching import ROOT, command, deepspeed, environment, free_port
 
 SETTINGS = {
     "steps": 8,
@@ -236,13 +237,25 @@ def test_a_signal_to_one_of_two_processes_saves_and_ends_both(model, tmp_path, n
     assert int(saved.name.removeprefix("step-")) == len(history(run))
 
 
+def signal_all(launcher: subprocess.Popen[str]) -> None:
+    """As Ctrl-C in a terminal: the launcher and the processes get it, and the launcher hands it on once more."""
+    os.killpg(launcher.pid, signal.SIGINT)
+
+
+def signal_launcher(launcher: subprocess.Popen[str]) -> None:
+    launcher.send_signal(signal.SIGTERM)
+
+
 @pytest.mark.slow
-def test_a_signal_to_the_launcher_saves_and_ends_with_an_error(model, tmp_path):
+@pytest.mark.parametrize(("start", "stop"), [(command, signal_launcher), (deepspeed, signal_all)])
+def test_a_signal_to_the_launcher_saves_and_ends_with_an_error(model, tmp_path, start, stop):
     run = tmp_path / "run"
     words = ["--model", str(model), "--output", str(run), *sets(grad_accumulation=1, steps=100_000, checkpoint_every=0)]
-    launcher = subprocess.Popen(command(words, 2), env=environment(), stderr=subprocess.PIPE, text=True)
+    launcher = subprocess.Popen(
+        start(words, 2), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     wait_for_updates(run, launcher)
-    launcher.send_signal(signal.SIGTERM)
+    stop(launcher)
     _, said = launcher.communicate(timeout=120)
     assert launcher.returncode not in (0, None)
     assert "stopped and saved after update" in said

@@ -122,6 +122,44 @@ def test_a_signal_finishes_the_update_saves_and_says_how_to_go_on(tmp_path, numb
     assert_same_run(run(tmp_path / "whole"), tmp_path / "run", 4)
 
 
+def test_a_signal_that_comes_while_the_processes_ask_one_another_is_not_lost(tmp_path, monkeypatch):
+    from selfnpo_core.training import trainer
+
+    asked = []
+
+    def largest(value, device):
+        asked.append(value)
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    monkeypatch.setattr(trainer, "largest", largest)
+    with pytest.raises(Interrupted) as error:
+        run(tmp_path / "run")
+    assert error.value.exit_code == 143
+    assert asked[-1] == signal.SIGTERM
+    assert len(asked) == 3
+
+
+REPEATED = """
+import os, signal
+from selfnpo_core.training.stopping import StopSignals
+
+with StopSignals() as signals:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    print(int(signals.received))
+"""
+
+
+@pytest.mark.parametrize(("launched", "end"), [({"RANK": "0"}, "2"), ({}, "")])
+def test_a_second_signal_stops_at_once_unless_it_may_be_a_launchers(launched, end):
+    own = {name: value for name, value in os.environ.items() if name != "RANK"}
+    done = subprocess.run([sys.executable, "-c", REPEATED], env={**own, **launched}, capture_output=True, text=True)
+    assert done.stdout.strip() == end
+    assert done.returncode == (0 if launched else -signal.SIGTERM), done.stderr
+
+
 KILLED = """
 import os, pathlib, signal, sys
 from selfnpo_core.training import checkpoint, files, trainer

@@ -1,5 +1,10 @@
-"""Ctrl-C and SIGTERM: finish the update, save, say how to go on. A second signal stops at once."""
+"""Ctrl-C and SIGTERM: finish the update, save, say how to go on.
 
+A second signal stops a run at once, unless a launcher started it: launchers hand on what they get once or more often
+(`deepspeed` sends SIGINT and SIGTERM within a tenth of a second), and kill by themselves what does not end.
+"""
+
+import os
 import signal
 import threading
 from types import FrameType
@@ -16,12 +21,17 @@ class Interrupted(RunError):
         self.exit_code = exit_code
 
 
+def interrupted_by(number: int, message: str) -> Interrupted:
+    return Interrupted(message, 128 + number)
+
+
 class StopSignals:
     """Within its `with` block, SIGINT and SIGTERM only set `received`. Threads other than the main one see none."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._launched = "RANK" in os.environ
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -35,10 +45,7 @@ class StopSignals:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        before = self._before.get(number, signal.SIG_DFL)
-        signal.signal(number, before if before is not None else signal.SIG_DFL)
-
-    def interruption(self, message: str) -> Interrupted:
-        assert self.received is not None
-        return Interrupted(message, 128 + self.received)
+        self.received = self.received or number
+        if not self._launched:
+            before = self._before.get(number, signal.SIG_DFL)
+            signal.signal(number, before if before is not None else signal.SIG_DFL)

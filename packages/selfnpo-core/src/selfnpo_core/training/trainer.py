@@ -28,7 +28,7 @@ from selfnpo_core.training.npo_folder import NpoConfig, write_npo
 from selfnpo_core.training.pictures import sample_grid
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import RunFolder, holds_run
-from selfnpo_core.training.stopping import StopSignals
+from selfnpo_core.training.stopping import StopSignals, interrupted_by
 from selfnpo_core.training.student import lora_target_modules
 from selfnpo_core.training.together import is_main, largest, on_main, shared_out
 from selfnpo_core.training.updates import check_window
@@ -189,14 +189,14 @@ class Trainer:
             )
 
     def _stop_if_asked(self) -> None:
-        self._signals.received = largest(self._signals.received or 0, self.accelerator.device) or None
-        if self._signals.received is None:
+        number = largest(self._signals.received or 0, self.accelerator.device)
+        if not number:  # a signal that came while the processes asked one another is for the next time
             return
         step = self.engine.step
         if step:
             self._save()
         done = f"stopped and saved after update {step}" if step else "stopped before the first update"
-        raise self._signals.interruption(f"{done} in {self.folder.path}: go on with the same command and --resume")
+        raise interrupted_by(number, f"{done} in {self.folder.path}: go on with the same command and --resume")
 
     def _save(self) -> None:
         """A checkpoint and the npo folder as they are now, each once a step."""
