@@ -24,6 +24,7 @@ from selfnpo_core.loading import best_device
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
 from selfnpo_core.training.hashing import weights_hash
+from selfnpo_core.training.storage import compute_dtype
 from selfnpo_image.families import Kind, check_scheduler
 from selfnpo_image.loading import load_pipeline, local
 from selfnpo_image.models import find_source
@@ -131,7 +132,7 @@ class ImageBackbone:
         table = tuple(tensor.to(x_t.device) for tensor in self._table)
         if type(x_t) is Tensor:  # else a simulation, whose tensors are worth nothing after it
             self._table = table
-        dtype = next(p.dtype for name, p in self.denoiser.named_parameters() if ".lora_" not in name)
+        dtype = compute_dtype(self.denoiser)
         rows = tuple(tensor[prompt.to(x_t.device)].to(dtype) for tensor in table)
         output: Tensor = self._call(x_t.to(dtype), t, self._told(rows))
         return output

@@ -39,6 +39,7 @@ from selfnpo_core.preference import Preference
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
 from selfnpo_core.training.hashing import weights_hash
+from selfnpo_core.training.storage import compute_dtype
 from selfnpo_video.attention import use_attention
 from selfnpo_video.models import KNOWN, architecture, find_source, size_for
 from selfnpo_video.positions import Rotary, rotary_positions, window_at
@@ -223,7 +224,7 @@ class CogVideoX:
     def predict_window(self, x_t: Tensor, t: Tensor, prompt: Tensor, *, first: int) -> Tensor:
         """As `predict`, x_t being a window that begins at latent frame `first` of the clip."""
         assert self._table is not None, "embed() comes before predict()"
-        dtype = next(p.dtype for name, p in self.denoiser.named_parameters() if ".lora_" not in name)
+        dtype = compute_dtype(self.denoiser)
         context = self._table[prompt.to(self._table.device)].to(x_t.device, dtype)
         with window_at(_unwrapped(self.denoiser), first):
             output: Tensor = self.denoiser(

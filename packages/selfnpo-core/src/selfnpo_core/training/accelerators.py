@@ -78,6 +78,8 @@ def check_engine(recipe: Recipe, processes: int) -> str:
     if recipe.engine == "fsdp2":
         raise InputError("engine fsdp2 is not supported: use zero3, which splits the same tensors over the processes")
     _check_packages(recipe)
+    if recipe.group_offload and (recipe.device == "cpu" or not cuda):
+        raise InputError("group_offload keeps weights off a GPU, and here is none: leave it out")
     if recipe.engine.startswith("zero") and "RANK" not in os.environ:
         raise InputError(
             f"engine {recipe.engine} needs a launcher, also on one GPU: deepspeed --num_gpus 1 tools/train.py …, or "
@@ -89,7 +91,7 @@ def check_engine(recipe: Recipe, processes: int) -> str:
         return "ddp" if processes > 1 else "single"
     if fp16:
         raise InputError(f"engine {recipe.engine} keeps float32 copies of bf16 at most: use mixed_precision bf16")
-    if recipe.optimizer != "adamw":
+    if recipe.optimizer == "adamw8bit":
         raise InputError(f"optimizer {recipe.optimizer} cannot be split by DeepSpeed: use adamw, or engine ddp")
     if recipe.offload_parameters and recipe.engine != "zero3":
         raise InputError("offload_parameters needs engine zero3, which alone splits the weights")
@@ -153,8 +155,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
         "betas": (recipe.adam_beta1, recipe.adam_beta2),
         "weight_decay": recipe.weight_decay,
     }
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **settings)
+    if recipe.optimizer != "adamw8bit":
+        return torch.optim.AdamW(parameters, **settings, fused=recipe.optimizer == "adamw_fused" or None)
     import bitsandbytes
 
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **settings)
@@ -178,7 +180,9 @@ def seed_for(*parts: int) -> int:
 def _check_packages(recipe: Recipe) -> None:
     wanted: dict[str, str] = {name: name for name in recipe.trackers}
     if recipe.optimizer == "adamw8bit":
-        wanted["adamw8bit"] = "bitsandbytes"
+        wanted["optimizer adamw8bit"] = "bitsandbytes"
+    if recipe.base_storage == "int8":
+        wanted["base_storage int8"] = "torchao"
     if recipe.engine.startswith("zero"):
         wanted[f"engine {recipe.engine}"] = "deepspeed"
     for setting, package in wanted.items():

@@ -23,6 +23,7 @@ from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_source, make_teacher
 from selfnpo_core.training.steps import Step, make_steps
+from selfnpo_core.training.storage import place
 from selfnpo_core.training.student import make_student
 from selfnpo_core.training.together import joined
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
@@ -58,8 +59,10 @@ class Engine:
         self.backbone, self.recipe, self.accelerator = backbone, recipe, accelerator
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self.step, self.skipped, self.counter = 0, 0, RowCounter()
-        self.student = make_student(backbone, recipe)
-        self.student.network.to(accelerator.device).eval()  # no dropout: teacher and student answer alike
+        offload = accelerator.device if recipe.group_offload else None
+        self.student = make_student(backbone, recipe, offload=offload)
+        place(self.student.network, accelerator.device, offloaded=recipe.group_offload)
+        self.student.network.eval()  # no dropout: teacher and student answer alike
         self.steps = make_steps(accelerator, recipe, self.student.network, self.student.parameters)
         self.student.use(self.steps.network)
         self.denoisers = Denoisers(

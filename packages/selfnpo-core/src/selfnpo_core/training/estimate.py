@@ -5,6 +5,7 @@ Weights and optimizer states are counted. What an update holds besides is the pe
 ZeRO-3 gathers ahead of its use.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
 from selfnpo_core.training.student import Student, make_student
 from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
 
-OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}
+OPTIMIZER_BYTES = {"adamw": 8, "adamw_fused": 8, "adamw8bit": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +84,20 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
     check_window(backbone, recipe)
     base = backbone.denoiser
     network_parameters = sum(p.numel() for p in base.parameters())
-    base_bytes = _bytes_of(base)
     backbone.embed(list(prompts[:1]))
     with replaced([base], on_meta):
-        with torch.device("meta"):
-            student = make_student(backbone, recipe, sharded=False)
+        backbone.denoiser = copy.deepcopy(base)  # whose layers may be changed for good
         try:
+            with torch.device("meta"):
+                student = make_student(backbone, recipe, sharded=False)
             trained = student.trained_parameters
             memory = (
-                *_weights(student, recipe, base_bytes, processes),
+                *_weights(student, recipe, processes),
                 *_rest(backbone, recipe, len(prompts), processes),
                 *_update(backbone, student, recipe, processes),
             )
         finally:
-            student.close()
+            backbone.denoiser = base
     return DryRun(
         recipe=recipe,
         processes=processes,
@@ -145,6 +146,9 @@ def _savings(backbone: Backbone, recipe: Recipe) -> Iterator[dict[str, Any]]:
     if recipe.rollout == "pool" and recipe.pool_device == "device":
         changes["pool_device"] = "cpu"
         yield dict(changes)
+    if recipe.train == "lora" and recipe.engine in ("auto", "ddp") and recipe.base_storage == "same":
+        changes["base_storage"] = "fp8"
+        yield dict(changes)
     if recipe.engine.startswith("zero") and not recipe.offload_optimizer:
         changes["offload_optimizer"] = True
         yield dict(changes)
@@ -167,6 +171,8 @@ def out_of_memory(backbone: Backbone, recipe: Recipe, device: torch.device) -> s
             ("pool_device=cpu", recipe.pool_device == "cpu"),
             ("offload_optimizer=true with engine=zero2", recipe.offload_optimizer),
             ("train=lora", recipe.train == "lora"),
+            ("base_storage=fp8", recipe.train == "full" or recipe.base_storage != "same"),
+            ("group_offload=true", recipe.train == "full" or recipe.group_offload),
         )
         if not on
     ]
@@ -195,9 +201,12 @@ def _stage(recipe: Recipe) -> int:
     return int(recipe.engine[-1]) if recipe.engine.startswith("zero") else 0
 
 
-def _weights(student: Student, recipe: Recipe, base_bytes: int, processes: int) -> tuple[Part, ...]:
+def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ...]:
     """What lies there from the first update to the last."""
     trained, full, stage = 4 * student.trained_parameters, recipe.train == "full", _stage(recipe)
+    with student.role("base"):
+        base = student.backbone.denoiser
+    in_host = recipe.offload_parameters or recipe.group_offload
     kind = "" if full else " LoRA"
 
     def share(count: int, least: int) -> int:
@@ -206,7 +215,7 @@ def _weights(student: Student, recipe: Recipe, base_bytes: int, processes: int) 
     state = share(OPTIMIZER_BYTES[recipe.optimizer] * trained // 4, 1)
     own = share(trained, 3) if full else trained
     parts = [
-        Part(name="base weights", bytes=share(base_bytes, 3), on_device=not recipe.offload_parameters),
+        Part(name="base weights", bytes=share(_bytes_of(base), 3), on_device=not in_host),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"teacher{kind}, float32", bytes=own),
         Part(name=f"optimizer, {recipe.optimizer}", bytes=state, on_device=not recipe.offload_optimizer),
@@ -214,6 +223,9 @@ def _weights(student: Student, recipe: Recipe, base_bytes: int, processes: int) 
     if stage:
         copy = share(trained, 1)
         parts.append(Part(name="ZeRO's copy of the student", bytes=copy, on_device=not recipe.offload_optimizer))
+    if recipe.group_offload:  # a block's stay for its backward pass, and the next one's are on their way
+        blocks = (block for m in base.modules() if isinstance(m, nn.ModuleList) for block in m)
+        parts.append(Part(name="base weights in use", bytes=2 * max((_bytes_of(block) for block in blocks), default=0)))
     if _keeps_gradients(recipe, processes):
         parts.append(Part(name="gradients, float32", bytes=share(trained, 2)))
     return tuple(parts)
@@ -253,7 +265,9 @@ def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int, processes: int) 
 
 
 def _bytes_of(network: nn.Module) -> int:
-    tensors = [*network.parameters(), *network.buffers()]
+    """Of its own weights, without adapters'."""
+    weights = [parameter for name, parameter in network.named_parameters() if ".lora_" not in name]
+    tensors = [*weights, *network.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from selfnpo_core.profiling import peak_tensor_bytes
 from selfnpo_core.training.accelerators import AMP, make_accelerator
@@ -55,5 +56,12 @@ def _held(engine: Engine) -> int:
     tensors += engine.steps.state(keep=True)[0].values()
     if engine.recipe.pool_device == "device":
         tensors += engine.source.state_dict().values()
-    sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(sizes.values())
+    plain = (part for tensor in tensors for part in _plain(tensor))
+    return sum({part.untyped_storage()._cdata: part.untyped_storage().nbytes() for part in plain}.values())
+
+
+def _plain(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a quantised one is made of, or it itself."""
+    if not is_traceable_wrapper_subclass(tensor.data):
+        return [tensor]
+    return [part for name in tensor.data.__tensor_flatten__()[0] for part in _plain(getattr(tensor.data, name))]

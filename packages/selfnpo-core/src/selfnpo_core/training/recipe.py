@@ -64,7 +64,9 @@ class Recipe(BaseModel):
     learning_rate: Rate = Field(1e-4)
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
     warmup_steps: Count = Field(0, description="updates over which the learning rate rises from zero")
-    optimizer: Literal["adamw", "adamw8bit"] = Field("adamw")
+    optimizer: Literal["adamw", "adamw_fused", "adamw8bit"] = Field(
+        "adamw", description="adamw_fused: one kernel, no copies; adamw8bit: its state in 8 bits"
+    )
     weight_decay: Rate = Field(1e-2)
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -101,6 +103,10 @@ class Recipe(BaseModel):
 
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = "no"
     gradient_checkpointing: bool = False
+    base_storage: Literal["same", "fp8", "int8"] = Field(
+        "same", description="how the frozen base under a LoRA lies in memory: as it is calculated with, or in 8 bits"
+    )
+    group_offload: bool = Field(False, description="the frozen base's layers in the host's memory until they are used")
     engine: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = "auto"
     offload_optimizer: bool = Field(False, description="ZeRO: the optimizer's state in the host's memory")
     offload_parameters: bool = Field(False, description="ZeRO-3: the weights' pieces in the host's memory")
@@ -144,12 +150,32 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"truncation_steps is {self.truncation_steps}, but must be less than grid_steps, {self.grid_steps}"
             )
+        self._check_base()
         if self.rollout == "full" and self.objective != "tdft":
             raise ValueError(
                 f"objective {self.objective} needs two estimates of one x_t, and rollout full has none: "
                 "use rollout pool or truncated"
             )
         return self
+
+    def _check_base(self) -> None:
+        """What may be done with the base's layers between their uses."""
+        moved = [key for key in ("base_storage", "group_offload") if getattr(self, key) not in ("same", False)]
+        for key in moved:
+            if self.train == "full":
+                raise ValueError(f"{key} is for the frozen base under a LoRA: leave it out, or use train lora")
+            if not self.gradient_checkpointing:
+                raise ValueError(
+                    f"{key} saves nothing without gradient_checkpointing, which alone lets go of a layer's weights "
+                    "between the forward and the backward pass: use both"
+                )
+            if self.engine.startswith(("zero", "fsdp")):
+                raise ValueError(f"{key} and engine {self.engine} both move the base's weights: use one of them")
+        if self.group_offload and self.sample_every:
+            raise ValueError(
+                "sample_every cannot draw with weights in the host's memory (group_offload): set it to 0, and draw "
+                "from the run's npo folder"
+            )
 
     @property
     def update_rows(self) -> int:
@@ -182,6 +208,7 @@ FREE_ON_RESUME = frozenset(
         "engine",
         "offload_optimizer",
         "offload_parameters",
+        "group_offload",
         "process_timeout",
         "other_batch_on_resume",
         "gradient_checkpointing",

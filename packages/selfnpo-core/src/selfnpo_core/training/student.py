@@ -30,6 +30,7 @@ from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.files import save_tensors
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.sharding import collect, fill, pieces, release, whole
+from selfnpo_core.training.storage import give_back, offload_base, store_base
 from selfnpo_core.training.together import is_main, total
 
 Role = Literal["student", "teacher", "base"]
@@ -107,13 +108,16 @@ class Student(ABC):
 class LoraStudent(Student):
     """Two adapters on one base. Their weights are float32 even where the base's are not."""
 
-    def __init__(self, backbone: Backbone, recipe: Recipe):
+    def __init__(self, backbone: Backbone, recipe: Recipe, offload: torch.device | None = None):
         self.backbone, self.network = backbone, backbone.denoiser
         if any(isinstance(module, LoraLayer) for module in self.network.modules()):
             raise InputError("the model already carries a LoRA: fuse it or load the model without it")
         self.network.requires_grad_(False)
         self._base_norm = self._measure(self.network.parameters())
         self._targets = lora_target_modules(backbone, recipe.targets)
+        store_base(self.network, recipe.base_storage, backbone.name)
+        if offload is not None:
+            offload_base(self.network, offload, backbone.name)
         self._add_adapters(recipe)
         self._layers: list[Any] = [m for m in self.network.modules() if isinstance(m, LoraLayer)]
         named = dict(self.network.named_parameters())
@@ -179,6 +183,7 @@ class LoraStudent(Student):
 
     def close(self) -> None:
         self.backbone.denoiser = self.network
+        give_back(self.network)
         unload = getattr(self.network, "unload_lora", None)
         if unload is not None:
             unload()
@@ -314,14 +319,17 @@ class ShardedStudent(FullStudent):
             parameter.ds_tensor.data = piece
 
 
-def make_student(backbone: Backbone, recipe: Recipe, *, sharded: bool = True) -> Student:
+def make_student(
+    backbone: Backbone, recipe: Recipe, *, sharded: bool = True, offload: torch.device | None = None
+) -> Student:
     """The weights to be trained, put into the backbone, with gradient checkpointing if and only if the recipe asks.
 
     sharded: as the recipe's engine wants them; else as one process has them, to be looked at.
+    offload: the device to which layers of the base come when they are used; `None`: they stay where they are.
     """
     student: Student
     if recipe.train == "lora":
-        student = LoraStudent(backbone, recipe)
+        student = LoraStudent(backbone, recipe, offload)
     else:
         student = (ShardedStudent if sharded and recipe.engine == "zero3" else FullStudent)(backbone, recipe)
     if recipe.gradient_checkpointing:

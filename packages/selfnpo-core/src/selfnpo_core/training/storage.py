@@ -1,0 +1,112 @@
+"""How the frozen base under a LoRA lies in memory: as it was loaded, in 8 bits, or in the host's until it is used.
+
+    fp8    weights of linear and convolution layers are float8 (e4m3; 2209.05433) between uses, cast at each
+    int8   weights of linear layers are torchao's 8-bit integers with a scale a row
+
+Both leave out norms, patch and position embeddings, as diffusers' layerwise casting does, which itself is for inference
+only: it takes a convolution's weight away before the backward pass. An adapter on top learns against the rounded base,
+and what was rounded away is not kept anywhere.
+"""
+
+import re
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from selfnpo_core.errors import InputError
+
+FP8 = torch.float8_e4m3fn
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def compute_dtype(network: nn.Module) -> torch.dtype:
+    """The type that a network's layers calculate in: of its own weights, not of adapters or of what lies in 8 bits."""
+    own = (p for name, p in network.named_parameters() if ".lora_" not in name)
+    return next(p.dtype for p in own if p.dtype.is_floating_point and p.dtype.itemsize > 1)
+
+
+class _Cast(nn.Module):
+    """The weight that a layer calculates with, from the one that it keeps."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, kept: Tensor) -> Tensor:
+        return kept.to(self.dtype)
+
+
+def store_base(network: nn.Module, storage: str, name: str) -> None:
+    """Bring a frozen network into this form, before adapters are added. A network on the meta device is only to be
+    looked at: there the bytes are right, not the layers. Raises `InputError` for networks that are not diffusers'."""
+    if storage == "same" or _is_stored(network):
+        return
+    if not isinstance(network, ModelMixin):
+        raise InputError(f"the layers of {name} cannot lie in {storage}: leave base_storage out")
+    skipped, kinds = _skipped(network), (nn.Linear,) if storage == "int8" else LAYERS
+    layers = {path: m for path, m in network.named_modules() if isinstance(m, kinds) and not skipped.search(path)}
+    if storage == "fp8" or next(network.parameters()).is_meta:
+        cast = _Cast(compute_dtype(network))
+        for layer in layers.values():
+            layer.weight = nn.Parameter(layer.weight.to(FP8), requires_grad=False)
+            parametrize.register_parametrization(layer, "weight", cast, unsafe=True)
+        return
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(network, Int8WeightOnlyConfig(), filter_fn=lambda _, path: path in layers)
+
+
+def give_back(network: nn.Module) -> None:
+    """Ordinary layers again, of the rounded weights."""
+    dtype = compute_dtype(network)
+    for module in list(network.modules()):
+        if not isinstance(module, LAYERS):
+            continue
+        kept: Any = module.weight
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+        elif is_traceable_wrapper_subclass(kept.data):
+            kept = kept.dequantize()
+        else:
+            continue
+        module.weight = nn.Parameter(kept.detach().to(dtype), requires_grad=False)
+
+
+def offload_base(network: nn.Module, device: torch.device, name: str) -> None:
+    """Keep every layer of a frozen network in the host's memory and bring it to `device` for each use, the next one
+    while one works. To be called before adapters are added: those stay where they are put."""
+    if not hasattr(network, "enable_group_offload"):
+        raise InputError(f"the layers of {name} cannot wait in the host's memory: leave group_offload out")
+    made: Any = network
+    made.enable_group_offload(
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+        use_stream=device.type == "cuda",
+    )
+
+
+def place(network: nn.Module, device: torch.device, *, offloaded: bool) -> None:
+    """Bring a network to the training device; of an offloaded one, its adapters."""
+    if not offloaded:
+        network.to(device)
+        return
+    for path, parameter in network.named_parameters():
+        if ".lora_" in path:
+            parameter.data = parameter.data.to(device)
+
+
+def _is_stored(network: nn.Module) -> bool:
+    return any(p.dtype == FP8 or is_traceable_wrapper_subclass(p.data) for p in network.parameters())
+
+
+def _skipped(network: Any) -> re.Pattern[str]:
+    """Names of the layers that diffusers' layerwise casting leaves as they are."""
+    from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+
+    own = [network._keep_in_fp32_modules, network._skip_layerwise_casting_patterns]
+    return re.compile("|".join([*DEFAULT_SKIP_MODULES_PATTERN, *(text for some in own for text in some or ())]))
