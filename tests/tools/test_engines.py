@@ -10,8 +10,11 @@ from safetensors.torch import load_file
 from tests.tiny import cogvideox, sd15
 from tests.tools.launching import launch
 
-ENGINES = {"single": ("auto", 1), "ddp": ("auto", 2), "zero2": ("zero2", 2), "zero3": ("zero3", 2)}
+ENGINES = {"single": ("auto", 1), "ddp": ("auto", 2), "zero2": ("zero2", 2), "zero3": ("zero3", 2), "fsdp2": ("fsdp2", 2)}
 ROWS, UPDATES = 4, 6
+MOVED_BY_ROUNDING = {f"transformer_blocks.{k}.attn1.norm_k.bias" for k in range(2)}
+"""What shifts all keys alike shifts a query's scores alike, which changes nothing: the gradient is zero but for
+rounding, and Adam makes steps of that."""
 
 
 def train(model: Path, output: Path, engine: str, *more: str, what: str = "lora", resume: bool = False) -> Path:
@@ -84,7 +87,7 @@ def assert_same_updates(one: Path, other: Path) -> None:
         assert mine.keys() == theirs.keys()
         for name, tensor in mine.items():
             torch.testing.assert_close(theirs[name].float(), tensor.float(), rtol=1e-4, atol=1e-5)
-    assert_near(weights(one), weights(other), 0.02)
+    assert_near(*({n: w for n, w in weights(run).items() if n not in MOVED_BY_ROUNDING} for run in (one, other)), 0.02)
     assert_near(state(one, "optimizer"), state(other, "optimizer"), 1e-3)
 
 
@@ -98,7 +101,7 @@ def assert_near(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_engines_make_the_same_updates(runs, engine):
     assert_same_updates(runs["single"], runs[engine])
     effect = [tensor for name, tensor in weights(runs[engine]).items() if "lora_B" in name]
@@ -125,11 +128,19 @@ def test_a_run_of_two_processes_goes_on_in_one(runs, models, tmp_path):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("storage", ["fp8", "int8"])
+def test_processes_share_a_base_in_8_bits(models, tmp_path, storage):
+    more = ("--set", f"base_storage={storage}", "--set", "gradient_checkpointing=true")
+    alone = train(models / "video", tmp_path / "single", "single", *more)
+    assert_same_updates(alone, train(models / "video", tmp_path / "ddp", "ddp", *more))
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", ["lora", "full"])
 @pytest.mark.parametrize("model", ["video", "image"])
 def test_every_engine_on_every_model(models, tmp_path, model, what):
     alone = train(models / model, tmp_path / "single", "single", what=what)
-    for engine in ("ddp", "zero2", "zero3"):
+    for engine in ("ddp", "zero2", "zero3", "fsdp2"):
         assert_same_updates(alone, train(models / model, tmp_path / engine, engine, what=what))
 
 

@@ -70,7 +70,8 @@ def _prepare_messages() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
     warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # we never merge into 8 bits
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it names each kernel that this machine cannot run
+    for library in ("torchao", "bitsandbytes"):  # they name each kernel that this machine cannot run
+        logging.getLogger(library).setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     shown = logging.StreamHandler(sys.stderr)
     shown.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("selfnpo_"))

@@ -42,7 +42,7 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
     GradientState._reset_state()
     together: dict[str, Any] = {}
     handlers: list[Any] = []
-    if processes > 1 or engine.startswith("zero"):
+    if processes > 1 or engine not in ("single", "ddp"):
         timeout = timedelta(seconds=recipe.process_timeout)
         handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timeout))
     if engine.startswith("zero"):
@@ -58,7 +58,8 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
         project_config=None if logs is None else ProjectConfiguration(str(logs.parent), logging_dir=str(logs)),
         **together,
     )
-    expected = {"single": {"NO"}, "ddp": {"MULTI_CPU", "MULTI_GPU"}}.get(engine, {"DEEPSPEED"})
+    several = {"MULTI_CPU", "MULTI_GPU"}
+    expected = {"single": {"NO"}, "ddp": several, "fsdp2": {*several, "NO"}}.get(engine, {"DEEPSPEED"})
     if (plugin := accelerator.state.deepspeed_plugin) is not None:
         plugin.dschf = None  # else transformers would load text encoders in pieces too
     got = accelerator.distributed_type.value
@@ -71,34 +72,33 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
 
 
 def check_engine(recipe: Recipe, processes: int) -> str:
-    """The engine by name ("single", "ddp", "zero1" to "zero3"), or `InputError` for what cannot be."""
+    """The engine by name ("single", "ddp", "fsdp2", "zero1" to "zero3"), or `InputError` for what cannot be."""
     fp16, cuda = recipe.mixed_precision == "fp16", torch.cuda.is_available()
     if fp16 and (recipe.device == "cpu" or not cuda):
         raise InputError("mixed_precision fp16 needs a CUDA GPU: use bf16 or no")
-    if recipe.engine == "fsdp2":
-        raise InputError("engine fsdp2 is not supported: use zero3, which splits the same tensors over the processes")
     _check_packages(recipe)
     if recipe.group_offload and (recipe.device == "cpu" or not cuda):
         raise InputError("group_offload keeps weights off a GPU, and here is none: leave it out")
-    if recipe.engine.startswith("zero") and "RANK" not in os.environ:
+    split = recipe.engine.startswith(("zero", "fsdp"))
+    if split and "RANK" not in os.environ:
         raise InputError(
             f"engine {recipe.engine} needs a launcher, also on one GPU: deepspeed --num_gpus 1 tools/train.py …, or "
             "torchrun --nproc-per-node 1 tools/train.py …"
         )
-    if not recipe.engine.startswith("zero"):
-        if recipe.offload_optimizer or recipe.offload_parameters:
-            raise InputError("offload_optimizer and offload_parameters are DeepSpeed's: use engine zero2 or zero3")
+    if not recipe.engine.startswith("zero") and (recipe.offload_optimizer or recipe.offload_parameters):
+        raise InputError("offload_optimizer and offload_parameters are DeepSpeed's: use engine zero2 or zero3")
+    if not split:
         return "ddp" if processes > 1 else "single"
     if fp16:
         raise InputError(f"engine {recipe.engine} keeps float32 copies of bf16 at most: use mixed_precision bf16")
     if recipe.optimizer == "adamw8bit":
-        raise InputError(f"optimizer {recipe.optimizer} cannot be split by DeepSpeed: use adamw, or engine ddp")
+        raise InputError(f"optimizer {recipe.optimizer} cannot be split by {recipe.engine}: use adamw, or engine ddp")
     if recipe.offload_parameters and recipe.engine != "zero3":
         raise InputError("offload_parameters needs engine zero3, which alone splits the weights")
-    if recipe.engine == "zero3" and recipe.sample_every:
+    if recipe.engine in ("zero3", "fsdp2") and recipe.sample_every:
         raise InputError(
-            "sample_every cannot draw while weights lie in pieces (engine zero3): leave it out, and draw from the "
-            "run's npo folder (tools/render.py)"
+            f"sample_every cannot draw while weights lie in pieces (engine {recipe.engine}): set it to 0, and draw "
+            "from the run's npo folder (tools/render.py)"
         )
     return recipe.engine
 

@@ -23,7 +23,6 @@ from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_source, make_teacher
 from selfnpo_core.training.steps import Step, make_steps
-from selfnpo_core.training.storage import place
 from selfnpo_core.training.student import make_student
 from selfnpo_core.training.together import joined
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
@@ -61,7 +60,7 @@ class Engine:
         self.step, self.skipped, self.counter = 0, 0, RowCounter()
         offload = accelerator.device if recipe.group_offload else None
         self.student = make_student(backbone, recipe, offload=offload)
-        place(self.student.network, accelerator.device, offloaded=recipe.group_offload)
+        self.student.place(accelerator.device)
         self.student.network.eval()  # no dropout: teacher and student answer alike
         self.steps = make_steps(accelerator, recipe, self.student.network, self.student.parameters)
         self.student.use(self.steps.network)

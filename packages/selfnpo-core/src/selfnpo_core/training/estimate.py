@@ -197,7 +197,12 @@ def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device, process
 
 
 def _stage(recipe: Recipe) -> int:
-    """ZeRO splits the optimizer's state (stage 1), gradients too (2), and all weights but a LoRA's (3) (1910.02054)."""
+    """ZeRO splits the optimizer's state (stage 1), gradients too (2), and all weights but a LoRA's (3) (1910.02054).
+
+    FSDP2 splits as stage 3 does, but leaves all of a LoRA whole.
+    """
+    if recipe.engine == "fsdp2":
+        return 3
     return int(recipe.engine[-1]) if recipe.engine.startswith("zero") else 0
 
 
@@ -209,18 +214,19 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
     in_host = recipe.offload_parameters or recipe.group_offload
     kind = "" if full else " LoRA"
 
-    def share(count: int, least: int) -> int:
-        return -(-count // processes) if stage >= least else count
+    def share(count: int, least: int, of_base: bool = False) -> int:
+        is_split = stage >= least and (of_base or full or recipe.engine != "fsdp2")
+        return -(-count // processes) if is_split else count
 
     state = share(OPTIMIZER_BYTES[recipe.optimizer] * trained // 4, 1)
     own = share(trained, 3) if full else trained
     parts = [
-        Part(name="base weights", bytes=share(_bytes_of(base), 3), on_device=not in_host),
+        Part(name="base weights", bytes=share(_bytes_of(base), 3, of_base=True), on_device=not in_host),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"teacher{kind}, float32", bytes=own),
         Part(name=f"optimizer, {recipe.optimizer}", bytes=state, on_device=not recipe.offload_optimizer),
     ]
-    if stage:
+    if recipe.engine.startswith("zero"):
         copy = share(trained, 1)
         parts.append(Part(name="ZeRO's copy of the student", bytes=copy, on_device=not recipe.offload_optimizer))
     if recipe.group_offload:  # a block's stay for its backward pass, and the next one's are on their way

@@ -136,6 +136,8 @@ def write_npo(
 
     `expected` are the trained tensors by the names in the file (a LoRA's without the network's prefix).
     """
+    if empty := [name for name, tensor in expected.items() if not tensor.numel()]:
+        raise RunError(f"{empty[0]} is empty: its pieces were not gathered from all processes, so nothing is written")
     with written_aside(folder) as aside:
         save_weights(aside)
         file = find_npo_file(aside)

@@ -1,8 +1,9 @@
-"""Tensors that ZeRO-3 holds in pieces (1910.02054): made whole for a while, averaged piece by piece.
+"""Tensors that ZeRO-3 (1910.02054) or FSDP2 (2304.11277) hold in pieces: made whole, averaged piece by piece.
 
 DeepSpeed keeps a rank's piece of a parameter as `ds_tensor`, flat and padded to equal lengths; `data` is whole while
-the parameter is in use, and always for those that it calls persistent. Ordinary tensors pass through unchanged. What
-is whole is the same on every rank, and all ranks must ask for it together.
+the parameter is in use, and always for those that it calls persistent. Under FSDP2 a parameter is a `DTensor`, cut
+along its first dimension. Ordinary tensors pass through unchanged. What is whole is the same on every rank, and all
+ranks must ask for it together.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,7 +11,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def split(network: nn.Module, device: torch.device, ignored: Iterable[nn.Parameter] = ()) -> None:
+    """FSDP2: each rank keeps a piece of every parameter but the ignored ones, and a block is whole while it works.
+
+    The parameters of the network are other objects afterwards. None stays whole between two forwards, so that what an
+    average or an optimizer does to the pieces is seen by the next.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size() if dist.is_initialized() else 1,))
+    options: dict[str, Any] = {"mesh": mesh, "ignored_params": set(ignored), "reshard_after_forward": True}
+    for blocks in network.children():
+        if isinstance(blocks, nn.ModuleList):
+            for block in blocks:
+                fully_shard(block, **options)
+    fully_shard(network, **options)
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -38,14 +58,32 @@ def whole(tensors: Iterable[Tensor], *, changed: bool = False) -> Iterator[None]
 def collect(
     tensors: Mapping[str, Tensor], keep: bool, change: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
 ) -> dict[str, Tensor]:
-    """Whole copies in the host's memory, made one by one, where they are to be kept; to be called everywhere."""
+    """Whole copies in the host's memory, made one by one, where they are to be kept; to be called everywhere.
+
+    change: what is kept of a tensor, called everywhere too.
+    """
     collected = {}
     for name, tensor in tensors.items():
         with whole([tensor]):
+            copy = change(name, entire(tensor.detach()))
             if keep:
-                copy = change(name, tensor.detach()).cpu()
-                collected[name] = copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
+                there = tensor.data_ptr() if type(tensor.data) is Tensor else None
+                copy = copy.cpu()
+                collected[name] = copy.clone() if copy.data_ptr() == there else copy
     return collected
+
+
+def entire(tensor: Tensor) -> Tensor:
+    """All of a `DTensor`; to be called everywhere."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(value: Tensor, tensor: Tensor) -> Tensor:
+    """A whole value, the same on every rank, cut as `tensor` is."""
+    if not isinstance(tensor, DTensor):
+        return value
+    mesh = tensor.device_mesh
+    return distribute_tensor(value.to(mesh.device_type), mesh, tensor.placements, src_data_rank=None)
 
 
 @torch.no_grad()
@@ -53,13 +91,16 @@ def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Set whole tensors, or the pieces of sharded ones. values: whole, the same on every rank."""
     for name, tensor in tensors.items():
         with whole([tensor], changed=True):
-            tensor.data.copy_(values[name])
+            tensor.data.copy_(like(values[name], tensor))
 
 
 def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
     """What this rank holds of them, each number once or, of persistent ones, in both of its places."""
     held: list[Tensor] = []
     for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            held.append(tensor.detach().to_local())
+            continue
         if is_sharded(tensor):
             held.append(tensor.ds_tensor)  # type: ignore[attr-defined]
         if _is_whole(tensor):

@@ -1,6 +1,7 @@
 """Backward passes and the optimizer's step, under each engine, and the optimizer's state in a form common to all.
 
     TorchSteps   one process, or several by data parallelism (DDP)
+    SplitSteps   FSDP2 (2304.11277): the base's weights in pieces, or all weights, gradients and the optimizer's state
     ZeroSteps    DeepSpeed's ZeRO (1910.02054), stages 1 to 3: optimizer, gradients, weights in pieces over the ranks
 
 The state holds whole tensors, named INDEX.KEY as in torch's own `state_dict`, so that any engine on any number of
@@ -19,11 +20,12 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from selfnpo_core.errors import RunError
 from selfnpo_core.training.accelerators import keep_whole, make_optimizer
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.sharding import is_sharded, whole
+from selfnpo_core.training.sharding import entire, is_sharded, like, whole
 from selfnpo_core.training.together import total
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -87,7 +89,11 @@ class TorchSteps(Steps):
         self, accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
     ):
         super().__init__(accelerator, recipe, parameters)
-        self.network, self.optimizer = accelerator.prepare(network, make_optimizer(parameters.values(), recipe))
+        frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+        network._ddp_params_and_buffers_to_ignore = frozen  # all have read the same base, which may lie in 8 bits
+        self.network, self.optimizer = accelerator.prepare(
+            network, make_optimizer(parameters.values(), recipe), device_placement=[False, True]
+        )
 
     def backward(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -95,13 +101,17 @@ class TorchSteps(Steps):
 
     def finish(self) -> Step:
         loss, scaler = self._loss(), self.accelerator.scaler
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm or math.inf))
+        norm = self._norm()
         broken = scaler is None and not (math.isfinite(loss) and math.isfinite(norm))
         if not broken:  # an fp16 scaler skips a step whose gradient is not finite, and tries a smaller scale
             self.optimizer.step()
         self.optimizer.zero_grad()
         moved = not broken and not self.optimizer.step_was_skipped
         return Step(loss=loss, grad_norm=norm, moved=moved, skipped=broken or not math.isfinite(loss))
+
+    def _norm(self) -> float:
+        """Of the gradient, which is clipped."""
+        return float(self.accelerator.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm or math.inf))
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -113,15 +123,35 @@ class TorchSteps(Steps):
         for index, values in self.optimizer.state_dict()["state"].items():
             for key, value in values.items():
                 target: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
-                target[f"{index}.{key}"] = value
+                target[f"{index}.{key}"] = entire(value) if isinstance(value, Tensor) else value
         return tensors, {"scalars": scalars}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         state: dict[int, dict[str, Any]] = {}
+        parameters = list(self.parameters.values())
         for name, value in {**tensors, **values["scalars"]}.items():
             index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
+            whole = isinstance(value, Tensor) and value.shape == parameters[int(index)].shape
+            state.setdefault(int(index), {})[key] = like(value, parameters[int(index)]) if whole else value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+class SplitSteps(TorchSteps):
+    """A network that torch's `fully_shard` has cut. A LoRA on it is whole on every rank, and so is averaged here."""
+
+    def __init__(
+        self, accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
+    ):
+        Steps.__init__(self, accelerator, recipe, parameters)
+        self.network = network
+        self.optimizer = accelerator.prepare_optimizer(make_optimizer(parameters.values(), recipe))
+
+    def _norm(self) -> float:
+        for parameter in self.parameters.values():
+            if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+                parameter.grad.copy_(total(parameter.grad) / self.accelerator.num_processes)
+        norm: Tensor = nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm or math.inf)
+        return float(entire(norm))
 
 
 class ZeroSteps(Steps):
@@ -249,6 +279,8 @@ def _own_piece(value: Tensor, parameter: Any) -> Tensor:
 def make_steps(
     accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> Steps:
-    """The engine that the accelerator stands for."""
-    kind = ZeroSteps if accelerator.distributed_type == DistributedType.DEEPSPEED else TorchSteps
+    """The engine that the accelerator and the recipe stand for."""
+    kind: type[TorchSteps | ZeroSteps] = SplitSteps if recipe.engine == "fsdp2" else TorchSteps
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        kind = ZeroSteps
     return kind(accelerator, recipe, network, parameters)

@@ -90,16 +90,6 @@ def offload_base(network: nn.Module, device: torch.device, name: str) -> None:
     )
 
 
-def place(network: nn.Module, device: torch.device, *, offloaded: bool) -> None:
-    """Bring a network to the training device; of an offloaded one, its adapters."""
-    if not offloaded:
-        network.to(device)
-        return
-    for path, parameter in network.named_parameters():
-        if ".lora_" in path:
-            parameter.data = parameter.data.to(device)
-
-
 def _is_stored(network: nn.Module) -> bool:
     return any(p.dtype == FP8 or is_traceable_wrapper_subclass(p.data) for p in network.parameters())
 

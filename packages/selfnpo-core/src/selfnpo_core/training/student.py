@@ -29,7 +29,7 @@ from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.files import save_tensors
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.sharding import collect, fill, pieces, release, whole
+from selfnpo_core.training.sharding import collect, entire, fill, pieces, release, split, whole
 from selfnpo_core.training.storage import give_back, offload_base, store_base
 from selfnpo_core.training.together import is_main, total
 
@@ -76,6 +76,10 @@ class Student(ABC):
     @abstractmethod
     def use(self, prepared: nn.Module) -> None:
         """Train through this wrapper of `network` (Accelerate's) from now on."""
+
+    def place(self, device: torch.device) -> None:
+        """Bring what is trained to the training device, before it is prepared."""
+        self.network.to(device)
 
     def before_close(self) -> None:  # noqa: B027
         """While the network is still prepared."""
@@ -128,6 +132,19 @@ class LoraStudent(Student):
             named[name].requires_grad_(True)
             named[_teacher_of(name)].requires_grad_(False).copy_(named[name].detach())
         self._activate([NPO])
+        self._split, self._offloaded = recipe.engine == "fsdp2", offload is not None
+        self._stored = recipe.base_storage != "same"
+
+    def place(self, device: torch.device) -> None:
+        """Adapters stay whole and on the device, whatever becomes of the base."""
+        if not self._split and not self._offloaded:
+            self.network.to(device)
+            return
+        adapters = [*self.parameters.values(), *self.teacher.values()]
+        for parameter in adapters:
+            parameter.data = parameter.data.to(device)
+        if self._split:
+            split(self.network, device, adapters)
 
     def _add_adapters(self, recipe: Recipe) -> None:
         alpha: Any = int(recipe.alpha) if recipe.alpha.is_integer() else recipe.alpha
@@ -183,7 +200,8 @@ class LoraStudent(Student):
 
     def close(self) -> None:
         self.backbone.denoiser = self.network
-        give_back(self.network)
+        if self._stored:
+            give_back(self.network)
         unload = getattr(self.network, "unload_lora", None)
         if unload is not None:
             unload()
@@ -233,7 +251,7 @@ class FullStudent(Student):
         """student − base, in bf16, whole, in the host's memory."""
 
         def change(name: str, student: Tensor) -> Tensor:
-            base = self._base[name].to(student.device, torch.float32)
+            base = entire(self._base[name].detach()).to(student.device, torch.float32)
             return (student.float() - base).to(torch.bfloat16)
 
         return collect(self.parameters, keep, change)
@@ -252,6 +270,26 @@ class FullStudent(Student):
 
     def close(self) -> None:
         self.backbone.denoiser = self.base
+
+
+class SplitStudent(FullStudent):
+    """Full weights under FSDP2: student, teacher and base are three networks in pieces."""
+
+    def place(self, device: torch.device) -> None:
+        for network in (self.network, self._teacher, self.base):
+            split(network, device)
+        self.parameters = dict(self.network.named_parameters())
+        self.teacher = dict(self._teacher.named_parameters())
+        self._base = dict(self.base.named_parameters())
+
+    def use(self, prepared: nn.Module) -> None:
+        self._prepared = self.backbone.denoiser = prepared
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        pairs = zip(pieces(self.parameters.values()), pieces(self._base.values()), strict=True)
+        squares = torch.stack([(own.float() - base.float()).square().sum() for own, base in pairs])
+        return float(total(squares.double().sum()).sqrt()) / self._base_norm
 
 
 class ShardedStudent(FullStudent):
@@ -331,7 +369,8 @@ def make_student(
     if recipe.train == "lora":
         student = LoraStudent(backbone, recipe, offload)
     else:
-        student = (ShardedStudent if sharded and recipe.engine == "zero3" else FullStudent)(backbone, recipe)
+        kinds = {"zero3": ShardedStudent, "fsdp2": SplitStudent} if sharded else {}
+        student = kinds.get(recipe.engine, FullStudent)(backbone, recipe)
     if recipe.gradient_checkpointing:
         enable = getattr(student.network, "enable_gradient_checkpointing", None)
         if enable is None:

@@ -62,7 +62,8 @@ def train(
     facts = {"family": backbone.family, "base_hash": backbone.base_hash}
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(_opened(output, recipe, prompts, facts, resume=resume))
+            _check_same_base(backbone, accelerator)
+            folder = stack.enter_context(_opened(output, recipe, prompts, facts, accelerator, resume=resume))
             config = _npo_config(backbone, recipe)
             backbone.embed([*prompts, *recipe.sample_prompts])  # the rows after the prompts' are not trained with
             stack.enter_context(_own_random_numbers(accelerator))
@@ -84,7 +85,13 @@ def _own_random_numbers(accelerator: Accelerator) -> Any:
 
 @contextmanager
 def _opened(
-    output: str | Path, recipe: Recipe, prompts: Sequence[str], facts: dict[str, str], *, resume: bool
+    output: str | Path,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    facts: dict[str, str],
+    accelerator: Accelerator,
+    *,
+    resume: bool,
 ) -> Iterator[RunFolder]:
     """The run folder, locked by the first process for all."""
     with ExitStack() as stack:
@@ -94,10 +101,16 @@ def _opened(
 
         on_main(open_it)
         folder = RunFolder(Path(output))
-        missing = largest(int(not holds_run(output)), torch.device("cpu"))
+        missing = largest(int(not holds_run(output)), accelerator.device)
         if missing:
             raise RunError(f"{output} is not seen by all processes: choose a folder on a file system that they share")
         yield folder
+
+
+def _check_same_base(backbone: Backbone, accelerator: Accelerator) -> None:
+    first = on_main(lambda: backbone.base_hash)
+    if largest(int(backbone.base_hash != first), accelerator.device):
+        raise RunError(f"the processes have read different weights as {backbone.name}: give all of them the same base")
 
 
 def _check_rows(recipe: Recipe, processes: int) -> None:
