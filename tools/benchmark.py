@@ -1,5 +1,6 @@
 """Measure what is claimed: memory of streaming and of training by windows, what is seen at the seams of long clips,
-what each way to hold negative weights costs, and what a LoRA made of an offset of all weights loses.
+what each way to hold negative weights costs, what a LoRA made of an offset of all weights loses, and what the switches
+of a recipe that save memory save.
 
 Figures go to docs/results as JSON.
 
@@ -7,6 +8,7 @@ Figures go to docs/results as JSON.
     python tools/benchmark.py long --npo RUN
     python tools/benchmark.py modes
     python tools/benchmark.py ranks --npo RUN
+    python tools/benchmark.py levers
 
 Compared figures come from one run on one machine. Memory is the peak of the tensors' bytes that torch's profiler sees,
 on models of the video demo's size with random weights, for which memory is the same as for trained ones.
@@ -40,7 +42,8 @@ from selfnpo_core.drawing import to_uint8
 from selfnpo_core.evaluation import bootstrap
 from selfnpo_core.exporting import near_lora
 from selfnpo_core.profiling import peak_tensor_bytes
-from selfnpo_core.training import Recipe, build_recipe, load_npo, train
+from selfnpo_core.training import Recipe, build_recipe, dry_run, load_npo, train
+from selfnpo_core.training.measuring import measure
 from selfnpo_core.worlds import Task, World, judge
 from selfnpo_image.backbone import save_lora
 from selfnpo_image.sd15 import SD15
@@ -232,6 +235,85 @@ def ranks(output: Path, npo: str, ranks: str) -> None:
         "ranks": rows,
     }
     _write(output, figures)
+
+
+@main.command("levers")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("docs/results/levers.json"))
+@click.option("--updates", default=5, show_default=True, help="Timed for each row; the fastest counts.")
+@click.option("--threads", default=1, show_default=True, help="CPU threads; 0 leaves torch's choice.")
+def levers(output: Path, updates: int, threads: int) -> None:
+    """Bytes held in training and seconds an update, with each switch that saves memory, on the demo models."""
+    if threads:
+        torch.set_num_threads(threads)
+    models: dict[str, Callable[[], Any]] = {
+        "image demo": lambda: SD15("demo", device="cpu"),
+        "video demo, 33 frames": lambda: CogVideoX("demo", frames=33, device="cpu"),
+    }
+    tables = {}
+    for name, load in models.items():
+        video = "video" in name
+        tables[name] = {
+            what: _levers(load, settings, {**changes, **(WINDOW if video else {})}, updates, what)
+            for what, settings, changes in (("lora", LORA, LORA_LEVERS), ("full", FULL, FULL_LEVERS))
+        }
+    figures = {
+        "schema": 1,
+        "command": _command(),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}, float32",
+        "models": "the demo models: toys, whose activations are large beside their weights",
+        "unit": "bytes of tensors at the peak of an update, estimated by --dry-run and seen; seconds of an update",
+        **tables,
+    }
+    _write(output, figures)
+
+
+COMMON: dict[str, Any] = {
+    "steps": 100,
+    "batch_size": 4,
+    "pool_size": 64,
+    "pool_device": "device",
+    "grid_steps": 4,
+    "trackers": [],
+    "device": "cpu",
+    "max_drift": 100.0,
+}
+LORA: dict[str, Any] = {**COMMON, "train": "lora", "targets": "all", "rank": 16}
+FULL: dict[str, Any] = {**COMMON, "train": "full", "learning_rate": 1e-6}
+CHECKPOINTS: dict[str, Any] = {"gradient_checkpointing": True}
+SHARED_LEVERS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "pool_device=cpu": {"pool_device": "cpu"},
+    "gradient_checkpointing": CHECKPOINTS,
+    "batch_size=1, grad_accumulation=4": {"batch_size": 1, "grad_accumulation": 4},
+    "optimizer=adamw_fused": {"optimizer": "adamw_fused"},
+    "optimizer=adamw8bit": {"optimizer": "adamw8bit"},
+}
+LORA_LEVERS = {
+    **SHARED_LEVERS,
+    "base_storage=fp8, gradient_checkpointing": {**CHECKPOINTS, "base_storage": "fp8"},
+    "base_storage=int8, gradient_checkpointing": {**CHECKPOINTS, "base_storage": "int8"},
+}
+FULL_LEVERS = SHARED_LEVERS
+WINDOW: dict[str, dict[str, Any]] = {"chunk_frames=3": {"chunk_frames": 3}}
+
+
+def _levers(
+    load: Callable[[], Any], settings: dict[str, Any], levers: dict[str, dict[str, Any]], updates: int, what: str
+) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for name, changes in tqdm(levers.items(), desc=what, unit="row"):
+        recipe, backbone = build_recipe({**settings, **changes}), load()
+        asked = dry_run(backbone, recipe, ["a red circle"])
+        seen = measure(backbone, recipe, ["a red circle"], updates)
+        first = rows.get("as it is", {"seen": seen.bytes, "seconds": seen.seconds})
+        rows[name] = {
+            "estimated": asked.device_bytes,
+            "seen": seen.bytes,
+            "of the first row": round(seen.bytes / first["seen"], 3),
+            "time, of the first row's": round(seen.seconds / first["seconds"], 2),
+            "seconds": round(seen.seconds, 3),
+        }
+    return rows
 
 
 def _random_sd15(blocks: list[int]) -> StableDiffusionPipeline:

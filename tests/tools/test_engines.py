@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 from tests.tiny import cogvideox, sd15
 from tests.tools.launching import launch
 
-ENGINES = {"single": ("auto", 1), "ddp": ("auto", 2), "zero2": ("zero2", 2), "zero3": ("zero3", 2), "fsdp2": ("fsdp2", 2)}
+ENGINES = {
+    "single": ("auto", 1),
+    "ddp": ("auto", 2),
+    "zero2": ("zero2", 2),
+    "zero3": ("zero3", 2),
+    "fsdp2": ("fsdp2", 2),
+}
 ROWS, UPDATES = 4, 6
 MOVED_BY_ROUNDING = {f"transformer_blocks.{k}.attn1.norm_k.bias" for k in range(2)}
 """What shifts all keys alike shifts a query's scores alike, which changes nothing: the gradient is zero but for

@@ -1,4 +1,4 @@
-"""A frozen base in 8 bits or in the host's memory: what is rounded, what is saved, and that training goes on the same."""
+"""A frozen base in 8 bits or in the host's memory: what is rounded, what is saved, that training goes on the same."""
 
 import pytest
 import torch
