@@ -483,6 +483,7 @@ def _training(sizes: list[int]) -> list[dict[str, Any]]:
                     "height": SIDE,
                     "width": SIDE,
                     "chunk_frames": None if size == longest else size,
+                    "embeddings_cache": None,
                 },
             )
             run = Path(name) / "run"

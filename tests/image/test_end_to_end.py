@@ -175,7 +175,7 @@ def test_updates_touch_neither_vae_nor_text_encoder_nor_pictures(
     monkeypatch.setattr(backbone, "predict", watch_predict)
     backbone.embed(["a", "b"])
     monkeypatch.setattr(CLIPTextModel, "forward", forbidden)
-    monkeypatch.setattr(backbone, "embed", lambda prompts: None)
+    monkeypatch.setattr(backbone, "embed", lambda prompts, cache: None)
     train(backbone, build_recipe({**RECIPE, "steps": 2}), ["a", "b"], tmp_path / "run", progress=False)
     assert resident
     assert set(resident) == {(False, False)}

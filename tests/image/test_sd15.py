@@ -91,9 +91,12 @@ def test_prediction_type_and_schedule_are_the_schedulers(folder: Path, tmp_path:
 
 def test_text_encoder_and_vae_are_gone_after_embedding(folder: Path) -> None:
     backbone = SD15(str(folder), device="cpu")
-    assert backbone._rest is not None
-    parts = [weakref.ref(backbone._rest.text_encoder), weakref.ref(backbone._rest.vae)]
+    assert not backbone.text_encoder_on_device
+    pipe = backbone._pipeline(encoders=True)
+    assert backbone.text_encoder_on_device
     assert backbone.vae_on_device
+    parts = [weakref.ref(pipe.text_encoder), weakref.ref(pipe.vae)]
+    del pipe
     backbone.embed(PROMPTS)
     gc.collect()
     assert [part() for part in parts] == [None, None]

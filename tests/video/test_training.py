@@ -7,6 +7,7 @@ import torch
 import yaml
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file
+from transformers import T5EncoderModel
 
 from selfnpo_core.cli import run
 from selfnpo_core.errors import InputError
@@ -16,9 +17,8 @@ from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
 from selfnpo_core.training.measuring import measure
 from selfnpo_core.training.updates import check_window, draw_windows, noised_looks, update_loss
-from selfnpo_video import cogvideox
 from selfnpo_video.cli import selfnpo_video
-from selfnpo_video.cogvideox import CogVideoX, encode
+from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.models import find_source
 
 PROMPTS = ["a red circle moves left", "a blue square grows"]
@@ -214,9 +214,10 @@ def test_sample_grids_of_prompts_that_are_not_trained_with(folder, tmp_path):
     recipe = build_recipe({**SMALL, **CLIP, **shown, "mixed_precision": "bf16"})
     backbone = CogVideoX(str(folder), **CLIP, dtype=torch.bfloat16, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        calls = []
-        patch.setattr(cogvideox, "encode", lambda *args: calls.append(args[1]) or encode(*args))
+        read, read_t5 = [], T5EncoderModel.from_pretrained
+        patch.setattr(T5EncoderModel, "from_pretrained", lambda *a, **k: read.append(a) or read_t5(*a, **k))
         train(backbone, recipe, PROMPTS, tmp_path / "run", progress=False)
-    assert calls == [[*PROMPTS, "a green ring", PROMPTS[1], ""]]
+    assert len(read) == 1
+    assert len(backbone._table) == len(PROMPTS) + len(shown["sample_prompts"]) + 1
     assert (tmp_path / "run" / "samples" / "step-000002.png").exists()
     assert (tmp_path / "run" / "prompts.txt").read_text().split("\n")[:2] == PROMPTS

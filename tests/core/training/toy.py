@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfnpo_core import NULL, NoiseSchedule
-from selfnpo_core.training import Recipe, build_recipe, weights_hash
+from selfnpo_core.training import EmbeddingsCache, Recipe, build_recipe, weights_hash
 from selfnpo_core.training.backbone import Negative
 
 SHAPE = (4, 4, 4)
@@ -59,7 +59,7 @@ class ToyBackbone:
         self.table = torch.zeros(1, 16)
         self.drawn: list[tuple[float, Any]] = []
 
-    def embed(self, prompts: Sequence[str]) -> None:
+    def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
         generator = torch.Generator().manual_seed(1)
         self.table = torch.randn((len(prompts) + 1, 16), generator=generator)
         self.table[NULL] = 0

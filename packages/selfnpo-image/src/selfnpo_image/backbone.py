@@ -1,10 +1,12 @@
 """What all families of image models share, as the training engine sees them; each is a subclass in a file of its own.
 
-Text encoders, tokenizers and VAE are in memory only while prompts are embedded and while samples are drawn.
+Tokenizers and VAE are in memory only until prompts are embedded and while samples are drawn. Text encoders are read
+when the first prompt is to be encoded, if there is one.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,16 +19,16 @@ from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.loading import best_device
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
+from selfnpo_core.training.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.training.hashing import weights_hash
 from selfnpo_core.training.storage import compute_dtype
 from selfnpo_image.families import Kind, check_scheduler
-from selfnpo_image.loading import load_pipeline, local
+from selfnpo_image.loading import encoder_files, load_pipeline, local
 from selfnpo_image.models import find_source
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from selfnpo_core.training.backbone import Negative
 
 log = logging.getLogger(__name__)
-EMBED_BATCH = 32
 
 
 class ImageBackbone:
@@ -60,7 +61,7 @@ class ImageBackbone:
         self.name, self.dtype = source.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
         self._source = local(source, self.kind)
-        pipe = load_pipeline(self._source, kind=self.kind)
+        pipe = load_pipeline(self._source, kind=self.kind, **dict.fromkeys(self.kind.text_encoders))
         denoiser = getattr(pipe, self.kind.denoiser)
         self.base_hash = weights_hash(denoiser)
         if dtype != torch.float32:
@@ -84,7 +85,7 @@ class ImageBackbone:
 
     @property
     def text_encoder_on_device(self) -> bool:
-        return self._rest is not None
+        return self._rest is not None and getattr(self._rest, self.kind.text_encoders[0]) is not None
 
     @property
     def vae_on_device(self) -> bool:
@@ -106,25 +107,37 @@ class ImageBackbone:
     def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
         """The denoiser's arguments beside x_t and t. rows: of `_encode`, in the network's dtype."""
 
-    @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> None:
+    def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
         """Table of what the prompts say, the null prompt's row last; then drop what made it."""
-        pipe = self._pipeline()
+        pipe = self._pipeline(encoders=False)
+        self._say_what_is_cut(pipe, prompts)
+        tokenizers = [getattr(pipe, part.replace("text_encoder", "tokenizer")) for part in self.kind.text_encoders]
+        encoder = Encoder(
+            load=self._load_encoders,
+            files={**encoder_files(self._source, self.kind), "code": Path(inspect.getfile(type(self)))},
+            facts={
+                "family": self.family,
+                "dtype": str(self.dtype),
+                "tokenizers": [one and tokenizer_facts(one) for one in tokenizers],
+                "settings": {key: value for key, value in pipe.config.items() if isinstance(value, bool | int | float)},
+            },
+            device=self.device,
+        )
+        self._table = embedded([*prompts, None], encoder, cache)
+        self._release()
+
+    def _load_encoders(self) -> Encode:
+        pipe = self._pipeline(encoders=True)
         pipe.register_modules(**{self.kind.denoiser: self.denoiser})  # some pipelines ask it for the text's width
         for name in self.kind.text_encoders:
             if (encoder := getattr(pipe, name)) is not None:
                 encoder.to(self.device)
-        self._say_what_is_cut(pipe, prompts)
-        parts = []
-        with tqdm(total=len(prompts), desc="embed prompts", unit="prompt", disable=len(prompts) <= EMBED_BATCH) as bar:
-            for start in range(0, len(prompts), EMBED_BATCH):
-                batch = list(prompts[start : start + EMBED_BATCH])
-                parts.append(self._encode(pipe, batch))
-                bar.update(len(batch))
-        parts.append(self._encode_null(pipe))
-        self._table = tuple(torch.cat(column).to(self.dtype) for column in zip(*parts, strict=True))
-        setattr(pipe, self.kind.denoiser, None)
-        self._release()
+
+        def encode(text: str | None) -> tuple[Tensor, ...]:
+            rows = self._encode_null(pipe) if text is None else self._encode(pipe, [text])
+            return tuple(part[0].to("cpu", self.dtype) for part in rows)
+
+        return encode
 
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         """The network's raw output at x_t: (B, C, H, W), t: (B,), prompt: (B,) rows of the table."""
@@ -167,7 +180,7 @@ class ImageBackbone:
         from selfnpo_image.sampling import Settings, draw
 
         device = next(self.denoiser.parameters()).device
-        pipe = self._pipeline()
+        pipe = self._pipeline(encoders=True)
         for part in (*self.kind.text_encoders, "vae"):
             if (module := getattr(pipe, part)) is not None:
                 module.to(device)
@@ -208,11 +221,14 @@ class ImageBackbone:
         options = {self.kind.denoiser: network, **({"network_alphas": alphas[0]} if alphas else {})}
         load(state, adapter_name=name, metadata=metadata, **options)
 
-    def _pipeline(self) -> Any:
-        """The pipeline without its denoiser: what is held, or read anew."""
-        if self._rest is None:
-            denoiser = {self.kind.denoiser: self.denoiser}
-            pipe = load_pipeline(self._source, kind=self.kind, dtype=self.dtype, **denoiser)
+    def _pipeline(self, *, encoders: bool) -> Any:
+        """The pipeline without its denoiser, with or without text encoders: what is held, the rest read anew."""
+        if self._rest is None or (encoders and not self.text_encoder_on_device):
+            held = {} if self._rest is None else self._rest.components
+            given = {} if encoders else dict.fromkeys(self.kind.text_encoders)
+            given |= {name: part for name, part in held.items() if part is not None}
+            given[self.kind.denoiser] = self.denoiser
+            pipe = load_pipeline(self._source, kind=self.kind, dtype=self.dtype, **given)
             setattr(pipe, self.kind.denoiser, None)
             self._rest = pipe
         return self._rest

@@ -3,6 +3,7 @@
 Weights are safetensors only, no remote code is run, and no safety checker is loaded.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.loading import one_line_errors, quiet
 from selfnpo_core.preference import Preference
 from selfnpo_core.sources import Source
+from selfnpo_image import single_file
 from selfnpo_image.demo.assets import PREFERRED
 from selfnpo_image.families import (
     Kind,
@@ -57,7 +59,7 @@ def load_pipeline(
                 variant=_variant(Path(source.location), kind),
                 **{**kind.left_out, **_missing(Path(source.location), kind), **components},
             )
-    _check_whole(pipe, source, kind)
+    _check_whole(pipe, source, kind, components)
     check_scheduler(pipe.scheduler, kind, source.name)
     pipe.register_to_config(_name_or_path=source.name)
     return pipe
@@ -102,6 +104,21 @@ def local(source: Source, kind: Kind | None = None) -> Source:
     return source
 
 
+def encoder_files(source: Source, kind: Kind) -> dict[str, Path]:
+    """What a local model's text encoders are read from, by names that do not depend on the place."""
+    if source.kind == "file":
+        config = source.config
+        own = {f"{part}/config.json": config / part / "config.json" for part in kind.text_encoders} if config else {}
+        return {"checkpoint": Path(source.location), "layout": Path(single_file.__file__), **own}
+    folder, variant = Path(source.location), _variant(Path(source.location), kind) or ""
+    files = [path for part in kind.text_encoders for path in sorted((folder / part).glob("*"))]
+    return {
+        f"{path.relative_to(folder).as_posix()} {variant}".rstrip(): path
+        for path in files
+        if path.suffix in (".json", ".safetensors")
+    }
+
+
 def find_preference(name: str, pipe: Any) -> Preference:
     """What `--preference` stands for, for a pipeline that is loaded: see `selfnpo_core.preference`."""
     kind = kind_of_index({"_class_name": type(pipe).__name__}, pipe.name_or_path)
@@ -129,10 +146,10 @@ def _missing(folder: Path, kind: Kind) -> dict[str, None]:
     return dict.fromkeys([*gone, *(part.replace("text_encoder", "tokenizer") for part in gone)])
 
 
-def _check_whole(pipe: Any, source: Source, kind: Kind) -> None:
+def _check_whole(pipe: Any, source: Source, kind: Kind, given: Mapping[str, Any]) -> None:
     for part in kind.parts:
         module = getattr(pipe, part)
-        if module is None and part in kind.optional:
+        if module is None and (part in kind.optional or part in given):
             continue
         if module is None or any(tensor.is_meta for tensor in module.parameters()):
             raise InputError(f"model {source.name} lacks weights of its {part}: get the whole checkpoint")

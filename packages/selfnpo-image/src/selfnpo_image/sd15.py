@@ -49,7 +49,7 @@ class SD15(ImageBackbone):
         return self._encode(pipe, [""])
 
     def _numbers_per_prompt(self, pipe: Any) -> int:
-        return int(pipe.tokenizer.model_max_length * pipe.text_encoder.config.hidden_size)
+        return int(pipe.tokenizer.model_max_length * pipe.unet.config.cross_attention_dim)
 
     def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
         return {"encoder_hidden_states": rows[0]}

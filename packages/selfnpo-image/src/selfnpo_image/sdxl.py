@@ -52,8 +52,9 @@ class SDXL(ImageBackbone):
         return tokens, pooled
 
     def _numbers_per_prompt(self, pipe: Any) -> int:
-        widths = [encoder.config.hidden_size for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
-        return int(pipe.tokenizer.model_max_length * sum(widths) + pipe.text_encoder_2.config.projection_dim)
+        config = pipe.unet.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return int(pipe.tokenizer.model_max_length * config.cross_attention_dim + pooled)
 
     def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
         tokens, pooled = rows

@@ -29,7 +29,6 @@ from huggingface_hub import snapshot_download
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import T5EncoderModel, T5Tokenizer
 
 from selfnpo_core import preference
@@ -38,6 +37,7 @@ from selfnpo_core.loading import best_device, one_line_errors, quiet
 from selfnpo_core.preference import Preference
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
+from selfnpo_core.training.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.training.hashing import weights_hash
 from selfnpo_core.training.storage import compute_dtype
 from selfnpo_video.attention import use_attention
@@ -56,7 +56,6 @@ PIPELINES = {
     "CogVideoXImageToVideoPipeline": CogVideoXImageToVideoPipeline,
 }
 SCHEDULERS = {"CogVideoXDDIMScheduler": CogVideoXDDIMScheduler, "CogVideoXDPMScheduler": CogVideoXDPMScheduler}
-EMBED_BATCH = 8
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_TARGETS = {
     "attention": _ATTENTION,
@@ -206,15 +205,20 @@ class CogVideoX:
         self._row: dict[str, int] = {}
         self._rotary: dict[tuple[int, int, torch.device], Rotary | None] = {}
 
-    @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> None:
+    def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
         """Table of the prompts' embeddings (N + 1, L, D) in host memory, the null prompt's row last. T5 is freed."""
         if self.device.type == "meta":
             self._table = torch.empty(len(prompts) + 1, self.max_tokens, self._config.text_embed_dim, device="meta")
             return
         if next(self.denoiser.parameters()).device.type != "cpu":
             raise RuntimeError("embed() comes before the transformer goes to the device")
-        self._table = encode(self._source, [*prompts, ""], self.max_tokens, self.device, self.dtype)
+        with quiet(), one_line_errors(self._source):
+            tokenizer = T5Tokenizer.from_pretrained(Path(self._source.location) / "tokenizer")
+        _say_what_is_cut(tokenizer, prompts, self.max_tokens)
+        encoder = text_encoder(self._source, tokenizer, self.max_tokens, self.device, self.dtype)
+        (self._table,) = embedded([*prompts, None], encoder, cache)
+        del encoder
+        _empty_cache(self.device)
         self._row = {text: row for row, text in enumerate(prompts)}
 
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
@@ -303,29 +307,31 @@ class CogVideoX:
         return None if found is None else (found[0].to(x_t.device), found[1].to(x_t.device))
 
 
-@torch.no_grad()
-def encode(source: Source, texts: Sequence[str], max_tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """T5's embeddings (N, max_tokens, D) in host memory, padded as the pipeline pads; T5 is read, used and freed."""
-    folder = Path(local(source).location)
-    with quiet(), one_line_errors(source):
-        tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
-        model = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True)
-    model.to(device)
-    rows = []
-    lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids]
+def text_encoder(
+    source: Source, tokenizer: T5Tokenizer, max_tokens: int, device: torch.device, dtype: torch.dtype
+) -> Encoder:
+    """A local model's T5: a text → its embeddings (max_tokens, D), padded as the pipeline pads."""
+    folder = Path(source.location) / "text_encoder"
+
+    def load() -> Encode:
+        with quiet(), one_line_errors(source):
+            model = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
+
+        def encode(text: str | None) -> tuple[Tensor, ...]:
+            padded = tokenizer(text or "", padding="max_length", max_length=max_tokens, truncation=True)
+            return (model(torch.tensor([padded.input_ids], device=device))[0][0].to("cpu", dtype),)
+
+        return encode
+
+    files = {path.name: path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")}
+    facts = {"dtype": str(dtype), "max_tokens": max_tokens, "tokenizer": tokenizer_facts(tokenizer)}
+    return Encoder(load=load, files={**files, "code": Path(__file__)}, facts=facts, device=device)
+
+
+def _say_what_is_cut(tokenizer: T5Tokenizer, texts: Sequence[str], max_tokens: int) -> None:
+    lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids] if texts else []
     if cut := sum(length > max_tokens for length in lengths):
         log.warning("%d of %d prompts are longer than %d tokens: the rest of them is cut", cut, len(texts), max_tokens)
-    with tqdm(total=len(texts), desc="embed prompts", unit="prompt", disable=len(texts) <= EMBED_BATCH) as bar:
-        for start in range(0, len(texts), EMBED_BATCH):
-            batch = list(texts[start : start + EMBED_BATCH])
-            tokens = tokenizer(
-                batch, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
-            ).input_ids
-            rows.append(model(tokens.to(device))[0].to("cpu", dtype))
-            bar.update(len(batch))
-    del model
-    _empty_cache(device)
-    return torch.cat(rows)
 
 
 def save_lora(transformer: nn.Module, directory: Path, adapter: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfnpo_core.training.backbone import Backbone, Negative
+    from selfnpo_core.training.embeddings import EmbeddingsCache
     from selfnpo_core.training.estimate import DryRun, dry_run
     from selfnpo_core.training.hashing import weights_hash
     from selfnpo_core.training.npo_folder import Npo, NpoConfig, check_base, load_npo
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Backbone": "backbone",
     "DryRun": "estimate",
+    "EmbeddingsCache": "embeddings",
     "Interrupted": "stopping",
     "Negative": "backbone",
     "Npo": "npo_folder",
@@ -43,6 +45,7 @@ _MODULES = {
 __all__ = [
     "Backbone",
     "DryRun",
+    "EmbeddingsCache",
     "Interrupted",
     "Negative",
     "Npo",

@@ -17,6 +17,8 @@ from selfnpo_core.schedule import NoiseSchedule
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from selfnpo_core.training.embeddings import EmbeddingsCache
+
 Negative = str | Mapping[str, Tensor] | None
 """Negative weights to sample with: the name of a PEFT adapter, a full-weight offset by parameter name, or none."""
 
@@ -45,10 +47,12 @@ class Backbone(Protocol):
     bytes_per_prompt: int
     """Size of one prompt's row in the table of embeddings, for the memory estimate."""
 
-    def embed(self, prompts: Sequence[str]) -> None:
+    def embed(self, prompts: Sequence[str], cache: "EmbeddingsCache | None" = None) -> None:
         """Fill the table of embeddings with these prompts and the null prompt.
 
-        Afterwards text encoder and VAE are off the training device, and stay so but for `draw_samples`.
+        With a cache all processes of a run do so together (`selfnpo_core.training.embeddings.embedded`), and the table
+        is the same, bit for bit, as without. Afterwards text encoder and VAE are off the training device, and stay so
+        but for `draw_samples`.
         """
 
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -83,6 +84,21 @@ def write_text(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+@contextmanager
+def file_aside(target: Path) -> Iterator[Path]:
+    """A new file to write, which becomes `target` when the block ends. Several processes may do so at once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid4().hex}.partial")
+    try:
+        yield aside
+        _sync(aside)
+        os.replace(aside, target)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync(target.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -56,6 +56,11 @@ class Recipe(BaseModel):
     model: str | None = Field(None, description="base model: a known name, a folder or a file")
     prompts: str = Field("builtin", description="file of prompts, one a line, or `builtin`")
     output: str | None = Field(None, description="run folder")
+    embeddings_cache: str | None = Field(
+        "auto",
+        description="folder that keeps prompts' embeddings from run to run; auto: $XDG_CACHE_HOME/selfnpo/embeddings, "
+        "XDG_CACHE_HOME being ~/.cache where it is not set; null: none",
+    )
     seed: Count = Field(0, description="seed of everything random")
 
     steps: Positive = Field(1000, description="updates of the weights")
@@ -200,6 +205,7 @@ FREE_ON_RESUME = frozenset(
         "model",
         "prompts",
         "output",
+        "embeddings_cache",
         "negative_condition",
         "recommended",
         "steps",

@@ -16,6 +16,11 @@ def _together() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def _place() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if _together() else (0, 1)
+
+
 def is_main() -> bool:
     """Whether this is the first of the processes."""
     return not _together() or dist.get_rank() == 0
@@ -43,29 +48,46 @@ def on_main(work: Callable[[], Result]) -> Result:
     raise (InputError if name == "InputError" else RunError)(text)
 
 
-def shared_out(items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Result]]) -> list[Result] | None:
-    """Each process works on every so manieth item; the first one gets all results, in the items' order."""
+def gathered(work: Callable[[], Result]) -> list[Result]:
+    """What every process's work gives, in their order, on all of them; if one fails, none waits for it."""
     if not _together():
-        return list(work(items))
-    rank, count = dist.get_rank(), dist.get_world_size()
-    own = items[rank::count]
-    mine, failure = None, None
+        return [work()]
+    mine: Any = None
+    failure: Exception | None = None
     try:
-        mine = list(work(own)) if own else []
+        mine = work()
     except Exception as error:  # the others must not wait for a result that never comes
         failure = error
-    everyones: list[Any] = [None] * count
-    dist.all_gather_object(everyones, mine if failure is None else f"{type(failure).__name__}: {failure}")
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, (mine, None if failure is None else f"{type(failure).__name__}: {failure}"))
     if failure is not None:
         raise failure
-    if strays := [part for part in everyones if isinstance(part, str)]:
+    if strays := [problem for _, problem in everyones if problem is not None]:
         raise RunError(f"another process of this run failed: {strays[0]}")
+    return [result for result, _ in everyones]
+
+
+def shared_out(items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Result]]) -> list[Result] | None:
+    """Each process works on every so manieth item; the first one gets all results, in the items' order."""
+    rank, count = _place()
+    own = items[rank::count]
+    everyones = gathered(lambda: list(work(own)) if own else [])
     if rank:
         return None
     results: list[Any] = [None] * len(items)
     for other, part in enumerate(everyones):
         results[other::count] = part
     return results
+
+
+def own_share(lacking: Sequence[Sequence[str]]) -> list[str]:
+    """Of what the processes lack, as `gathered`, this one's part: each item goes to one of those that lack it."""
+    lack: dict[str, list[int]] = {}
+    for rank, items in enumerate(lacking):
+        for item in items:
+            lack.setdefault(item, []).append(rank)
+    own, _ = _place()
+    return [item for i, (item, ranks) in enumerate(lack.items()) if ranks[i % len(ranks)] == own]
 
 
 def largest(value: int, device: torch.device) -> int:

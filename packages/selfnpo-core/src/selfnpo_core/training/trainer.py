@@ -20,6 +20,7 @@ from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.training.accelerators import AMP, make_accelerator, start_trackers
 from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from selfnpo_core.training.embeddings import EmbeddingsCache
 from selfnpo_core.training.engine import Engine, Update
 from selfnpo_core.training.estimate import check_pool, out_of_memory
 from selfnpo_core.training.files import is_disk_full
@@ -58,6 +59,7 @@ def train(
     check_window(backbone, recipe)
     _check_rows(recipe, accelerator.num_processes)
     check_pool(backbone, recipe, accelerator.device, accelerator.num_processes)
+    cache = EmbeddingsCache.of(recipe.embeddings_cache)
     backbone.use_attention(recipe.attention, AMP[recipe.mixed_precision])
     facts = {"family": backbone.family, "base_hash": backbone.base_hash}
     with ExitStack() as stack:
@@ -65,7 +67,8 @@ def train(
             _check_same_base(backbone, accelerator)
             folder = stack.enter_context(_opened(output, recipe, prompts, facts, accelerator, resume=resume))
             config = _npo_config(backbone, recipe)
-            backbone.embed([*prompts, *recipe.sample_prompts])  # the rows after the prompts' are not trained with
+            shown = recipe.sample_prompts  # their rows come after the prompts', and are not trained with
+            backbone.embed([*prompts, *shown], cache)
             stack.enter_context(_own_random_numbers(accelerator))
             engine = Engine(backbone, recipe, len(prompts), accelerator)
             stack.callback(engine.close)

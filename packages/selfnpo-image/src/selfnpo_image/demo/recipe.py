@@ -11,6 +11,7 @@ _COMMON: dict[str, Any] = {
     "batch_size": 32,
     "pool_size": 256,
     "student_prompt_dropout": 0.5,
+    "embeddings_cache": None,
     "recommended": {"beta": 0.5, "guidance_scale": (2.0, 5.0)},
 }
 PRESETS: Presets = {

@@ -9,6 +9,7 @@ _COMMON: dict[str, Any] = {
     "batch_size": 16,
     "pool_size": 128,
     "student_prompt_dropout": 0.5,
+    "embeddings_cache": None,
     "recommended": {"beta": 0.5, "guidance_scale": (2.0, 5.0)},
 }
 PRESETS: Presets = {
