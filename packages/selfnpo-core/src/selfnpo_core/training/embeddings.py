@@ -82,7 +82,7 @@ def embedded(texts: Sequence[Text], encoder: Encoder, cache: "EmbeddingsCache | 
 
 
 def _fill_together(table: "Table", shelf: "Shelf", load: Callable[[], Encode]) -> None:
-    """What is missing is shared out; twice, for processes on machines with folders of their own. The rest is left over."""
+    """What is missing is shared out; twice, for processes that see different folders. The rest is left over."""
     texts = {shelf.key(text): text for text in table.missing}
     for attempt in range(_ROUNDS):
         lacking = gathered(lambda: shelf.read(table))
@@ -180,13 +180,13 @@ class Shelf:
     """The rows of one encoder."""
 
     def __init__(self, root: Path, about: Mapping[str, Any]):
-        self.about, self.encoder = about, _sha256([json.dumps(about, sort_keys=True).encode()])
+        self.about, self.encoder = about, _digest(about)
         self.root, self.folder = root, root / self.encoder[:32]
         self._used: set[Path] = set()
         self._writes = True
 
     def key(self, text: Text) -> str:
-        return _sha256([f"{self.encoder} {json.dumps(text)}".encode()])
+        return _digest([self.encoder, text])
 
     def read(self, table: Table) -> list[str]:
         """Put what is there into the table, and return the keys of what is not. Damaged files are removed."""
@@ -244,7 +244,7 @@ class Shelf:
     def _save(self, rows: Mapping[str, Row]) -> None:
         if not self._writes:
             return
-        path = self.folder / f"{_sha256(key.encode() for key in rows)[:32]}.safetensors"
+        path = self.folder / f"{_digest(list(rows))[:32]}.safetensors"
         columns = {str(i): torch.stack(column) for i, column in enumerate(zip(*rows.values(), strict=True))}
         checksums = json.dumps([[key, _checksum(key, row)] for key, row in rows.items()])
         try:
@@ -282,10 +282,7 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, str]:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     fixed = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
     settings = [fixed, tokenizer.special_tokens_map, tokenizer.model_max_length, tokenizer.padding_side]
-    return {
-        "class": type(tokenizer).__name__,
-        "sha256": _sha256([json.dumps(settings, sort_keys=True, default=str).encode()]),
-    }
+    return {"class": type(tokenizer).__name__, "sha256": _digest(settings)}
 
 
 def _arithmetic(device: torch.device) -> dict[str, Any]:
@@ -307,6 +304,10 @@ def _checksum(key: str, row: Row) -> str:
     """Of a row's bytes, and of what they are the row of."""
     kind = f"{key} {[(str(part.dtype), list(part.shape)) for part in row]}".encode()
     return _sha256([kind, *(part.contiguous().flatten().view(torch.uint8).numpy().data for part in row)])
+
+
+def _digest(value: Any) -> str:
+    return _sha256([json.dumps(value, sort_keys=True, default=str).encode()])
 
 
 def _sha256(parts: Iterable[Any]) -> str:
