@@ -1,0 +1,155 @@
+"""The tables of embeddings are the same, bit for bit, without a cache, with an empty one and with a full one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.image.ldm import single_file
+from tests.tiny import PIPELINES, sd15
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from selfnpo_core.guidance import NULL
+from selfnpo_core.training import EmbeddingsCache, build_recipe, train
+from selfnpo_image.backbone import ImageBackbone
+from selfnpo_image.families import backbone_of
+from selfnpo_image.loading import load_pipeline
+from selfnpo_image.models import find_source
+from selfnpo_image.sd15 import SD15
+
+PROMPTS = ["a red fox", "a very small boat on a very large lake", "", "a red fox"]
+RECIPE = {"batch_size": 2, "pool_size": 4, "grid_steps": 4, "steps": 2, "trackers": [], "device": "cpu"}
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl", "sd3"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / request.param
+    PIPELINES[request.param]().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EmbeddingsCache:
+    return EmbeddingsCache(tmp_path / "cache")
+
+
+def made(model: Path, **changes: object) -> ImageBackbone:
+    return backbone_of(model.name)(str(model), device="cpu", **changes)  # type: ignore[arg-type]
+
+
+def table(
+    backbone: ImageBackbone, cache: EmbeddingsCache | None = None, prompts: list[str] = PROMPTS
+) -> tuple[Tensor, ...]:
+    backbone.embed(prompts, cache)
+    assert not backbone.vae_on_device
+    return backbone._table
+
+
+def same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def no_encoder_is_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("an encoder is read"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_table_is_the_same_with_and_without(
+    model: Path, cache: EmbeddingsCache, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Also where others were missing beside a prompt, and in another order. No encoder is read for a full cache."""
+    plain = table(made(model, dtype=dtype))
+    assert same(table(made(model, dtype=dtype), cache), plain)
+    no_encoder_is_read(monkeypatch)
+    assert same(table(made(model, dtype=dtype), cache), plain)
+    other_way = table(made(model, dtype=dtype), cache, PROMPTS[::-1])
+    assert same(tuple(part[[3, 2, 1, 0, 4]] for part in other_way), plain)
+    monkeypatch.undo()
+    more = table(made(model, dtype=dtype), cache, ["first", *PROMPTS, "last"])
+    assert same(tuple(part[[1, 2, 3, 4, 6]] for part in more), plain)
+    assert same(
+        tuple(part[[0, 5]] for part in more),
+        tuple(p[:2] for p in table(made(model, dtype=dtype), None, ["first", "last"])),
+    )
+
+
+def test_the_table_is_the_stock_pipelines(model: Path) -> None:
+    """But for rounding, which depends on how many texts T5 is given at once."""
+    pipe, backbone = load_pipeline(str(model)), made(model)
+    texts = backbone._encode(pipe, PROMPTS[:2])
+    for mine, theirs in zip(table(backbone), texts, strict=True):
+        torch.testing.assert_close(mine[:2], theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_another_dtype_is_encoded_anew(model: Path, cache: EmbeddingsCache) -> None:
+    table(made(model), cache)
+    half = table(made(model, dtype=torch.bfloat16), cache)
+    assert same(half, table(made(model, dtype=torch.bfloat16)))
+    assert len(list(cache.folder.glob("*/encoder.json"))) == 2
+
+
+def test_another_encoder_or_tokenizer_is_another(model: Path, cache: EmbeddingsCache, tmp_path: Path) -> None:
+    """The last text encoder's weights, of the same size; the first one's tokenizer."""
+    table(made(model), cache)
+    others = []
+    for change in ("weights", "tokenizer"):
+        copy = shutil.copytree(model, tmp_path / change / model.name)
+        others.append(copy)
+        if change == "weights":
+            (file,) = (copy / backbone_of(model.name).kind.text_encoders[-1]).glob("*.safetensors")
+            weights = load_file(file)
+            save_file({name: tensor * 1.1 for name, tensor in weights.items()}, file, metadata={"format": "pt"})
+        else:
+            file = copy / "tokenizer" / "tokenizer.json"
+            file.write_text(
+                file.read_text().replace('"a":', '"#":', 1).replace('"b":', '"a":', 1).replace('"#":', '"b":', 1)
+            )
+    tables = [table(made(other), cache) for other in others]
+    for other, found in zip(others, tables, strict=True):
+        assert same(found, table(made(other)))
+        assert not same(found, table(made(model)))
+
+
+def test_the_null_prompt_that_a_model_chooses(tmp_path: Path, cache: EmbeddingsCache) -> None:
+    """Zeros or the empty text: the weights are the same, and so is the name of the folder."""
+    PIPELINES["sdxl"]().save_pretrained(tmp_path / "sdxl")
+    file = tmp_path / "sdxl" / "model_index.json"
+    for zeros in (True, False):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "force_zeros_for_empty_prompt": zeros}))
+        assert bool(table(made(tmp_path / "sdxl"), cache)[0][NULL].any()) != zeros
+
+
+def test_a_single_file_is_known_again(
+    folder: Path, tmp_path: Path, cache: EmbeddingsCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tiny.safetensors"
+    save_file(single_file(sd15()), file)
+
+    def backbone() -> SD15:
+        return SD15(find_source(str(file), folder), device="cpu")
+
+    plain = table(SD15(str(folder), device="cpu"))
+    assert same(table(backbone(), cache), plain)
+    monkeypatch.setattr(ImageBackbone, "_load_encoders", lambda _: pytest.fail("an encoder is read"))
+    assert same(table(backbone(), cache), plain)
+
+
+def test_a_run_is_the_same_with_and_without(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its encoder is not read with a full cache, unless samples are drawn."""
+    found = []
+    for name, setting in (("none", None), ("empty", tmp_path / "cache"), ("full", tmp_path / "cache")):
+        if name == "full":
+            no_encoder_is_read(monkeypatch)
+        recipe = build_recipe({**RECIPE, "embeddings_cache": setting and str(setting)})
+        npo = train(SD15(str(folder), device="cpu"), recipe, PROMPTS, tmp_path / name, progress=False)
+        found.append(load_file(npo / "pytorch_lora_weights.safetensors"))
+    for other in found[1:]:
+        assert found[0].keys() == other.keys()
+        assert all(torch.equal(found[0][key], other[key]) for key in other)
+    monkeypatch.undo()
+    recipe = build_recipe({**RECIPE, "embeddings_cache": str(tmp_path / "cache"), "sample_every": 2, "sample_steps": 2})
+    train(SD15(str(folder), device="cpu"), recipe, PROMPTS, tmp_path / "drawn", progress=False)
+    assert (tmp_path / "drawn/samples/step-000002.png").exists()
