@@ -1,6 +1,6 @@
 """A text encoder of a few lines that counts its work.
 
-`python -m tests.core.training.encoding FOLDER RANK` is one of two processes that fill caches in FOLDER together. It
+`python -m tests.core.training.encoding FOLDER RANK` is one of three processes that fill caches in FOLDER together. It
 prints one JSON line: what it met in each of the ways to do so.
 """
 
@@ -62,7 +62,7 @@ def same(table: tuple[torch.Tensor, ...], texts: list[Text]) -> bool:
 
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=3)
 
     def fill(cache: str, texts: list[Text], **facts: Any) -> dict[str, Any]:
         counting = Counting(folder / "weights", **facts)
@@ -80,6 +80,7 @@ def main() -> None:
         "full": lambda: fill("shared", TEXTS),
         "one more": lambda: fill("shared", [*TEXTS, "one more"]),
         "a folder each": lambda: fill(f"own-{rank}", TEXTS),
+        "two machines": lambda: fill(f"machine-{rank // 2}", TEXTS),
         "another encoder each": lambda: fill("shared", TEXTS, number=rank),
         "failing": failing,
         "after a failure": lambda: fill("failing", TEXTS),

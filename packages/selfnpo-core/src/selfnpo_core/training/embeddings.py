@@ -7,9 +7,8 @@
 An entry's key is the sha256 of what encodes and of the text. What encodes is: the contents of the files that weights,
 configurations and code come from, the tokenizer, dtype, number of tokens, the libraries' versions, and the device,
 since each kind of device rounds in its own way. Every text is encoded by itself: how a matrix product rounds depends on
-its shape (by 6e-6 in a toy T5), so that a row would depend on what else was missing. That is slower than batches are, by
-less the longer the rows, and is done once. Thus a run is the same, bit for bit, with an
-empty cache, a full one and none.
+its shape (by 6e-6 in a toy T5), so that a row would depend on what else was missing. Thus a run is the same, bit for
+bit, with an empty cache, a full one and none. It is slower than in batches, but done once, and shared out.
 
 A row is used only if its checksum, stored beside it, is that of its key and its bytes. Files get their name when they
 are whole, and nothing is locked: what is missing, damaged or swept away by another process is encoded anew. What this
