@@ -17,14 +17,17 @@ from safetensors.torch import load_file
 from tests.image.conftest import QUICK, Command
 from tests.tiny import PIPELINES
 
+from selfnpo_core.cli import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
+from selfnpo_core.training import build_recipe, dry_run
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.hashing import weights_hash
 from selfnpo_image import single_file as single
 from selfnpo_image.backbone import ImageBackbone
+from selfnpo_image.cli import selfnpo_image
 from selfnpo_image.families import backbone_of
-from selfnpo_image.loading import load_pipeline
+from selfnpo_image.loading import known_configs, load_pipeline
 from selfnpo_image.models import KNOWN, defaults, find_source
 from selfnpo_image.recipes import presets_for
 from selfnpo_image.sd15 import SD15
@@ -240,3 +243,32 @@ def test_presets_and_defaults_follow_the_family(model: Path, family: str) -> Non
     assert presets_for("juggernaut-xl") is SDXL.kind.presets
     assert defaults(str(model), find_source(str(model))).family == family
     assert SDXL.kind.presets["full"]["teacher_guidance"] == -5.0
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_a_sketch_costs_what_the_model_costs(family, tmp_path):
+    PIPELINES[family]().save_pretrained(tmp_path)
+    source, prompts = find_source(str(tmp_path)), ["a red circle", "a blue square"]
+    recipe = build_recipe(
+        {"batch_size": 2, "pool_size": 4, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
+    )
+    real = backbone_of(family)(source, device="cpu")
+    name, configs = known_configs(source)
+    assert name == family
+    sketch = backbone_of(family).sketch(source.name, configs)
+    assert all(parameter.is_meta for parameter in sketch.denoiser.parameters())
+    assert sketch.latent_shape == real.latent_shape
+    assert sketch.bytes_per_prompt == real.bytes_per_prompt
+    one, other = (dry_run(backbone, recipe, prompts) for backbone in (real, sketch))
+    assert (one.trained_parameters, one.network_parameters) == (other.trained_parameters, other.network_parameters)
+    for ours, theirs in zip(one.memory, other.memory, strict=True):
+        assert ours.name == theirs.name
+        assert ours.bytes == pytest.approx(theirs.bytes, rel=0.05), ours.name
+
+
+@pytest.mark.parametrize(("model", "parameters"), [("sd15", "859,520,964"), ("sdxl", "2,567,463,684")])
+def test_dry_run_of_a_known_model_without_its_weights(model, parameters, capsys):
+    assert run(selfnpo_image, ["train", "--model", model, "--dry-run"], name="selfnpo-image") == 0
+    said = capsys.readouterr().out
+    assert f"of {parameters}" in said
+    assert "together on the device" in said

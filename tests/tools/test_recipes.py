@@ -1,22 +1,63 @@
-"""Every recipe of the repository resolves against its family's presets."""
+"""Every recipe of the repository resolves against its family's presets, and needs what it says."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from selfnpo_core.training import resolve_recipe
-from selfnpo_image.models import KNOWN
-from selfnpo_image.recipes import presets_for
+from selfnpo_core.loading import DTYPES
+from selfnpo_core.training import dry_run, resolve_recipe
+from selfnpo_core.training.accelerators import check_engine
+from selfnpo_core.training.command import Family, base_dtype
+from selfnpo_image.commands import train as image
+from selfnpo_image.models import KNOWN as IMAGE
+from selfnpo_video.commands import train as video
+from selfnpo_video.models import KNOWN as VIDEO
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+PLACES = ("one GPU", "one node", "several nodes")
+SIMULATED = ("sd15-full", "sdxl-nodes", "cogvideox-2b-zero3")  # in every run; the rest takes minutes
 
 
-def test_there_are_recipes():
-    assert RECIPES
+def family_of(model: str) -> Family:
+    return image.family() if model in IMAGE else video.family()
+
+
+@pytest.mark.parametrize("model", ["sd15", "sdxl", "cogvideox-2b", "cogvideox-5b", "cogvideox-1.5-5b"])
+def test_every_model_has_a_recipe_for_every_place(model):
+    own = [path.read_text() for path in RECIPES if resolve_recipe({}, path).model == model]
+    places = [place for text in own for place in PLACES if place in text.partition("\n")[0]]
+    assert set(places) == set(PLACES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_resolves_for_a_known_model(path):
+def test_a_recipe_resolves_and_its_engine_would_start(path, monkeypatch):
     model = resolve_recipe({}, path).model
-    assert model in KNOWN
-    assert resolve_recipe(presets_for(model), path).model == model
+    assert model in {**IMAGE, **VIDEO}
+    recipe = resolve_recipe(family_of(model).presets(model), path)
+    assert recipe.model == model
+    assert f"--config recipes/{path.name}" in path.read_text()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("RANK", "0")
+    processes = int(re.search(r"# needs: (\d+) GPU", path.read_text())[1])
+    assert check_engine(recipe, processes) == (recipe.engine if recipe.engine != "auto" else "single")
+    rows = recipe.update_rows * processes
+    assert recipe.pool_size >= rows
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem in SIMULATED else pytest.mark.exhaustive)
+        for path in RECIPES
+    ],
+    ids=lambda path: path.stem,
+)
+def test_a_recipe_needs_what_it_says(path):
+    model = resolve_recipe({}, path).model
+    processes, size = re.search(r"# needs: (\d+) GPUs?, ([\d.]+) GiB", path.read_text()).groups()
+    family = family_of(model)
+    recipe = resolve_recipe(family.presets(model), path)
+    sketch = family.sketch(family.source(model, None), recipe, DTYPES[base_dtype(recipe)])
+    asked = dry_run(sketch, recipe, ["a prompt"] * 500, int(processes)).device_bytes / 2**30
+    assert asked == pytest.approx(float(size), rel=0.02)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from selfnpo_core.training.backbone import Negative
 
 log = logging.getLogger(__name__)
+CLIP_TOKENS = 77
 
 
 class ImageBackbone:
@@ -68,15 +72,50 @@ class ImageBackbone:
             for part in self.kind.parts:
                 if (module := getattr(pipe, part)) is not None:
                     module.to(dtype)
-        self.denoiser: nn.Module = denoiser.requires_grad_(False).eval()
+        self._describe(pipe, height, width)
+        setattr(pipe, self.kind.denoiser, None)
+        self._rest = pipe
+
+    @classmethod
+    def sketch(
+        cls,
+        name: str,
+        configs: Mapping[str, Mapping[str, Any]],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> ImageBackbone:
+        """A model without its weights, on the meta device: enough to tell what training it will take.
+
+        configs: by place in its diffusers folder, of the denoiser, the VAE and the scheduler.
+        """
+        made = cls.__new__(cls)
+        made.name, made.dtype, made.base_hash, made.device = name, dtype, "", torch.device("meta")
+        network, scheduler = configs[f"{cls.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
+        with torch.device("meta"):
+            denoiser = getattr(diffusers, cls.kind.network).from_config(dict(network)).to(dtype)
+        pipe = SimpleNamespace(
+            scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(dict(scheduler)),
+            vae_scale_factor=2 ** (len(configs["vae/config.json"]["block_out_channels"]) - 1),
+            tokenizer=SimpleNamespace(model_max_length=CLIP_TOKENS),
+            tokenizer_max_length=CLIP_TOKENS,
+            **{cls.kind.denoiser: denoiser},
+        )
+        made._describe(pipe, height, width)
+        return made
+
+    def _describe(self, pipe: Any, height: int | None, width: int | None) -> None:
+        """What a pipeline's configurations tell. Raises `InputError` for a size that the model cannot draw."""
+        self.denoiser: nn.Module = getattr(pipe, self.kind.denoiser).requires_grad_(False).eval()
         self.prediction_type = check_scheduler(pipe.scheduler, self.kind, self.name)
         self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
         self.latent_shape: tuple[int, ...] = self._latent_shape(pipe, height, width)
         rows, columns = (n * pipe.vae_scale_factor for n in self.latent_shape[1:])
         self.size = rows, columns
-        self.bytes_per_prompt = self._numbers_per_prompt(pipe) * dtype.itemsize
-        setattr(pipe, self.kind.denoiser, None)
-        self._rest: Any = pipe
+        self._row_shapes = self._shapes_of_rows(pipe)
+        self.bytes_per_prompt = sum(math.prod(shape) for shape in self._row_shapes) * self.dtype.itemsize
+        self._rest: Any = None
         self._table: tuple[Tensor, ...] = ()
 
     @property
@@ -100,8 +139,8 @@ class ImageBackbone:
         """The same, one row, of the negative branch of a stock pipeline without a negative prompt."""
 
     @abstractmethod
-    def _numbers_per_prompt(self, pipe: Any) -> int:
-        """Elements of one text's row over all tensors of `_encode`."""
+    def _shapes_of_rows(self, pipe: Any) -> tuple[tuple[int, ...], ...]:
+        """Of one text's row in each of `_encode`'s tensors, as the configurations tell."""
 
     @abstractmethod
     def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -109,6 +148,10 @@ class ImageBackbone:
 
     def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
         """Table of what the prompts say, the null prompt's row last; then drop what made it."""
+        if self.device.type == "meta":
+            shapes = [(len(prompts) + 1, *shape) for shape in self._row_shapes]
+            self._table = tuple(torch.empty(shape, dtype=self.dtype, device="meta") for shape in shapes)
+            return
         pipe = self._pipeline(encoders=False)
         self._say_what_is_cut(pipe, prompts)
         tokenizers = [getattr(pipe, part.replace("text_encoder", "tokenizer")) for part in self.kind.text_encoders]

@@ -21,6 +21,7 @@ from selfnpo_image import single_file
 from selfnpo_image.demo.assets import PREFERRED
 from selfnpo_image.families import (
     Kind,
+    backbone_of,
     check_network,
     check_scheduler,
     kind_of_file,
@@ -28,7 +29,7 @@ from selfnpo_image.families import (
     kind_of_index,
     read_config,
 )
-from selfnpo_image.models import find_source
+from selfnpo_image.models import KNOWN, find_source
 from selfnpo_image.single_file import configs_for, prepared, tensor_shapes
 
 SMALLEST_VOCABULARY = 512
@@ -86,6 +87,20 @@ def network_config(source: Source, kind: Kind) -> dict[str, Any]:
         with quiet(), one_line_errors(source):
             return read_config(Path(hf_hub_download(source.location, place)), source.name)
     return read_config((source.config or Path(source.location)) / place, source.name)
+
+
+def known_configs(source: Source) -> tuple[str, Mapping[str, Mapping[str, Any]] | None]:
+    """A model's family and its configurations by place in a diffusers folder, as far as nothing must be fetched."""
+    if source.kind == "hub":
+        known = next((model for model in KNOWN.values() if source.name in (model.name, model.hub_id)), None)
+        layout = None if known is None else backbone_of(known.family).kind.layout
+        return ("", None) if known is None or layout is None else (known.family, layout.configs)
+    kind, folder = kind_of(source), source.config or Path(source.location)
+    if source.kind == "file" and source.config is None:
+        assert kind.layout is not None
+        return kind.name, configs_for(kind.layout, tensor_shapes(Path(source.location)))
+    places = (f"{kind.denoiser}/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    return kind.name, {place: read_config(folder / place, source.name) for place in places}
 
 
 def local(source: Source, kind: Kind | None = None) -> Source:

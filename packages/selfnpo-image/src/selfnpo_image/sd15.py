@@ -48,8 +48,8 @@ class SD15(ImageBackbone):
     def _encode_null(self, pipe: Any) -> tuple[Tensor, ...]:
         return self._encode(pipe, [""])
 
-    def _numbers_per_prompt(self, pipe: Any) -> int:
-        return int(pipe.tokenizer.model_max_length * pipe.unet.config.cross_attention_dim)
+    def _shapes_of_rows(self, pipe: Any) -> tuple[tuple[int, ...], ...]:
+        return ((pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim),)
 
     def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
         return {"encoder_hidden_states": rows[0]}

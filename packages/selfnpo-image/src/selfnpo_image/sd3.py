@@ -64,10 +64,10 @@ class SD3(ImageBackbone):
     def _encode_null(self, pipe: Any) -> tuple[Tensor, ...]:
         return self._encode(pipe, [""])
 
-    def _numbers_per_prompt(self, pipe: Any) -> int:
+    def _shapes_of_rows(self, pipe: Any) -> tuple[tuple[int, ...], ...]:
         config = pipe.transformer.config
         tokens = pipe.tokenizer_max_length + T5_TOKENS
-        return int(tokens * config.joint_attention_dim + config.pooled_projection_dim)
+        return (tokens, config.joint_attention_dim), (config.pooled_projection_dim,)
 
     def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
         return {"encoder_hidden_states": rows[0], "pooled_projections": rows[1]}

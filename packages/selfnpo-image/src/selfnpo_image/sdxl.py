@@ -51,10 +51,10 @@ class SDXL(ImageBackbone):
         _, tokens, _, pooled = pipe.encode_prompt("", device=self.device, do_classifier_free_guidance=True)
         return tokens, pooled
 
-    def _numbers_per_prompt(self, pipe: Any) -> int:
+    def _shapes_of_rows(self, pipe: Any) -> tuple[tuple[int, ...], ...]:
         config = pipe.unet.config
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        return int(pipe.tokenizer.model_max_length * config.cross_attention_dim + pooled)
+        return (pipe.tokenizer.model_max_length, config.cross_attention_dim), (pooled,)
 
     def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
         tokens, pooled = rows

@@ -38,6 +38,7 @@ def family() -> "Family":
         source=find_source,
         prompts=load_prompts,
         backbone=_backbone,
+        sketch=_sketch,
         kohya=kohya.files,
     )
 
@@ -46,7 +47,22 @@ def _backbone(source: "Source", recipe: "Recipe", dtype: "torch.dtype", device: 
     from selfnpo_image.families import backbone_of
     from selfnpo_image.loading import kind_of
 
-    if recipe.frames is not None:
-        raise InputError(f"frames is {recipe.frames}, but {source.name} makes pictures: leave it out")
+    _check_frames(source, recipe)
     made = backbone_of(kind_of(source).name)
     return made(source, height=recipe.height, width=recipe.width, dtype=dtype, device=device)
+
+
+def _sketch(source: "Source", recipe: "Recipe", dtype: "torch.dtype") -> "ImageBackbone | None":
+    from selfnpo_image.families import backbone_of
+    from selfnpo_image.loading import known_configs
+
+    _check_frames(source, recipe)
+    family, configs = known_configs(source)
+    if configs is None:
+        return None
+    return backbone_of(family).sketch(source.name, configs, height=recipe.height, width=recipe.width, dtype=dtype)
+
+
+def _check_frames(source: "Source", recipe: "Recipe") -> None:
+    if recipe.frames is not None:
+        raise InputError(f"frames is {recipe.frames}, but {source.name} makes pictures: leave it out")
