@@ -12,6 +12,7 @@ from tests.tiny import PIPELINES, sd15
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
 from selfnpo_core.training import EmbeddingsCache, build_recipe, train
 from selfnpo_image.backbone import ImageBackbone
@@ -135,6 +136,14 @@ def test_a_single_file_is_known_again(
     assert same(table(backbone(), cache), plain)
     monkeypatch.setattr(ImageBackbone, "_load_encoders", lambda _: pytest.fail("an encoder is read"))
     assert same(table(backbone(), cache), plain)
+
+
+def test_a_cut_text_encoder_is_named_before_training(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "cut")
+    (file,) = (copy / "text_encoder").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"text_encoder\S+ is not a whole safetensors file"):
+        SD15(str(copy), device="cpu")
 
 
 def test_a_run_is_the_same_with_and_without(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

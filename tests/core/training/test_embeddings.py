@@ -3,11 +3,14 @@
 import json
 import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +253,27 @@ def test_the_recipe_chooses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(ZeroDivisionError):
             train(ToyBackbone(), toy_recipe(embeddings_cache=setting), PROMPTS, tmp_path / f"run-{setting is None}")
     assert [cache and cache.folder for cache in asked] == [tmp_path / "here", None]
+
+
+def test_other_runs_may_use_it_at_once(cache: EmbeddingsCache, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each finds its rows or makes them, while others write the same, sweep files away, or leave damaged ones."""
+    monkeypatch.setattr(embeddings, "SHARD_BYTES", 100)
+    monkeypatch.setattr(embeddings, "MOST_BYTES", 4000)
+
+    def run(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(8):
+            fill(cache, weights, rng.sample(TEXTS, 6))
+            for path in rng.sample(found := shards(cache), min(2, len(found))):
+                garbage = cache.folder / f"garbage-{seed}"
+                garbage.write_bytes(rng.randbytes(300))
+                with suppress(FileNotFoundError):
+                    os.replace(garbage, path)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(run, range(4)))
+    fill(cache, weights)
+    assert fill(cache, weights) == []
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ class ImageBackbone:
         self.name, self.dtype = source.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
         self._source = local(source, self.kind)
+        self._encoder_files = encoder_files(self._source, self.kind)
         pipe = load_pipeline(self._source, kind=self.kind, **dict.fromkeys(self.kind.text_encoders))
         denoiser = getattr(pipe, self.kind.denoiser)
         self.base_hash = weights_hash(denoiser)
@@ -157,7 +158,7 @@ class ImageBackbone:
         tokenizers = [getattr(pipe, part.replace("text_encoder", "tokenizer")) for part in self.kind.text_encoders]
         encoder = Encoder(
             load=self._load_encoders,
-            files={**encoder_files(self._source, self.kind), "code": Path(inspect.getfile(type(self)))},
+            files={**self._encoder_files, "code": Path(inspect.getfile(type(self)))},
             facts={
                 "family": self.family,
                 "dtype": str(self.dtype),

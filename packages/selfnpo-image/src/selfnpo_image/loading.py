@@ -120,13 +120,19 @@ def local(source: Source, kind: Kind | None = None) -> Source:
 
 
 def encoder_files(source: Source, kind: Kind) -> dict[str, Path]:
-    """What a local model's text encoders are read from, by names that do not depend on the place."""
+    """What a local model's text encoders are read from, by names that do not depend on the place.
+
+    Raises `InputError` for weights that are not whole, since those of text encoders may not be read before training.
+    """
     if source.kind == "file":
         config = source.config
         own = {f"{part}/config.json": config / part / "config.json" for part in kind.text_encoders} if config else {}
         return {"checkpoint": Path(source.location), "layout": Path(single_file.__file__), **own}
     folder, variant = Path(source.location), _variant(Path(source.location), kind) or ""
     files = [path for part in kind.text_encoders for path in sorted((folder / part).glob("*"))]
+    for path in files:
+        if path.suffix == ".safetensors":
+            tensor_shapes(path)
     return {
         f"{path.relative_to(folder).as_posix()} {variant}".rstrip(): path
         for path in files

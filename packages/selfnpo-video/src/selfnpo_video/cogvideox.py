@@ -315,7 +315,8 @@ def text_encoder(
 
     def load() -> Encode:
         with quiet(), one_line_errors(source):
-            model = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
+            model = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        model.to(device)
 
         def encode(text: str | None) -> tuple[Tensor, ...]:
             padded = tokenizer(text or "", padding="max_length", max_length=max_tokens, truncation=True)
