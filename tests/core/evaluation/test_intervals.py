@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from selfnpo_core.evaluation import bootstrap, wilson, win_rate
+from selfnpo_core.evaluation import bootstrap, bootstrap_crossed, wilson, win_rate
 
 
 def test_wilson_known_value():
@@ -33,3 +33,26 @@ def test_bootstrap_of_a_paired_mean_matches_the_standard_error():
     expected = 1.96 * (b - a).std().item() / 500**0.5
     assert interval.value == pytest.approx(0.3, abs=0.02)
     assert interval.high - interval.value == pytest.approx(expected, rel=0.12)
+
+
+def test_crossed_bootstrap_knows_that_votes_of_one_rater_or_item_go_together():
+    """y = rater + item + noise: the variance of the mean is σ_r²/R + σ_i²/I + σ²/(R I)."""
+    generator = torch.Generator().manual_seed(3)
+    raters, items = torch.randn(30, 1, generator=generator), torch.randn(50, generator=generator)
+    scores = raters + items + torch.randn(30, 50, generator=generator)
+    expected = (raters.var() / 30 + items.var() / 50 + 1 / 1500).sqrt().item()
+    interval = bootstrap_crossed(scores, generator=generator, repeats=2000)
+    assert interval.value == pytest.approx(scores.mean().item())
+    assert (interval.high - interval.low) / 2 / 1.96 == pytest.approx(expected, rel=0.1)
+
+
+def test_crossed_bootstrap_with_votes_missing():
+    generator = torch.Generator().manual_seed(4)
+    scores = torch.tensor([[1.0, torch.nan, 0.0], [torch.nan, 0.5, torch.nan]])
+    assert bootstrap_crossed(scores, generator=generator).value == pytest.approx(0.5)
+    assert bootstrap_crossed(torch.full((2, 3), torch.nan), generator=generator) is None
+    assert bootstrap_crossed(torch.zeros(0, 0), generator=generator) is None
+    assert bootstrap_crossed(torch.tensor([[0.5]]), generator=generator)[1:] == (0.5, 0.5)
+    one = torch.rand(1, 400, generator=generator)
+    interval = bootstrap_crossed(one, generator=generator)
+    assert interval.high - interval.value == pytest.approx(1.96 * one.std().item() / 20, rel=0.12)

@@ -60,3 +60,35 @@ def bootstrap(
     )
     half = z * draws.std().item()
     return Interval(value, value - half, value + half)
+
+
+def bootstrap_crossed(
+    scores: Tensor, *, generator: torch.Generator, repeats: int = 1000, z: float = Z95
+) -> Interval | None:
+    """Normal interval of a mean over raters and items, both of which are a sample of many.
+
+    scores: (R, I), NaN where a rater did not score an item. Raters and items are drawn anew with replacement, each on
+    their own, and a score counts as often as its rater times its item was drawn (Owen, The pigeonhole bootstrap, Ann.
+    Appl. Stat. 1, 2007): scores of one rater, or of one item, are not independent. A single rater, or item, stays.
+    None where there is no score.
+    """
+    there = ~scores.isnan()
+    if not there.any():
+        return None
+    value = scores[there].mean().item()
+    weights = [_drawn(size, repeats, generator) for size in scores.shape]
+    sums, counts = (
+        torch.einsum("nr,ri,ni->n", weights[0], table, weights[1])
+        for table in (scores.nan_to_num().double(), there.double())
+    )
+    drawn = counts > 0
+    half = z * (sums[drawn] / counts[drawn]).std().item() if drawn.sum() > 1 else 0.0
+    return Interval(value, value - half, value + half)
+
+
+def _drawn(count: int, repeats: int, generator: torch.Generator) -> Tensor:
+    """How often each of `count` was drawn, (repeats, count) float64."""
+    picked = torch.randint(count, (repeats, count), generator=generator)
+    return torch.zeros(repeats, count, dtype=torch.float64).scatter_add_(
+        1, picked, torch.ones(repeats, count, dtype=torch.float64)
+    )
