@@ -221,6 +221,41 @@ demo_options = stack(
 )
 """Options of `demo`."""
 
+study_options = stack(
+    click.argument("dir_a", metavar="DIR_A"),
+    click.argument("dir_b", metavar="DIR_B"),
+    click.option("--database", metavar="FILE", help="Where votes are kept. Default: study-A-B.sqlite, here."),
+    click.option(
+        "--question",
+        metavar="KEY=TEXT",
+        multiple=True,
+        help="What is asked of each pair; repeatable. The first decides attention checks. Default: overall preference, "
+        "fit to the text, detail.",
+    ),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="So many pairs, at random. Default: all."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of --limit, orders and sides."),
+    click.option(
+        "--attention-checks",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Pairs beside the others of a sample and the same one damaged. Default: one for ten pairs, at least one.",
+    ),
+    click.option(
+        "--allow-failures",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Who fails more attention checks is left out of the results. Default: a quarter of them, rounded down.",
+    ),
+    click.option("--allow-different", is_flag=True, help="Let the arms differ in steps, scheduler or size."),
+    click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 opens the page to others, by a link."),
+    click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one."),
+    click.option("--open", is_flag=True, help="Open the page in a browser."),
+    click.option("--results", is_flag=True, help="Print what the votes say, and stop. No server is needed."),
+    click.option("--json", metavar="FILE", help="With --results: write them as JSON."),
+    click.option("--csv", metavar="FILE", help="With --results: write every vote as CSV."),
+)
+"""Arguments and options of `study`."""
+
 
 def set_key(key: str, value: object) -> str:
     """An option as a `key=value` override of the recipe; JSON is YAML, so any text survives."""

@@ -170,6 +170,6 @@ def read_records(path: Path) -> list[Record]:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(record, dict) and "file" in record:
+        if isinstance(record, dict) and isinstance(record.get("file"), str):
             records[record["file"]] = record
     return list(records.values())

@@ -14,6 +14,7 @@ _COMMANDS = {
     "compare": ("selfnpo_image.commands.compare:compare", "The same pictures with and without, side by side."),
     "inspect": ("selfnpo_image.commands.inspect:inspect", "What negative weights are, and how strong."),
     "export": ("selfnpo_image.commands.export:export", "Negative weights for diffusers, ComfyUI, or merged."),
+    "study": ("selfnpo_image.commands.study:study", "A page on which people compare two folders of pictures, blind."),
     "demo": ("selfnpo_image.demo.command:demo", "The whole story on the model that ships with this package."),
 }
 

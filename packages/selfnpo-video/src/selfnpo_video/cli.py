@@ -14,6 +14,7 @@ _COMMANDS = {
     "inspect": ("selfnpo_video.commands.inspect:inspect", "What negative weights are, and how strong."),
     "compare": ("selfnpo_video.commands.compare:compare", "The same clips with and without, side by side."),
     "export": ("selfnpo_video.commands.export:export", "Negative weights for diffusers, ComfyUI, or merged."),
+    "study": ("selfnpo_video.commands.study:study", "A page on which people compare two folders of clips, blind."),
     "demo": ("selfnpo_video.demo.command:demo", "The whole story on the model that ships with this package."),
 }
 

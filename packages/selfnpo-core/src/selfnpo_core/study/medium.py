@@ -1,0 +1,43 @@
+"""What a family tells of its samples, so that they can be checked, shown and damaged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+COARSE, NOISE = 12, 0.12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Medium:
+    """One kind of sample."""
+
+    package: str
+    """The distribution that brings the command, such as selfnpo-image."""
+    word: Literal["picture", "clip"]
+    suffix: str
+    content_type: str
+    size: Callable[[Path], tuple[int, int]]
+    """Width and height of a file that was read to its end. Raises `InputError` for one that cannot be."""
+    plain: Callable[[Path, Path], None]
+    """Copy a file to another without anything that is not seen, such as text that programs write into pictures."""
+    damage: Callable[[Path, Path], None]
+    """Copy a file to another so that everybody sees that it is worse: by `damaged`."""
+
+
+def damaged(frames: np.ndarray) -> np.ndarray:
+    """(F, H, W, 3) uint8 as if through a misted pane: a grid of COARSE cells a side, smoothed, and noise.
+
+    The same for the same frames. Heights and widths stay.
+    """
+    generator = torch.Generator().manual_seed(0)
+    clear = torch.tensor(frames).permute(0, 3, 1, 2).float() / 255
+    cells = [max(2, min(COARSE, side // 4)) for side in clear.shape[2:]]
+    mist = interpolate(interpolate(clear, cells, mode="area"), clear.shape[2:], mode="bicubic")
+    noise = NOISE * torch.randn(mist.shape, generator=generator)
+    bytes_ = ((mist + noise).clamp(0, 1) * 255).round().byte()
+    return bytes_.permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,37 @@
+"""Clips in a blind study: read, shown without what else an mp4 may hold, damaged for attention checks."""
+
+import subprocess
+from pathlib import Path
+
+from imageio_ffmpeg import get_ffmpeg_exe
+
+from selfnpo_core.study.medium import Medium, damaged
+from selfnpo_video.video_files import read_video, write_video
+
+
+def _size(path: Path) -> tuple[int, int]:
+    frames, _ = read_video(path)
+    return frames.shape[2], frames.shape[1]
+
+
+def _plain(source: Path, target: Path) -> None:
+    """The video stream as it is, in a new file."""
+    stream = ["-map", "0:v:0", "-c", "copy", "-map_metadata", "-1", "-fflags", "+bitexact", "-movflags", "+faststart"]
+    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", "-i", str(source), *stream, str(target)]
+    subprocess.run(command, check=True)
+
+
+def _damage(source: Path, target: Path) -> None:
+    frames, fps = read_video(source)
+    write_video(target, damaged(frames), fps=max(1, round(fps)))
+
+
+CLIPS = Medium(
+    package="selfnpo-video",
+    word="clip",
+    suffix="mp4",
+    content_type="video/mp4",
+    size=_size,
+    plain=_plain,
+    damage=_damage,
+)
