@@ -22,7 +22,6 @@ from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import default_checks
 from selfnpo_core.study.votes import Votes
 from selfnpo_core.training.files import write_json, write_text
-from selfnpo_core.training.stopping import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +64,7 @@ def parse_questions(given: Sequence[str]) -> dict[str, str]:
 
 
 def _serve(medium: Medium, folders: Mapping[Arm, Path], database: Path, options: Mapping[str, Any]) -> None:
-    import uvicorn
-
-    from selfnpo_core.study.server import Media, Page, application, is_loopback
+    from selfnpo_core.study.server import Media, Page, application, is_loopback, serve
 
     different = options["allow_different"]
     every = read_pairs(folders, medium, allow_different=different)
@@ -95,23 +92,16 @@ def _serve(medium: Medium, folders: Mapping[Arm, Path], database: Path, options:
             _names(folders),
             options["allow_failures"],
         )
-        config = uvicorn.Config(
-            application(page, link_token=token),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            ws="none",
-            timeout_graceful_shutdown=2,
-        )
         root = _root(options["host"], listener) + (f"/{token}" if token else "")
-        click.echo(f"for participants: {root}/")
-        click.echo(f"results:          {root}/results/{votes.results_token}")
-        click.echo("Ctrl-C ends it; the same command goes on.")
-        if options["open"]:
-            webbrowser.open(f"{root}/")
-        with StopSignals():  # uvicorn ends in good order, and passes the signal on
-            uvicorn.Server(config).run(sockets=[listener])
+
+        def announce() -> None:
+            click.echo(f"for participants: {root}/")
+            click.echo(f"results:          {root}/results/{votes.results_token}")
+            click.echo("Ctrl-C ends it; the same command goes on.")
+            if options["open"]:
+                webbrowser.open(f"{root}/")
+
+        serve(application(page, link_token=token), listener, announce)
         click.echo(f"ended; {len(votes.all())} votes in {database}")
 
 
@@ -124,7 +114,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen()  # whoever opens the link at once waits
+        listener.listen()  # of two that begin at once, one fails here
     except OSError as error:
         listener.close()
         raise InputError(

@@ -15,13 +15,15 @@ reach the page, all addresses begin with a secret, without which there is nothin
 import hmac
 import logging
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from socket import socket
 from threading import Lock
 from typing import Annotated, Any, Literal
 
+import uvicorn
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
@@ -39,6 +41,7 @@ from selfnpo_core.study.pairs import Pair
 from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import DAMAGED, Trial, plan_trials
 from selfnpo_core.study.votes import Votes
+from selfnpo_core.training.stopping import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +219,27 @@ def application(page: Page, *, link_token: str | None) -> ASGIApp:
         exception_handlers={sqlite3.OperationalError: _unsaved},
     )
     return _Guard(app, link_token)
+
+
+def serve(app: ASGIApp, listener: socket, announce: Callable[[], None]) -> None:
+    """Until SIGINT or SIGTERM. announce: called when the page can be asked for, and a signal ends it in good order."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket] | None = None) -> None:
+            await super().startup(sockets)
+            announce()
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=2,
+    )
+    with StopSignals():  # uvicorn passes them on when it has ended
+        Server(config).run(sockets=[listener])
 
 
 class _Guard:
