@@ -139,7 +139,8 @@ def test_two_people_vote_and_nothing_is_lost(tmp_path: Path) -> None:
             assert ben.finished()
             first.get(server.results)
             assert (
-                "2 participants count, 2 of them have finished 20 pairs" in first.find_element(By.TAG_NAME, "main").text
+                "who count: 2, of whom 2 have finished 20 pairs. Left out: 0"
+                in first.find_element(By.TAG_NAME, "main").text
             )
             assert_console_is_clean(first)
     kept = rows(database, "SELECT participant, position, question, answer FROM votes ORDER BY rowid")

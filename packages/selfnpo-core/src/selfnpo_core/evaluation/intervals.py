@@ -70,19 +70,17 @@ def bootstrap_crossed(
     scores: (R, I), NaN where a rater did not score an item. Raters and items are drawn anew with replacement, each on
     their own, and a score counts as often as its rater times its item was drawn (Owen, The pigeonhole bootstrap, Ann.
     Appl. Stat. 1, 2007): scores of one rater, or of one item, are not independent. A single rater, or item, stays.
-    None where there is no score.
+    None where there is no score, or where all are equal: their resamples cannot tell how sure that is.
     """
     there = ~scores.isnan()
-    if not there.any():
+    if not there.any() or (scores[there] == scores[there][0]).all():
         return None
-    value = scores[there].mean().item()
     weights = [_drawn(size, repeats, generator) for size in scores.shape]
     sums, counts = (
-        torch.einsum("nr,ri,ni->n", weights[0], table, weights[1])
-        for table in (scores.nan_to_num().double(), there.double())
+        torch.einsum("nr,ri,ni->n", weights[0], table.double(), weights[1]) for table in (scores.nan_to_num(), there)
     )
     drawn = counts > 0
-    half = z * (sums[drawn] / counts[drawn]).std().item() if drawn.sum() > 1 else 0.0
+    value, half = scores[there].mean().item(), z * (sums[drawn] / counts[drawn]).std().item()
     return Interval(value, value - half, value + half)
 
 

@@ -90,7 +90,10 @@ Promise.all(media.map(ready)).then(
   () => {
     for (const one of media) {
       if (one.naturalWidth < 200) one.classList.add("small"); // its pixels are what is judged
-      if (one.play) one.play().catch(() => { one.controls = true; });
+      if (one.play) {
+        one.currentTime = 0; // both from their beginnings
+        one.play().catch(() => { one.controls = true; });
+      }
     }
     loading = false;
     main.setAttribute("aria-busy", "false");
