@@ -120,20 +120,15 @@ def test_the_server_ends_in_good_order_and_goes_on(here: Path) -> None:
         assert f"ended; 0 votes in {DATABASE}" in out
         assert "Traceback" not in err
         assert "GET" not in err
-    with serving(here, "--limit", "2") as server:
-        assert server.results.rsplit("/", 1)[1] == results
-        assert server.end(signal.SIGTERM)[0] == 0
-    assert not [path for path in here.iterdir() if path.name not in ("red", "blue", DATABASE)]
-
-
-def test_open_to_others_it_wants_the_secret(here: Path) -> None:
-    with serving(here, "--host", "0.0.0.0") as server:
-        _, _, port, token, _ = server.link.replace("//", "/").replace(":", "/").replace("//", "/").split("/")
+    with serving(here, "--limit", "2", "--host", "0.0.0.0") as server:  # the same study, now open to others
+        port, token = server.link.removesuffix("/").rsplit(":", 1)[1].split("/")
         assert len(token) == 22
-        assert f"/{token}/results/" in server.results
+        assert server.results.endswith(f":{port}/{token}/results/{results}")
         assert urlopen(f"http://127.0.0.1:{port}/{token}/").status == 200
         with pytest.raises(HTTPError, match="404"):
             urlopen(f"http://127.0.0.1:{port}/")
+        assert server.end(signal.SIGTERM)[0] == 0
+    assert not [path for path in here.iterdir() if path.name not in ("red", "blue", DATABASE)]
 
 
 def test_a_shown_picture_is_its_pixels_only(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The study's page in a real browser: two people vote, one comes back by code, the server is killed in between."""
 
 import http.client
+import signal
 import socket
 import sqlite3
 from collections import Counter
@@ -143,6 +144,8 @@ def test_two_people_vote_and_nothing_is_lost(tmp_path: Path) -> None:
                 in first.find_element(By.TAG_NAME, "main").text
             )
             assert_console_is_clean(first)
+            code, _, said = server.end(signal.SIGINT)
+            assert (code, "Traceback" in said) == (0, False), said
     kept = rows(database, "SELECT participant, position, question, answer FROM votes ORDER BY rowid")
     for number, person in enumerate((anna, ben)):
         assert [row[1:] for row in kept if row[0] == number] == person.given

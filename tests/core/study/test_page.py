@@ -176,6 +176,13 @@ def test_malformed_votes(client: TestClient, votes: Votes, body: bytes, status: 
     assert client.post(f"{begin(client)}/votes", json=ballot(pair)).status_code == 404
 
 
+def test_large_requests_are_refused_wherever_they_go(client: TestClient, votes: Votes) -> None:
+    assert client.post("/participants", content=b" " * (BODY_LIMIT + 1)).status_code == 413
+    assert client.post("/participants", content=b" " * BODY_LIMIT, follow_redirects=False).status_code == 303
+    assert votes.next_trial(0, 2) is not None
+    assert votes.next_trial(1, 2) is None
+
+
 @pytest.mark.parametrize(
     "path",
     [

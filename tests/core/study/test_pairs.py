@@ -95,6 +95,8 @@ def test_files_that_are_damaged_missing_or_elsewhere(tmp_path: Path) -> None:
         refused(folders, "which is no file of that folder")
     rewrite(folders["b"], lambda records: [{**records[0], "file": "00000-70.jpg"}, *records[1:]])
     refused(folders, "takes .png files")
+    rewrite(folders["b"], lambda records: [{**records[0], "file": ["00000-70.png"]}, *records[1:]])
+    refused(folders, "'square <0>' with seed 70 is in the first only")
     rewrite(folders["b"], lambda records: [{"file": "00000-70.png", "seed": 70}, *records[1:]])
     refused(folders, "the line of 00000-70.png has no prompt and seed")
 

@@ -182,11 +182,9 @@ class Page:
         return number
 
     def _html(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
-        code = request.path_params.get("code")
         text = self.templates.get_template(template).render(
             root=request.scope.get("root_path", ""),
-            code=code,
-            link=code and str(request.url),
+            code=request.path_params.get("code"),
             questions=self.questions,
             trials=self.study["pairs"] + self.study["attention_checks"],
             word=self.media.medium.word,
@@ -205,7 +203,7 @@ def application(page: Page, *, link_token: str | None) -> ASGIApp:
     static = Path(__file__).parent / "page" / "static"
     app = Starlette(
         routes=[
-            Route("/", page.start, name="start"),
+            Route("/", page.start),
             Route("/participants", page.enrol, methods=["POST"]),
             Route("/resume", page.resume),
             Route("/p/{code}", page.pair, name="pair"),
