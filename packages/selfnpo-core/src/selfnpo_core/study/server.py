@@ -14,6 +14,7 @@ reach the page, all addresses begin with a secret, without which there is nothin
 
 import hmac
 import logging
+import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -256,15 +257,16 @@ class _Guard:
             await send(message)
 
         first = scope["path"].removeprefix("/").partition("/")[0]
-        app = self.app
+        asked, app = Headers(scope=scope), self.app
         if self.link_token is None:
-            if not is_loopback(Request(scope).url.hostname or ""):  # another site's name that leads here
+            name = re.sub(r":\d+$", "", asked.get("host", "")).strip("[]")
+            if not is_loopback(name):  # a name of another site, made to lead here
                 app = PlainTextResponse("this page is for this computer only: --host opens it to others", 403)
         elif same_secret(first, self.link_token):
             scope = {**scope, "root_path": f"/{first}"}
         else:
             app = PlainTextResponse("Not Found", 404)
-        if int(Request(scope).headers.get("content-length", 0)) > BODY_LIMIT:
+        if int(asked.get("content-length", 0)) > BODY_LIMIT:
             app = PlainTextResponse("Content Too Large", 413, headers={"Connection": "close"})
         await app(scope, receive, send_guarded)
 
@@ -272,7 +274,7 @@ class _Guard:
 def is_loopback(host: str) -> bool:
     """Whether a host's name or address can only be reached from this computer."""
     try:
-        return host == "localhost" or ip_address(host).is_loopback
+        return host.lower() == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 
