@@ -15,6 +15,7 @@ $(READY): constraints.txt requirements-dev.txt $(PROJECTS)
 	$(BIN)/python -m pip install -q -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-dev.txt \
 		-e packages/selfnpo-core -e packages/selfnpo-image -e packages/selfnpo-video
+	$(BIN)/python -m pip download -q --no-deps -c constraints.txt -d $(VENV)/wheels torch-fidelity  # see tests/fidelity.py
 	touch $@
 
 demo: setup  ## train negative weights for the shipped video model, sample with and without, measure (a few minutes)

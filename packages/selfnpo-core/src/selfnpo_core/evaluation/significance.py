@@ -1,0 +1,67 @@
+"""Tests of paired differences, and their correction where several metrics are tested.
+
+The null hypothesis is that a difference is as likely to be +d as −d.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+EXACT = 16
+"""Up to so many differences that are not 0, all 2ⁿ choices of signs are counted."""
+
+
+def sign_test(differences: Tensor) -> float:
+    """Two-sided p of the exact binomial test that positive and negative differences (n,) are equally likely.
+
+    Zeros are left out (Dixon and Mood 1946).
+    """
+    positive, negative = int((differences > 0).sum()), int((differences < 0).sum())
+    count, fewer = positive + negative, min(positive, negative)
+    below, choose = 0, 1  # Σ_{k ≤ fewer} C(count, k), in exact integers
+    for k in range(fewer + 1):
+        below += choose
+        choose = choose * (count - k) // (k + 1)
+    return min(1.0, 2 * below / 2**count)
+
+
+def permutation_test(differences: Tensor, *, generator: torch.Generator, repeats: int = 9999) -> float:
+    """Two-sided p of the mean of paired differences (n,) when their signs are drawn at random (Fisher 1935).
+
+    Exact up to `EXACT` differences; else (1 + as extreme)/(1 + repeats), which is never 0 (Phipson and Smyth 2010).
+    """
+    d = differences.double()
+    d = d[d != 0]
+    if len(d) == 0:
+        return 1.0
+    least = abs(d.sum().item()) * (1 - 1e-12)  # equal sums may be rounded differently
+    if len(d) <= EXACT:
+        bits = torch.arange(2 ** len(d))[:, None] >> torch.arange(len(d)) & 1
+        return float(((bits * 2 - 1).double() @ d).abs().ge(least).double().mean())
+    extreme, left = 0, repeats
+    while left > 0:
+        signs = torch.randint(2, (min(left, 256), len(d)), generator=generator) * 2 - 1
+        extreme += int((signs.double() @ d).abs().ge(least).sum())
+        left -= len(signs)
+    return (1 + extreme) / (1 + repeats)
+
+
+def normal_test(value: float, standard_error: float) -> float:
+    """Two-sided p of a value that is normal around 0 under the null hypothesis."""
+    if standard_error == 0:
+        return 1.0 if value == 0 else 0.0
+    return math.erfc(abs(value / standard_error) / math.sqrt(2))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given: each is at most α with the family-wise error kept at α (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
