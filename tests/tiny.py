@@ -1,6 +1,7 @@
 """Tiny stock diffusers pipelines with random weights, made here without any file. `PIPELINES[family]()` builds one."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -261,3 +262,23 @@ def _t5_tokenizer() -> transformers.T5Tokenizer:
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     vocab += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,"]
     return transformers.T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=64)
+
+
+def clip_model(folder: Path, *, seed: int = 0, pictures: int = 32) -> transformers.CLIPModel:
+    """A tiny CLIP for judging, with its processor, in a folder as the hub has them."""
+    torch.manual_seed(seed)
+    tokenizer = _clip_tokenizer()
+    shared: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = transformers.CLIPConfig(
+        text_config={**shared, **ends, "num_attention_heads": 2, "vocab_size": len(tokenizer)},
+        vision_config={**shared, "num_attention_heads": 2, "image_size": pictures, "patch_size": 8},
+        projection_dim=24,
+    )
+    model = transformers.CLIPModel(config).eval()
+    size = {"shortest_edge": pictures}
+    prepare = transformers.CLIPImageProcessorPil(size=size, crop_size={"height": pictures, "width": pictures})
+    model.save_pretrained(folder)
+    prepare.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model

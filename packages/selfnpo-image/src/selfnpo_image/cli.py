@@ -12,6 +12,7 @@ _COMMANDS = {
     "train": ("selfnpo_image.commands.train:train", "Train negative weights for a model, from prompts only."),
     "sample": ("selfnpo_image.commands.sample:sample", "Draw pictures, with negative weights or without."),
     "compare": ("selfnpo_image.commands.compare:compare", "The same pictures with and without, side by side."),
+    "evaluate": ("selfnpo_image.commands.evaluate:evaluate", "Figures of a sample folder, and paired tests."),
     "inspect": ("selfnpo_image.commands.inspect:inspect", "What negative weights are, and how strong."),
     "export": ("selfnpo_image.commands.export:export", "Negative weights for diffusers, ComfyUI, or merged."),
     "study": ("selfnpo_image.commands.study:study", "A page on which people compare two folders of pictures, blind."),

@@ -1,0 +1,190 @@
+"""`evaluate`: a sample folder, and another at the same prompts and seeds, measured by metrics by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from selfnpo_core.cli import echo_table
+from selfnpo_core.errors import InputError
+from selfnpo_core.evaluation.distances import Moments
+from selfnpo_core.evaluation.metrics import Metric, Reference, adjust, check_counts, measure, table
+from selfnpo_core.evaluation.networks import Cache, Ready, look
+from selfnpo_core.evaluation.samples import Media, Problem, Samples, pair, read_reference, read_samples, refuse_bad
+from selfnpo_core.loading import best_device
+from selfnpo_core.ranks import Ranks
+from selfnpo_core.training.files import write_json
+
+log = logging.getLogger(__name__)
+CACHE = ".evaluation"
+"""In the folder that is evaluated; `sample` takes no notice of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the command needs to know of a family of models.
+
+    metrics: the options of the command line → all metrics by name. groups: names that stand for several.
+    """
+
+    media: Media
+    metrics: Callable[[Mapping[str, Any]], Sequence[Metric]]
+    groups: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """What is evaluated, checked and paired."""
+
+    one: Samples
+    other: Samples | None
+    reference: Samples | None
+    skipped: list[Problem]
+    different: list[str]
+
+    @property
+    def all(self) -> list[Samples]:
+        return [each for each in (self.one, self.other, self.reference) if each is not None]
+
+
+def run_evaluate(family: Family, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The whole command. Returns the results, or None of any process but the first.
+
+    Several processes share the work when RANK and WORLD_SIZE say so, as torchrun sets them.
+    """
+    ranks = Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    chosen = choose(family, options)
+    for metric in chosen:
+        metric.network.check()
+    target = None if options["json"] is None else Path(options["json"])
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        raise InputError(f"--json {target} cannot be written: give a file in a folder that is there")
+    folders = read_folders(family.media, options)
+    if ranks.index == 0:
+        for problem in folders.skipped:
+            log.warning("left out: %s", problem)
+    _check(chosen, folders)
+    weights = None if options["weights"] is None else Path(options["weights"])
+    ready: dict[str, Ready] = {}
+    for metric in chosen:
+        if metric.network.name not in ready:
+            ready[metric.network.name] = Ready.of(metric.network, weights, metric.name)
+    said = _looked(family.media, chosen, ready, folders, ranks, options)
+    if said is None:
+        return None
+    figures: dict[str, dict[str, Any]] = {}
+    for metric in chosen:
+        arms = said[metric.network.name]
+        figures[metric.name] = measure(metric, arms[0], arms[1], _reference(metric, arms[2]))
+    adjust(figures)
+    results = _results(folders, chosen, ready, figures)
+    if target is not None:
+        write_json(target, results)
+    echo_table(*table(figures))
+    return results
+
+
+def choose(family: Family, options: Mapping[str, Any]) -> list[Metric]:
+    """The metrics that are asked for. Raises `InputError` for names that are none."""
+    known = {metric.name: metric for metric in family.metrics(options)}
+    asked = [name.strip() for name in options["metrics"].split(",") if name.strip()]
+    names = [each for name in asked for each in family.groups.get(name, (name,))]
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        listed = ", ".join([*known, *family.groups])
+        raise InputError(f"unknown metric '{wrong[0]}': use {listed}" if wrong else f"--metrics names none of {listed}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def read_folders(media: Media, options: Mapping[str, Any]) -> Folders:
+    """Every file is opened. Raises `InputError` for what cannot be read or compared, before any network is loaded."""
+    one = read_samples(options["folder"], media)
+    other = None if options["against"] is None else read_samples(options["against"], media)
+    reference = None if options["reference"] is None else read_reference(options["reference"], media)
+    before = [each for each in (one, other, reference) if each is not None]
+    if not options["skip_bad"]:
+        refuse_bad(before, skip=False)
+    different: list[str] = []
+    if other is not None:
+        one, other, different = pair(one, other, allow_different=options["allow_different"])
+    folders = Folders(one=one, other=other, reference=reference, skipped=[], different=different)
+    return replace(folders, skipped=refuse_bad(folders.all, skip=options["skip_bad"]))
+
+
+def _check(chosen: Sequence[Metric], folders: Folders) -> None:
+    """Whether these samples can be measured so: asked before any network is loaded."""
+    for metric in chosen:
+        ships = metric.kind == "frechet" and metric.network.reference is not None
+        if metric.needs_reference and folders.reference is None and not ships:
+            raise InputError(f"{metric.name} compares with real data: give a folder of it as --reference DIR")
+        check_counts(metric, len(folders.one.good), folders.reference and len(folders.reference.good))
+        for sample in (sample for folder in folders.all for sample in folder.good):
+            if reason := metric.network.refuses(sample):
+                raise InputError(f"{metric.name} cannot be measured of {sample.path}: {reason}; leave it out")
+
+
+def _looked(
+    media: Media,
+    chosen: Sequence[Metric],
+    ready: Mapping[str, Ready],
+    folders: Folders,
+    ranks: Ranks,
+    options: Mapping[str, Any],
+) -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]] | None:
+    """What each network said of the samples, of those they are compared with, and of the reference."""
+    cache = Cache(Path(options["cache"] or folders.one.path / CACHE), ranks)
+    device, said = best_device(options["device"]), {}
+    with cache.held():
+        for name in dict.fromkeys(metric.network.name for metric in chosen):
+            real = folders.reference
+            if not any(metric.needs_reference for metric in chosen if metric.network.name == name):
+                real = None
+            parts = [
+                folders.one.good,
+                [] if folders.other is None else folders.other.good,
+                [] if real is None else real.good,
+            ]
+            everything = [sample for part in parts for sample in part]
+            rows = look(ready[name], everything, media, cache=cache, device=device, batch=options["batch_size"])
+            if rows is not None:
+                one, other, reference = rows.split([len(part) for part in parts])
+                said[name] = (one, other if len(other) else None, reference if len(reference) else None)
+    return said if ranks.index == 0 else None
+
+
+def _reference(metric: Metric, said: Tensor | None) -> Reference | None:
+    if not metric.needs_reference:
+        return None
+    if said is None:
+        assert metric.network.reference is not None
+        return Reference(features=None, moments=metric.network.reference())
+    features = said[:, len(metric.network.columns) :]
+    return Reference(features=features, moments=Moments.of(features))
+
+
+def _results(
+    folders: Folders,
+    chosen: Sequence[Metric],
+    ready: Mapping[str, Ready],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    def described(samples: Samples | None) -> dict[str, Any] | None:
+        if samples is None:
+            return None
+        return {"path": str(samples.path), "samples": len(samples.good), "made": samples.model}
+
+    return {
+        "schema": 1,
+        "folder": described(folders.one),
+        "against": described(folders.other),
+        "reference": described(folders.reference),
+        "skipped": [{"folder": p.folder, "file": p.file, "reason": p.reason} for p in folders.skipped],
+        "different": folders.different,
+        "metrics": {metric.name: {**figures[metric.name], **ready[metric.network.name].about} for metric in chosen},
+    }

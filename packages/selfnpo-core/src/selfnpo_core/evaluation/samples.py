@@ -1,0 +1,260 @@
+"""Sample folders as they are evaluated: every file opened, pairs of prompt and seed, and what is wrong named.
+
+A folder that is evaluated has a metadata.jsonl (`selfnpo_core.sample_folder`). A reference is any folder of pictures or
+clips: nothing is asked of it but that its files can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.sample_folder import METADATA, file_sha256, read_records
+
+Frames = np.ndarray
+"""A sample's pixels (F, H, W, 3) uint8; a picture is one frame."""
+Key = tuple[str, int]
+"""Prompt and seed."""
+SAME = ("steps", "scheduler", "height", "width", "frames")
+"""What two arms must have in common beside prompts and seeds; models, scales and negative weights are what differs."""
+_NAMED = 3
+"""Problems that a message names; the others are counted."""
+_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Media:
+    """What a family's samples are. read: raises `InputError` for what cannot be read whole."""
+
+    unit: str
+    suffixes: frozenset[str]
+    """Of files; "" is a folder of PNG files."""
+    read: Callable[[Path], Frames]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One file that can be read. prompt, seed: None in a reference folder."""
+
+    path: Path
+    sha256: str
+    shape: tuple[int, ...]
+    """Frames, height, width."""
+    prompt: str | None = None
+    seed: int | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why a sample is left out, or nothing is done at all."""
+
+    folder: str
+    file: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.file}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What a folder holds, in order of the files' names."""
+
+    path: Path
+    good: list[Sample]
+    problems: list[Problem]
+    bad: frozenset[Key]
+    """Prompts and seeds of samples that cannot be read."""
+    nameless: int = 0
+    """How many have no prompt or seed."""
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """What one record says of how the samples were made, without what differs from one to the next."""
+        record = self.good[0].record if self.good else {}
+        return {key: value for key, value in record.items() if key not in ("file", "prompt", "seed")}
+
+
+def read_samples(path: str | Path, media: Media) -> Samples:
+    """A folder with its metadata.jsonl, all of whose samples are opened."""
+    path = _folder(path)
+    if not (path / METADATA).is_file():
+        raise InputError(f"{path} has no {METADATA}, which says the prompts: give a folder that `sample` made")
+    records = {record["file"]: record for record in read_records(path / METADATA)}
+    files = {file.name: file for file in _files(path, media)}
+    problems: list[Problem] = []
+    asked: dict[str, Mapping[str, Any]] = {}
+    for name in sorted({*records, *files}):
+        record = records.get(name)
+        if record is None:
+            problems.append(Problem(folder=str(path), file=name, reason=f"no line in {METADATA}, so no prompt"))
+        elif not isinstance(record.get("prompt"), str) or not isinstance(record.get("seed"), int):
+            problems.append(Problem(folder=str(path), file=name, reason=f"no prompt or seed in {METADATA}"))
+        else:
+            asked[name] = record
+    nameless = len(problems)
+    _refuse_twice(path, asked)
+    good, bad = [], set()
+    for name, found in _opened(path, [path / name for name in asked], media):
+        record = asked[name]
+        if isinstance(found, str):
+            problems.append(Problem(folder=str(path), file=name, reason=found))
+            bad.add((record["prompt"], record["seed"]))
+        else:
+            sha256, shape = found
+            made = Sample(
+                path=path / name,
+                sha256=sha256,
+                shape=shape,
+                prompt=record["prompt"],
+                seed=record["seed"],
+                record=record,
+            )
+            good.append(made)
+    return Samples(path=path, good=good, problems=problems, bad=frozenset(bad), nameless=nameless)
+
+
+def read_reference(path: str | Path, media: Media) -> Samples:
+    """Every picture or clip in a folder and the folders in it."""
+    path = _folder(path)
+    files = sorted(file for file in path.rglob("*") if file.suffix in media.suffixes - {""} and _shown(file, path))
+    if not files:
+        raise InputError(
+            f"reference {path} holds no {media.unit}: give a folder with {', '.join(sorted(media.suffixes))}"
+        )
+    good, problems = [], []
+    for name, found in _opened(path, files, media):
+        if isinstance(found, str):
+            problems.append(Problem(folder=str(path), file=name, reason=found))
+        else:
+            good.append(Sample(path=path / name, sha256=found[0], shape=found[1]))
+    return Samples(path=path, good=good, problems=problems, bad=frozenset())
+
+
+def pair(one: Samples, other: Samples, *, allow_different: bool) -> tuple[Samples, Samples, list[str]]:
+    """The samples of both that have the same prompt and seed and are good on both sides, in the same order.
+
+    Also returns in what the folders differ, which raises `InputError` unless allowed. A sample that has no partner only
+    because the other folder holds fewer is one of its folder's problems.
+    """
+    arms = [{(s.prompt, s.seed): s for s in each.good} for each in (one, other)]
+    keys = [{*arm, *each.bad} for arm, each in zip(arms, (one, other), strict=True)]
+    shared = [key for key in arms[0] if key in arms[1]]
+    alone = [keys[0] - keys[1], keys[1] - keys[0]]
+    different: list[str] = []
+    if len(alone[0]) > other.nameless and len(alone[1]) > one.nameless:
+        texts = [{prompt for prompt, _ in some} for some in keys]
+        different.append("prompts" if texts[0] != texts[1] else "seeds")
+    different += _differences([arms[0][key] for key in shared], [arms[1][key] for key in shared])
+    if different and not allow_different:
+        raise InputError(
+            f"{one.path} and {other.path} differ in {', '.join(different)}: draw both alike, or give --allow-different"
+        )
+    if not shared:
+        raise InputError(f"{one.path} and {other.path} share no prompt and seed: evaluate each by itself")
+    found = []
+    for each, arm, lonely, elsewhere in zip((one, other), arms, alone, (other, one), strict=True):
+        reason = f"no sample of its prompt and seed in {elsewhere.path}"
+        more = [
+            Problem(folder=str(each.path), file=sample.path.name, reason=reason)
+            for key, sample in arm.items()
+            if key in lonely
+        ]
+        problems = each.problems + ([] if allow_different else more)
+        found.append(Samples(path=each.path, good=[arm[key] for key in shared], problems=problems, bad=each.bad))
+    return found[0], found[1], different
+
+
+def refuse_bad(folders: Sequence[Samples], *, skip: bool) -> list[Problem]:
+    """All problems; raises `InputError` that names some unless they are skipped, or if nothing is left."""
+    problems = [problem for folder in folders for problem in folder.problems]
+    if problems and not skip:
+        more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        named = "; ".join(str(problem) for problem in problems[:_NAMED])
+        raise InputError(f"{named}{more}: mend the folder, or give --skip-bad to leave such samples out")
+    for folder in folders:
+        if not folder.good:
+            raise InputError(f"{folder.path} has no sample that can be read: draw them again")
+    return problems
+
+
+def _folder(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder: give a folder of samples")
+    return path
+
+
+def _shown(file: Path, root: Path) -> bool:
+    return not any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _files(path: Path, media: Media) -> list[Path]:
+    """Files, and folders of PNG files where those are samples."""
+    there = [file for file in path.iterdir() if _shown(file, path)]
+    folders = [file for file in there if "" in media.suffixes and file.is_dir() and any(file.glob("*.png"))]
+    return folders + [file for file in there if file.is_file() and file.suffix in media.suffixes - {""}]
+
+
+def _refuse_twice(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+    seen: dict[Key, str] = {}
+    for name, record in records.items():
+        key = record["prompt"], record["seed"]
+        if key in seen:
+            raise InputError(
+                f"{path} holds two samples of one prompt and seed ({seen[key]}, {name}): evaluate one arm at a time"
+            )
+        seen[key] = name
+
+
+def _opened(root: Path, files: Sequence[Path], media: Media) -> list[tuple[str, tuple[str, tuple[int, ...]] | str]]:
+    """Each file's name below `root`, with its hash and shape, or why it cannot be read."""
+
+    def opened(file: Path) -> tuple[str, tuple[int, ...]] | str:
+        if not file.exists():
+            return "the file is missing"
+        try:
+            frames = media.read(file)
+        except InputError as error:
+            return " ".join(str(error).removeprefix(str(file)).split())
+        return content_sha256(file), frames.shape[:3]
+
+    bar = tqdm(total=len(files), desc=f"check {root.name}", unit=media.unit, leave=False, mininterval=1)
+    with bar, ThreadPoolExecutor(_THREADS) as pool:
+        found = []
+        for file, result in zip(files, pool.map(opened, files), strict=True):
+            found.append((str(file.relative_to(root)), result))
+            bar.update()
+    return found
+
+
+def content_sha256(path: Path) -> str:
+    """Of a file's bytes, or of all files' in a folder of frames."""
+    if path.is_file():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _differences(one: Sequence[Sample], other: Sequence[Sample]) -> list[str]:
+    """Such as "steps (25, 50)", of what the records say and what the files are."""
+    found = []
+    for key in SAME:
+        a, b = ({str(sample.record.get(key)) for sample in some} for some in (one, other))
+        if a != b:
+            found.append(f"{key} ({', '.join(sorted(a))} and {', '.join(sorted(b))})")
+    a, b = ({"×".join(map(str, sample.shape)) for sample in some} for some in (one, other))
+    if a != b:
+        found.append(f"frames×height×width ({', '.join(sorted(a))} and {', '.join(sorted(b))})")
+    return found

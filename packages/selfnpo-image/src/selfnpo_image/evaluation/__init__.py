@@ -1,0 +1,56 @@
+"""What `evaluate` can measure of pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.evaluation.clip import clip
+from selfnpo_core.evaluation.metrics import Metric, manifold_metrics
+from selfnpo_core.evaluation.run import Family
+from selfnpo_core.evaluation.samples import Frames, Media
+from selfnpo_core.worlds.network import ORACLE, oracle_metrics, oracle_network
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+
+
+def family() -> Family:
+    """What the command needs to know of pictures."""
+    return Family(
+        media=Media(unit="picture", suffixes=SUFFIXES, read=read_picture),
+        metrics=metrics,
+        groups={"oracle": ORACLE},
+    )
+
+
+def metrics(options: Mapping[str, Any]) -> list[Metric]:
+    """All of them; no file is read but the demo's own."""
+    from selfnpo_image.demo import assets
+    from selfnpo_image.demo.shapes import Shapes
+    from selfnpo_image.evaluation.inception import inception_network
+    from selfnpo_image.evaluation.judges import aesthetic, hps, imagereward, pickscore
+
+    oracle = oracle_network(Shapes(), assets.FOLDER)
+    features = oracle if options["feature_network"] == "oracle" else inception_network()
+    scores = {"clip_score": clip(), "pickscore": pickscore(), "hpsv2.1": hps(), "imagereward": imagereward()}
+    return [
+        Metric(name="fid", kind="frechet", network=features, better="lower"),
+        Metric(name="kid", kind="kernel", network=features, better="lower"),
+        *manifold_metrics(features),
+        *(Metric(name=name, kind="score", network=network) for name, network in scores.items()),
+        Metric(name="aesthetic", kind="score", network=aesthetic()),
+        *oracle_metrics(oracle),
+    ]
+
+
+def read_picture(path: Path) -> Frames:
+    """(1, H, W, 3) uint8."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))[None]
+    except Exception as error:  # PIL raises several kinds
+        detail = " ".join(str(error).split())[:100]
+        raise InputError(f"{path} cannot be read as a picture ({type(error).__name__}: {detail})") from None
