@@ -55,7 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, words: Sequence[str],
         ("sample --model MODEL --output OUT --prompt a --device nonsense", "use cpu or cuda"),
         ("compare --model MODEL --output OUT --prompt a", "give the negative weights as --npo"),
         ("inspect gone", "does not exist"),
-        ("evaluate", "No such command"),
+        ("evaluate OUT", "Missing option '--metrics'"),
     ],
 )
 def test_mistakes(
@@ -194,5 +194,5 @@ def test_help_needs_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for name in ("models", "train", "sample", "compare", "inspect", "export", "demo"):
+    for name in ("models", "train", "sample", "compare", "evaluate", "inspect", "export", "demo"):
         assert f"  {name} " in result.stdout

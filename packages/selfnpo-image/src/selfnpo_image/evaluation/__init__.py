@@ -50,7 +50,7 @@ def read_picture(path: Path) -> Frames:
     """(1, H, W, 3) uint8."""
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))[None]
+            return np.array(picture.convert("RGB"))[None]
     except Exception as error:  # PIL raises several kinds
         detail = " ".join(str(error).split())[:100]
         raise InputError(f"{path} cannot be read as a picture ({type(error).__name__}: {detail})") from None
