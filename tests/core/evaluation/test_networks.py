@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -121,6 +122,26 @@ def test_the_first_process_joins_what_the_others_wrote(tmp_path):
     assert process.exitcode == 0
     assert rows.tolist() == [[i, 2 * i] for i in range(8)]
     assert sorted(seen) == [0, 2, 4, 6]
+
+
+def test_a_killed_process_is_gone_on_with(tmp_path):
+    context = multiprocessing.get_context("fork")
+    some, seen, cache = samples(tmp_path, 8), [], Cache(tmp_path / "cache", ALONE)
+
+    def slow() -> None:
+        with cache.held():
+            look(ready(wait=0.2), some, MEDIA, cache=cache, device=CPU)
+
+    process = context.Process(target=slow)
+    process.start()
+    while process.is_alive() and not list((tmp_path / "cache").rglob("*.safetensors")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(20)
+    with cache.held():
+        rows = look(ready(seen), some, MEDIA, cache=cache, device=CPU)
+    assert rows.tolist() == [[i, 2 * i] for i in range(8)]
+    assert 0 < len(seen) < 8
 
 
 def test_a_process_that_is_gone_is_not_waited_for(tmp_path):

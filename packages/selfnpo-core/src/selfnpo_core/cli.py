@@ -253,7 +253,7 @@ evaluate_options = stack(
     click.argument("folder", metavar="DIR"),
     click.option("--against", metavar="DIR", help="Another sample folder, of the same prompts and seeds."),
     click.option("--reference", metavar="DIR", help="Real pictures or clips, for distances, precision and recall."),
-    click.option("--metrics", metavar="A,B,…", required=True, help="What to measure."),
+    click.option("--metrics", metavar="A,B,…", help="What to measure."),
     click.option("--json", metavar="FILE", help="Write all figures there."),
     click.option("--weights", metavar="DIR", help="The judges' weights, as DIR/OWNER/NAME/FILE. Default: the hub."),
     click.option("--cache", metavar="DIR", help="Where what networks say is kept. Default: DIR/.evaluation."),

@@ -13,6 +13,7 @@ _COMMANDS = {
     "sample": ("selfnpo_video.commands.sample:sample", "Draw clips, with negative weights or without."),
     "inspect": ("selfnpo_video.commands.inspect:inspect", "What negative weights are, and how strong."),
     "compare": ("selfnpo_video.commands.compare:compare", "The same clips with and without, side by side."),
+    "evaluate": ("selfnpo_video.commands.evaluate:evaluate", "Figures of a sample folder, and paired tests."),
     "export": ("selfnpo_video.commands.export:export", "Negative weights for diffusers, ComfyUI, or merged."),
     "study": ("selfnpo_video.commands.study:study", "A page on which people compare two folders of clips, blind."),
     "demo": ("selfnpo_video.demo.command:demo", "The whole story on the model that ships with this package."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,14 @@ class Family:
     """What the command needs to know of a family of models.
 
     metrics: the options of the command line → all metrics by name. groups: names that stand for several.
+    others: figures that are not what a network says, by the name that asks for them; of the options at once, so that
+    mistakes are found early, and then of the samples.
     """
 
     media: Media
     metrics: Callable[[Mapping[str, Any]], Sequence[Metric]]
     groups: Mapping[str, Sequence[str]]
+    others: Mapping[str, Callable[[Mapping[str, Any]], Others]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +56,16 @@ class Folders:
         return [each for each in (self.one, self.other, self.reference) if each is not None]
 
 
+Others = Callable[[Folders], dict[str, dict[str, Any]]]
+
+
 def run_evaluate(family: Family, options: Mapping[str, Any]) -> dict[str, Any] | None:
     """The whole command. Returns the results, or None of any process but the first.
 
     Several processes share the work when RANK and WORLD_SIZE say so, as torchrun sets them.
     """
     ranks = Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    chosen = choose(family, options)
+    chosen, others = choose(family, options)
     for metric in chosen:
         metric.network.check()
     target = None if options["json"] is None else Path(options["json"])
@@ -82,24 +88,28 @@ def run_evaluate(family: Family, options: Mapping[str, Any]) -> dict[str, Any] |
     for metric in chosen:
         arms = said[metric.network.name]
         figures[metric.name] = measure(metric, arms[0], arms[1], _reference(metric, arms[2]))
+        figures[metric.name] |= ready[metric.network.name].about
+    for other in others:
+        figures |= other(folders)
     adjust(figures)
-    results = _results(folders, chosen, ready, figures)
+    results = _results(folders, figures)
     if target is not None:
         write_json(target, results)
     echo_table(*table(figures))
     return results
 
 
-def choose(family: Family, options: Mapping[str, Any]) -> list[Metric]:
+def choose(family: Family, options: Mapping[str, Any]) -> tuple[list[Metric], list[Others]]:
     """The metrics that are asked for. Raises `InputError` for names that are none."""
     known = {metric.name: metric for metric in family.metrics(options)}
-    asked = [name.strip() for name in options["metrics"].split(",") if name.strip()]
-    names = [each for name in asked for each in family.groups.get(name, (name,))]
-    wrong = [name for name in names if name not in known]
+    asked = [name.strip() for name in (options["metrics"] or "").split(",") if name.strip()]
+    names = dict.fromkeys(each for name in asked for each in family.groups.get(name, (name,)))
+    wrong = [name for name in names if name not in known and name not in family.others]
     if wrong or not names:
-        listed = ", ".join([*known, *family.groups])
+        listed = ", ".join([*known, *family.groups, *family.others])
         raise InputError(f"unknown metric '{wrong[0]}': use {listed}" if wrong else f"--metrics names none of {listed}")
-    return [known[name] for name in dict.fromkeys(names)]
+    others = [family.others[name](options) for name in names if name in family.others]
+    return [known[name] for name in names if name in known], others
 
 
 def read_folders(media: Media, options: Mapping[str, Any]) -> Folders:
@@ -168,12 +178,7 @@ def _reference(metric: Metric, said: Tensor | None) -> Reference | None:
     return Reference(features=features, moments=Moments.of(features))
 
 
-def _results(
-    folders: Folders,
-    chosen: Sequence[Metric],
-    ready: Mapping[str, Ready],
-    figures: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
+def _results(folders: Folders, figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     def described(samples: Samples | None) -> dict[str, Any] | None:
         if samples is None:
             return None
@@ -186,5 +191,5 @@ def _results(
         "reference": described(folders.reference),
         "skipped": [{"folder": p.folder, "file": p.file, "reason": p.reason} for p in folders.skipped],
         "different": folders.different,
-        "metrics": {metric.name: {**figures[metric.name], **ready[metric.network.name].about} for metric in chosen},
+        "metrics": figures,
     }

@@ -1,0 +1,50 @@
+"""What `evaluate` can measure of clips."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfnpo_core.evaluation.clip import clip
+from selfnpo_core.evaluation.metrics import Metric, manifold_metrics
+from selfnpo_core.evaluation.run import Family
+from selfnpo_core.evaluation.samples import Frames, Media
+from selfnpo_core.worlds.network import ORACLE, oracle_metrics, oracle_network
+from selfnpo_video.evaluation import vbench
+from selfnpo_video.video_files import read_video
+
+SUFFIXES = frozenset({".mp4", ".webp", ".gif", ".webm", ".mov", ".avi", ""})
+
+
+def family() -> Family:
+    """What the command needs to know of clips."""
+    return Family(
+        media=Media(unit="clip", suffixes=SUFFIXES, read=read_clip),
+        metrics=metrics,
+        groups={"oracle": ORACLE},
+        others={"vbench": vbench.reader},
+    )
+
+
+def metrics(options: Mapping[str, Any]) -> list[Metric]:
+    """All of them; no file is read but the demo's own, and a feature network's configuration."""
+    from selfnpo_video.demo import assets
+    from selfnpo_video.demo.moving import MovingShapes
+    from selfnpo_video.evaluation.features import feature_network
+    from selfnpo_video.evaluation.motion import motion_network
+
+    oracle, seen, moves = oracle_network(MovingShapes(), assets.FOLDER), clip(), motion_network()
+    name = options["feature_network"]
+    features = oracle if name == "oracle" else feature_network(name)
+    return [
+        Metric(name="fvd", kind="frechet", network=features, better="lower"),
+        Metric(name="kvd", kind="kernel", network=features, better="lower"),
+        *manifold_metrics(features),
+        Metric(name="clip_score", kind="score", network=seen),
+        Metric(name="frame_consistency", kind="score", network=seen),
+        *(Metric(name=column, kind="score", network=moves, better="neither") for column in moves.columns),
+        *oracle_metrics(oracle),
+    ]
+
+
+def read_clip(path: Path) -> Frames:
+    return read_video(path)[0]

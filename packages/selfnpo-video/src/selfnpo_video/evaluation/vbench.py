@@ -1,0 +1,161 @@
+"""VBench (2311.17982): clips under the names that it wants, and its results back as paired figures.
+
+It reads videos/PROMPT-INDEX.mp4, indices from 0, five clips a prompt and 25 for temporal flickering, and writes
+NAME_eval_results.json: {dimension: [mean, [{"video_path": …, "video_results": number}, …]]}.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.evaluation.intervals import bootstrap
+from selfnpo_core.evaluation.metrics import REPEATS, paired
+from selfnpo_core.evaluation.run import Folders, Others
+from selfnpo_core.evaluation.samples import Key, Media, Samples, read_samples, refuse_bad
+from selfnpo_core.sample_folder import METADATA, read_records
+from selfnpo_core.training.files import write_json, write_text, written_aside
+
+log = logging.getLogger(__name__)
+VIDEOS, PROMPTS, FILES, ORIGIN = "videos", "prompts.txt", "prompts.json", "samples.json"
+A_PROMPT = 5
+"""Clips that VBench expects of a prompt."""
+_LONGEST = 250
+"""Bytes of a file's name, beside its suffix."""
+
+
+def names(folder: Path) -> dict[Key, str]:
+    """What VBench calls each sample, without the suffix: its prompt, and its place in the order of seeds.
+
+    Of all that metadata.jsonl tells of, so that a sample that is left out does not move the others.
+    """
+    keys = [(record.get("prompt"), record.get("seed")) for record in read_records(folder / METADATA)]
+    found: dict[Key, str] = {}
+    counts: dict[str, int] = {}
+    for prompt, seed in sorted(key for key in keys if isinstance(key[0], str) and isinstance(key[1], int)):
+        index = counts.get(prompt, 0)
+        counts[prompt] = index + 1
+        found[prompt, seed] = f"{prompt}-{index}"
+    return found
+
+
+def export(media: Media, options: Mapping[str, Any]) -> int:
+    """OUT/videos as VBench reads it, OUT/prompts.txt, and OUT/prompts.json for its --mode custom_input --prompt_file.
+
+    Clips are linked where the disk can, else copied. Returns how many there are.
+    """
+    output = Path(options["vbench_export"])
+    if output.exists():
+        raise InputError(f"--vbench-export {output} exists: give a new folder")
+    samples = read_samples(options["folder"], media)
+    refuse_bad([samples], skip=options["skip_bad"])
+    called = names(samples.path)
+    prompts = list(dict.fromkeys(str(sample.prompt) for sample in samples.good))
+    _check_names(samples, prompts)
+    counts = set(Counter(sample.prompt for sample in samples.good).values())
+    if counts != {A_PROMPT}:
+        told = " or ".join(map(str, sorted(counts)))
+        log.warning("VBench expects %d clips a prompt, 25 for temporal flickering; here are %s", A_PROMPT, told)
+    with written_aside(output) as aside:
+        (aside / VIDEOS).mkdir()
+        about, origin = {}, {}
+        for sample in samples.good:
+            name = f"{called[str(sample.prompt), sample.seed or 0]}{sample.path.suffix}"
+            _put(sample.path, aside / VIDEOS / name)
+            about[str(output / VIDEOS / name)] = sample.prompt
+            origin[name] = {"file": str(sample.path), "seed": sample.seed}
+        write_text(aside / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts))
+        write_json(aside / FILES, about)
+        write_json(aside / ORIGIN, {"schema": 1, "samples": origin})
+    return len(samples.good)
+
+
+def _check_names(samples: Samples, prompts: list[str]) -> None:
+    for prompt in prompts:
+        if "/" in prompt or "\0" in prompt or "\n" in prompt or len(prompt.encode()) > _LONGEST:
+            raise InputError(f"VBench names files by their prompts, which '{prompt[:60]}' cannot: change the prompt")
+    for sample in samples.good:
+        if sample.path.suffix not in (".mp4", ".gif"):
+            raise InputError(f"VBench reads mp4 and gif, and {sample.path} is neither: draw with --format mp4")
+
+
+def _put(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def reader(options: Mapping[str, Any]) -> Others:
+    """Figures of every dimension in --vbench-results, and paired with those in --vbench-against."""
+    if options["vbench_results"] is None:
+        raise InputError("vbench takes its figures from VBench: give its results as --vbench-results FILE")
+    if (options["vbench_against"] is None) != (options["against"] is None):
+        raise InputError("--vbench-against FILE belongs to --against DIR: give both, or neither")
+    one = read_results(Path(options["vbench_results"]))
+    other = None if options["vbench_against"] is None else read_results(Path(options["vbench_against"]))
+
+    def figures(folders: Folders) -> dict[str, dict[str, Any]]:
+        return _figures(folders, one, other)
+
+    return figures
+
+
+def read_results(file: Path) -> dict[str, dict[str, float]]:
+    """Dimension → a clip's name without suffix → number."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            dimension: {Path(each["video_path"]).stem: float(each["video_results"]) for each in single}
+            for dimension, (_, single) in stored.items()
+        }
+    except OSError as error:
+        raise InputError(f"VBench's results {file} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        detail = " ".join(str(error).split())[:80]
+        raise InputError(f"{file} is no …_eval_results.json of VBench ({type(error).__name__}: {detail})") from None
+
+
+def _figures(
+    folders: Folders, one: Mapping[str, Mapping[str, float]], other: Mapping[str, Mapping[str, float]] | None
+) -> dict[str, dict[str, Any]]:
+    """Of the samples that VBench measured: a dimension has prompts of its own."""
+    called = names(folders.one.path)
+    called_other = {} if folders.other is None else names(folders.other.path)
+    missing = [dimension for dimension in one if other is not None and dimension not in other]
+    if missing:
+        raise InputError(f"--vbench-against has no {missing[0]}: measure the same dimensions of both")
+    found = {}
+    for dimension, results in one.items():
+        against = None if other is None else other[dimension]
+        keys: list[Key] = [(str(sample.prompt), sample.seed or 0) for sample in folders.one.good]
+        shared = [key for key in keys if called[key] in results and (against is None or called_other[key] in against)]
+        if not shared:
+            raise InputError(f"VBench's {dimension} is of none of the clips in {folders.one.path}: export them anew")
+        values = torch.tensor([results[called[key]] for key in shared], dtype=torch.float64)
+        figures: dict[str, Any] = {
+            "better": "higher",
+            "count": len(shared),
+            "value": _mean(values),
+            "network": "vbench",
+            "model": f"VBench, {dimension}",
+        }
+        if against is not None:
+            others = torch.tensor([against[called_other[key]] for key in shared], dtype=torch.float64)
+            figures |= {"against": _mean(others), **paired(values, others)}
+        found[f"vbench_{dimension}"] = figures
+    return found
+
+
+def _mean(values: torch.Tensor) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    return bootstrap(lambda rows: values[rows].mean().item(), len(values), generator=generator, repeats=REPEATS["mean"])
