@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-BLOCK = 2048
+BLOCK = 1024
 """Rows of which kernels and distances are computed at a time."""
 
 
@@ -149,7 +149,7 @@ def manifold_covered(points: Tensor, radii: Tensor, queries: Tensor) -> Tensor:
 
 
 def _distances(u: Tensor, v: Tensor) -> Iterator[Tensor]:
-    """Euclidean distances, blocks of rows (·, m); of a point to itself exactly 0."""
+    """Euclidean distances, blocks of rows (·, m)."""
     u, v = u.double(), v.double()
     for part in u.split(BLOCK):
-        yield torch.cdist(part, v, compute_mode="donot_use_mm_for_euclid_dist")
+        yield torch.cdist(part, v)

@@ -168,7 +168,7 @@ def _frechet(one: Tensor, other: Tensor | None, reference: Reference) -> dict[st
                 lambda rows, x=x: frechet_to(moments, x[rows]), count, smallest=x.shape[1] + 1, generator=generator
             )
             limits.append(None if limit is None else asdict(limit))
-        found = {"value": values[0], "limit": limits[0], "reference_count": moments.count}
+        found: dict[str, Any] = {"value": values[0], "limit": limits[0], "reference_count": moments.count}
         if len(arms) == 2:
             change = resampled(lambda rows: distances[0](rows) - distances[1](rows))
             p = normal_test(change.value, (change.high - change.low) / 2 / Z95)

@@ -168,7 +168,9 @@ def look(
     batch: int | None = None,
 ) -> Tensor | None:
     """Rows (n, columns + features) of samples, or None of any process but the first."""
-    network, seen, files = ready.network, dict[str, Tensor](), set[str]()
+    network = ready.network
+    seen: dict[str, Tensor] = {}
+    files: set[str] = set()
     keys = [_key(network, sample) for sample in samples]
     unique = dict(zip(keys, samples, strict=True))
     ranks, eyes = cache.ranks, _Eyes(ready, media, device)

@@ -91,6 +91,9 @@ def run_evaluate(family: Family, options: Mapping[str, Any]) -> dict[str, Any] |
         figures[metric.name] |= ready[metric.network.name].about
     for other in others:
         figures |= other(folders)
+    for name, found in figures.items():
+        if found.get("limit", ...) is None:
+            log.warning("%s of %d samples is mostly bias, and no limit can be told: draw more", name, found["count"])
     adjust(figures)
     results = _results(folders, figures)
     if target is not None:
@@ -133,7 +136,8 @@ def _check(chosen: Sequence[Metric], folders: Folders) -> None:
         ships = metric.kind == "frechet" and metric.network.reference is not None
         if metric.needs_reference and folders.reference is None and not ships:
             raise InputError(f"{metric.name} compares with real data: give a folder of it as --reference DIR")
-        check_counts(metric, len(folders.one.good), folders.reference and len(folders.reference.good))
+        real = None if folders.reference is None else len(folders.reference.good)
+        check_counts(metric, len(folders.one.good), real)
         for sample in (sample for folder in folders.all for sample in folder.good):
             if reason := metric.network.refuses(sample):
                 raise InputError(f"{metric.name} cannot be measured of {sample.path}: {reason}; leave it out")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sample_folder import file_sha256
-from selfnpo_core.training.files import PICKLES, load_tensors
+from selfnpo_core.training.files import PICKLES, is_disk_full, load_tensors
 
 SAFETENSORS = ".safetensors"
 
@@ -69,7 +69,9 @@ def _from_hub(wanted: Wanted) -> Path | None:
     for local in (True, False):  # the cache first, so that nothing is asked of the network for what is there
         try:
             place = Path(snapshot_download(wanted.repo, allow_patterns=patterns, local_files_only=local))
-        except Exception:  # the hub's client has errors of its own; which files are wanted says more than any
+        except Exception as error:  # the hub's client has many; which files are wanted says more than any of them
+            if is_disk_full(error):
+                raise
             continue
         if all(pick(place, name) for name in wanted.files):
             return place
@@ -100,7 +102,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if file.suffix == SAFETENSORS:
         return load_tensors(file)
     try:
-        stored: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        stored: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds
         detail = " ".join(str(error).split())[:120]
         raise InputError(f"{file} cannot be read as plain tensors ({detail}): convert it to .safetensors") from None

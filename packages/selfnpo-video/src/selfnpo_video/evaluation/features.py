@@ -30,14 +30,15 @@ def feature_network(name: str) -> Network:
     folder = Path(name).expanduser()
     if folder.is_file():
         raise InputError(f"--feature-network {name} is a file, and may be code: give a folder of a transformers model")
-    repo = NAMED.get(name, name)
+    repo, place = NAMED.get(name, name), None
+    wanted: tuple[Wanted, ...] = ()
+    sha256: dict[str, str] = {}
     if folder.is_dir():
         _kind(folder)
         if not (folder / WEIGHTS).is_file():
             raise InputError(f"--feature-network {name} has no {WEIGHTS}: give a folder of a transformers model")
-        place, wanted, sha256 = folder, (), {WEIGHTS: file_sha256(folder / WEIGHTS)}
+        place, sha256 = folder, {WEIGHTS: file_sha256(folder / WEIGHTS)}
     elif repo.count("/") == 1:
-        place, sha256 = None, {}
         wanted = (Wanted(repo=repo, files=(CONFIG, WEIGHTS, PIXELS)),)
     else:
         raise InputError(f"--feature-network {name}: use oracle, {', '.join(NAMED)}, a folder or a hub id owner/name")

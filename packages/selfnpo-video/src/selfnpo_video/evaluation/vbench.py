@@ -38,7 +38,7 @@ def names(folder: Path) -> dict[Key, str]:
 
     Of all that metadata.jsonl tells of, so that a sample that is left out does not move the others.
     """
-    keys = [(record.get("prompt"), record.get("seed")) for record in read_records(folder / METADATA)]
+    keys: list[Any] = [(record.get("prompt"), record.get("seed")) for record in read_records(folder / METADATA)]
     found: dict[Key, str] = {}
     counts: dict[str, int] = {}
     for prompt, seed in sorted(key for key in keys if isinstance(key[0], str) and isinstance(key[1], int)):
