@@ -55,7 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, words: Sequence[str],
         ("sample --model MODEL --output OUT --prompt a --device nonsense", "use cpu or cuda"),
         ("compare --model MODEL --output OUT --prompt a", "give the negative weights as --npo"),
         ("inspect gone", "does not exist"),
-        ("evaluate OUT", "Missing option '--metrics'"),
+        ("evaluate OUT", "nothing to measure: give --metrics some of fid"),
     ],
 )
 def test_mistakes(

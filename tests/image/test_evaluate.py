@@ -424,7 +424,7 @@ def test_arms_drawn_otherwise(copied: Path, command: Command, capsys: pytest.Cap
     ("words", "message"),
     [
         ("A --metrics clipscore", "unknown metric 'clipscore': use fid, kid"),
-        ("A --metrics ,", "--metrics names none"),
+        ("A --metrics ,", "nothing to measure: give --metrics some of"),
         ("gone --metrics oracle", "is no folder"),
         ("A --metrics kid --feature-network oracle", "give a folder of it as --reference DIR"),
         (

@@ -236,7 +236,7 @@ def test_an_index_stays_when_a_clip_is_left_out(copied: Path, caplog: pytest.Log
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "--metrics names none of fvd"),
+        ("", "nothing to measure: give --metrics some of fvd"),
         ("--metrics vbench", "--vbench-results FILE"),
         ("--metrics vbench --vbench-results gone", "gone cannot be read"),
         ("--metrics vbench --vbench-results META", "is no …_eval_results.json"),

@@ -86,8 +86,8 @@ def test_precision_and_recall_equal_torch_fidelity(fidelity):
 
 
 def test_manifolds_by_hand():
-    """On a line: real points at 0, 1, 3, whose nearest others are 1, 1 and 2 away."""
-    real, made = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [4.5], [9.0]])
+    """On a line: real points at 0, 1, 3, whose nearest others are 1, 1 and 2 away; 5 lies on the edge of the last."""
+    real, made = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [5.0], [9.0]])
     radii = manifold_radii(real, 1)
     assert radii.tolist() == [1, 1, 2]
     assert manifold_hits(made, real, radii).tolist() == [2, 1, 0]

@@ -62,6 +62,15 @@ def test_distances_and_their_paired_change():
     assert found["change"].value == pytest.approx(found["value"].value - found["against"].value)
 
 
+def test_pairs_that_go_together_have_a_change_known_better_than_either():
+    one = said(200, 1)
+    other = one + 0.01 * torch.randn(200, 6, generator=torch.Generator().manual_seed(3))
+    for kind in ("frechet", "kernel", "score"):
+        found = measure(Metric(name="good", kind=kind, network=NETWORK), one, other, REFERENCE)
+        value, change = found["value"], found["change"]
+        assert change.high - change.low < 0.2 * (value.high - value.low), kind
+
+
 def test_moments_alone_are_a_reference_for_a_frechet_distance():
     found = measure(
         Metric(name="fid", kind="frechet", network=NETWORK),

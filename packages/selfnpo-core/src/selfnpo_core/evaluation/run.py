@@ -108,9 +108,11 @@ def choose(family: Family, options: Mapping[str, Any]) -> tuple[list[Metric], li
     asked = [name.strip() for name in (options["metrics"] or "").split(",") if name.strip()]
     names = dict.fromkeys(each for name in asked for each in family.groups.get(name, (name,)))
     wrong = [name for name in names if name not in known and name not in family.others]
-    if wrong or not names:
-        listed = ", ".join([*known, *family.groups, *family.others])
-        raise InputError(f"unknown metric '{wrong[0]}': use {listed}" if wrong else f"--metrics names none of {listed}")
+    listed = ", ".join([*known, *family.groups, *family.others])
+    if wrong:
+        raise InputError(f"unknown metric '{wrong[0]}': use {listed}")
+    if not names:
+        raise InputError(f"nothing to measure: give --metrics some of {listed}")
     others = [family.others[name](options) for name in names if name in family.others]
     return [known[name] for name in names if name in known], others
 
