@@ -17,7 +17,7 @@ from tests.tiny import clip_model
 from torch import nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.evaluation import Moments, frechet_distance
+from selfnpo_core.evaluation import Moments, fidelity, frechet_distance
 from selfnpo_core.evaluation.clip import REPO, Clip
 from selfnpo_core.evaluation.networks import Ready
 from selfnpo_core.sample_folder import read_records
@@ -270,8 +270,6 @@ def test_aesthetic_is_an_mlp_on_the_unit_embedding(tmp_path: Path) -> None:
 def test_inception_takes_weights_that_are_safe(tmp_path: Path) -> None:
     """torch-fidelity's own network with random weights, from a file that is read without unpickling."""
     with on_path():
-        from selfnpo_core.evaluation import fidelity
-
         made = fidelity._module("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
         torch.manual_seed(6)
         with pytest.MonkeyPatch.context() as patch:
@@ -432,7 +430,6 @@ def test_arms_drawn_otherwise(copied: Path, command: Command, capsys: pytest.Cap
             "needs 4 reference samples or more, got 2",
         ),
         ("A --metrics oracle --json gone/r.json", "--json gone/r.json cannot be written"),
-        ("A --metrics fid --reference A", "pip install 'selfnpo-core[eval]'"),
         ("A --metrics oracle --against OTHER", "64×64"),
         ("A --metrics clip_score", "hf download openai/clip-vit-large-patch14"),
         ("A --metrics pickscore", "hf download yuvalkirstain/PickScore_v1"),
@@ -456,6 +453,19 @@ def test_mistakes(
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.mark.usefixtures("offline")
+def test_inception_without_its_package_or_its_weights(
+    copied: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("evaluate", copied / "a", "--metrics", "fid", "--reference", copied / "real")
+    with on_path():
+        assert command(*words) == 2
+        assert "weights-inception-2015-12-05-6726825d.pth into WEIGHTS/torch-fidelity/" in capsys.readouterr().err
+    monkeypatch.setattr(fidelity, "PACKAGE", "no_such_package")
+    assert command(*words) == 2
+    assert "pip install 'selfnpo-core[eval]'" in capsys.readouterr().err
 
 
 def test_a_judge_through_the_command(arms: Path, command: Command, tmp_path: Path) -> None:

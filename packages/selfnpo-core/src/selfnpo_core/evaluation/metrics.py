@@ -149,11 +149,9 @@ def _mean(metric: Metric, values: Tensor) -> Interval:
 
 
 def _frechet(one: Tensor, other: Tensor | None, reference: Reference) -> dict[str, Any]:
-    """With the limit for many samples; its interval is that of the distance, whose slope it hardly changes."""
-    arms, moments = [one] if other is None else [one, other], reference.moments
-    count, limits = len(one), []
-    resamples = (REPEATS["frechet"] + 1) * len(arms)
-    with tqdm(total=resamples, desc="Fréchet distance", unit="draw", leave=False, mininterval=1) as bar:
+    """The intervals are of sampling only: a distance's bias is in its limit for n → ∞, given beside it."""
+    arms, moments, count = [one] if other is None else [one, other], reference.moments, len(one)
+    with tqdm(desc="Fréchet distance", unit="draw", leave=False, mininterval=1) as bar:
         distances = [_remembered(lambda rows, x=x: frechet_to(moments, x[rows]), bar) for x in arms]
 
         def resampled(statistic: Callable[[Tensor], float]) -> Interval:
@@ -161,13 +159,12 @@ def _frechet(one: Tensor, other: Tensor | None, reference: Reference) -> dict[st
             generator = torch.Generator().manual_seed(0)
             return bootstrap(statistic, count, generator=generator, repeats=REPEATS["frechet"])
 
-        values = [resampled(distance) for distance in distances]
-        for x in arms:
+        def limit(distance: Callable[[Tensor], float]) -> dict[str, Any] | None:
             generator = torch.Generator().manual_seed(1)
-            limit = extrapolate(
-                lambda rows, x=x: frechet_to(moments, x[rows]), count, smallest=x.shape[1] + 1, generator=generator
-            )
-            limits.append(None if limit is None else asdict(limit))
+            found = extrapolate(distance, count, smallest=one.shape[1] + 1, generator=generator)
+            return None if found is None else asdict(found)
+
+        values, limits = [resampled(each) for each in distances], [limit(each) for each in distances]
         found: dict[str, Any] = {"value": values[0], "limit": limits[0], "reference_count": moments.count}
         if len(arms) == 2:
             change = resampled(lambda rows: distances[0](rows) - distances[1](rows))
