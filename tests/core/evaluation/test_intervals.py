@@ -47,6 +47,7 @@ def test_crossed_bootstrap_knows_that_votes_of_one_rater_or_item_go_together():
     assert interval.value == pytest.approx(scores.mean().item())
     assert (interval.high - interval.low) / 2 / 1.96 == pytest.approx(expected, rel=0.1)
 
+
 def test_crossed_bootstrap_with_votes_missing():
     generator = torch.Generator().manual_seed(4)
     scores = torch.tensor([[1.0, torch.nan, 0.0], [torch.nan, 0.5, torch.nan]])
@@ -57,6 +58,8 @@ def test_crossed_bootstrap_with_votes_missing():
     one = torch.rand(1, 400, generator=generator)
     interval = bootstrap_crossed(one, generator=generator)
     assert interval.high - interval.value == pytest.approx(1.96 * one.std().item() / 20, rel=0.12)
+
+
 def test_the_bootstrap_of_a_mean_covers():
     generator, covered = torch.Generator().manual_seed(3), 0
     for _ in range(400):

@@ -234,12 +234,18 @@ study_options = stack(
     ),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="So many pairs, at random. Default: all."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of --limit, orders and sides."),
+    click.option(
         "--attention-checks",
         type=click.IntRange(0),
         metavar="N",
         help="Pairs beside the others of a sample and the same one damaged. Default: one for ten pairs, at least one.",
+    ),
+    click.option(
         "--allow-failures",
+        type=click.IntRange(0),
+        metavar="N",
         help="Who fails more attention checks is left out of the results. Default: a quarter of them, rounded down.",
+    ),
     click.option("--allow-different", is_flag=True, help="Let the arms differ in steps, scheduler or size."),
     click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 opens the page to others, by a link."),
     click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one."),
@@ -258,9 +264,12 @@ evaluate_options = stack(
     click.option("--weights", metavar="DIR", help="The judges' weights, as DIR/OWNER/NAME/FILE. Default: the hub."),
     click.option("--cache", metavar="DIR", help="Where what networks say is kept. Default: DIR/.evaluation."),
     click.option("--skip-bad", is_flag=True, help="Leave out samples that cannot be read, and their partners."),
+    click.option(
         "--allow-different", is_flag=True, help="Compare folders whose steps, size, … differ, where they pair."
+    ),
     click.option("--batch-size", type=click.IntRange(min=1), help="Samples that a network sees at a time."),
     click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
+)
 """Options of `evaluate`."""
 
 

@@ -1,17 +1,6 @@
-"""Distances between sets of features, and intervals and tests for what is measured on paired samples."""
+"""Distances between sets of features, and intervals, tests and agreement for what is measured on paired samples."""
 
 from selfnpo_core.evaluation.agreement import krippendorff_alpha
-from selfnpo_core.evaluation.distances import Moments, frechet_distance, kernel_distance
-from selfnpo_core.evaluation.intervals import Interval, bootstrap, bootstrap_crossed, wilson, win_rate
-
-__all__ = [
-    "Interval",
-    "Moments",
-    "bootstrap",
-    "bootstrap_crossed",
-    "frechet_distance",
-    "kernel_distance",
-    "krippendorff_alpha",
 from selfnpo_core.evaluation.distances import (
     Extrapolation,
     Moments,
@@ -24,13 +13,22 @@ from selfnpo_core.evaluation.distances import (
     manifold_hits,
     manifold_radii,
 )
-from selfnpo_core.evaluation.intervals import Interval, bootstrap, wilson, win_rate
+from selfnpo_core.evaluation.intervals import Interval, bootstrap, bootstrap_crossed, wilson, win_rate
 from selfnpo_core.evaluation.significance import holm, normal_test, permutation_test, sign_test
+
+__all__ = [
     "Extrapolation",
+    "Interval",
+    "Moments",
+    "bootstrap",
+    "bootstrap_crossed",
     "extrapolate",
+    "frechet_distance",
     "frechet_to",
     "holm",
+    "kernel_distance",
     "kernel_terms",
+    "krippendorff_alpha",
     "manifold_covered",
     "manifold_hits",
     "manifold_radii",
