@@ -31,7 +31,7 @@ test-fast: setup  ## what takes under five minutes
 	$(BIN)/python -m pytest -q -m "not slow and not exhaustive"
 
 test-faults: setup  ## engines and kills, all of them: many minutes
-	$(BIN)/python -m pytest -v --durations=0 tests/tools/test_engines.py tests/tools/test_faults.py tests/tools/test_recipes.py
+	$(BIN)/python -m pytest -v --no-header --durations=0 tests/tools/test_engines.py tests/tools/test_faults.py tests/tools/test_recipes.py
 
 check: setup  ## lint, format, types of the mathematics, import arrows
 	$(BIN)/ruff check .
