@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny import cogvideox, sd15
-from tests.tools.launching import launch
+from tests.tools.launching import SCRIPT, environment, free_port, launch
 
 ENGINES = {
     "single": ("auto", 1),
@@ -21,6 +23,17 @@ ROWS, UPDATES = 4, 6
 MOVED_BY_ROUNDING = {f"transformer_blocks.{k}.attn1.norm_k.bias" for k in range(2)}
 """What shifts all keys alike shifts a query's scores alike, which changes nothing: the gradient is zero but for
 rounding, and Adam makes steps of that."""
+
+SMALL = (
+    "steps=2",
+    "batch_size=2",
+    "grad_accumulation=1",
+    "pool_size=6",
+    "grid_steps=3",
+    "mixed_precision=no",
+    "frames=9",
+)
+SMALL += ("height=64", "width=64", "device=cpu", "trackers=[]", "sample_every=0", "max_drift=9.0")
 
 
 def train(model: Path, output: Path, engine: str, *more: str, what: str = "lora", resume: bool = False) -> Path:
@@ -150,13 +163,26 @@ def test_every_engine_on_every_model(models, tmp_path, model, what):
         assert_same_updates(alone, train(models / model, tmp_path / engine, engine, what=what))
 
 
-def test_several_processes_must_be_told_their_folder(models, monkeypatch):
-    from click.testing import CliRunner
-
-    from selfnpo_core import InputError
-    from selfnpo_video.commands.train import train as command
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    result = CliRunner().invoke(command, ["--model", str(models / "video")])
-    assert isinstance(result.exception, InputError)
-    assert "--output" in str(result.exception)
+@pytest.mark.slow
+def test_processes_agree_on_a_new_folder(models, tmp_path):
+    words = ["--model", str(models / "video"), *(w for key in SMALL for w in ("--set", key))]
+    accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "2"]
+    port = [
+        "--main_process_port",
+        str(free_port()),
+        "--mixed_precision",
+        "no",
+        "--num_machines",
+        "1",
+        "--dynamo_backend",
+        "no",
+    ]
+    start = [*accelerate, *port, str(SCRIPT), *words]
+    done = subprocess.run(
+        start, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name == "video-1"
+    assert len(losses(run)) == 2
+    assert done.stdout.count("negative weights in runs/video-1/npo") == 1

@@ -14,12 +14,13 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.loading import DTYPES, best_device
 from selfnpo_core.prompts import read_prompts
 from selfnpo_core.sources import Source
+from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.estimate import check_memory, dry_run
 from selfnpo_core.training.npo_folder import Npo, load_npo
 from selfnpo_core.training.recipe import Presets, Recipe, Recommended, build_recipe, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
-from selfnpo_core.training.together import is_main
+from selfnpo_core.training.together import is_main, on_main
 from selfnpo_core.training.trainer import train
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
     source = family.source(recipe.model, options["model_config"])
     prompts = _prompts(family, recipe, options)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    _check_output(recipe, processes, resume=options["resume"])
+    _check_output(recipe, resume=options["resume"])
     device = "cpu" if recipe.device == "cpu" else "auto"
     dtype = DTYPES[base_dtype(recipe)]
     sketched = family.sketch(source, recipe, dtype) if family.sketch else None
@@ -65,12 +66,12 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
     if sketched is not None:
         check_memory(sketched, recipe, prompts, best_device(device), processes)
     backbone = family.backbone(source, recipe, dtype, device)
-    output = Path(recipe.output) if recipe.output else new_run_folder("runs", folder_name(recipe.model))
+    output = Path(recipe.output) if recipe.output else _new_folder(recipe, processes)
     recipe = recipe.model_copy(update={"output": str(output)})
     try:
         npo = train(backbone, recipe, prompts, output, resume=options["resume"])
     except InputError:
-        if options["output"] is None:
+        if options["output"] is None and is_main():
             _remove_if_unused(output)
         raise
     if not is_main():
@@ -201,10 +202,17 @@ def _prompts(family: Family, recipe: Recipe, options: Mapping[str, Any]) -> list
     return family.prompts(recipe.prompts, recipe.model)
 
 
-def _check_output(recipe: Recipe, processes: int, *, resume: bool) -> None:
+def _new_folder(recipe: Recipe, processes: int) -> Path:
+    """The first process chooses for all."""
+    assert recipe.model is not None
+    name = folder_name(recipe.model)
+    if processes > 1:
+        make_accelerator(recipe)  # brings them together
+    return on_main(lambda: new_run_folder("runs", name))
+
+
+def _check_output(recipe: Recipe, *, resume: bool) -> None:
     """What can be known to be wrong with the run folder before a model is loaded."""
-    if recipe.output is None and processes > 1:
-        raise InputError("several processes need to be told their run folder: give --output RUN")
     if recipe.output is None or resume:
         return
     if holds_run(recipe.output):
