@@ -19,6 +19,7 @@ from selfnpo_core.profiling import available
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
+from selfnpo_core.training.storage import is_kept
 from selfnpo_core.training.student import Student, make_student
 from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
 
@@ -89,7 +90,9 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         backbone.denoiser = copy.deepcopy(base)  # whose layers may be changed for good
         try:
             with torch.device("meta"):
-                student = make_student(backbone, recipe, sharded=False)
+                student = make_student(
+                    backbone, recipe, sharded=False, offload=torch.device("cpu") if recipe.group_offload else None
+                )
             trained = student.trained_parameters
             memory = (
                 *_weights(student, recipe, processes),
@@ -211,7 +214,6 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
     trained, full, stage = 4 * student.trained_parameters, recipe.train == "full", _stage(recipe)
     with student.role("base"):
         base = student.backbone.denoiser
-    in_host = recipe.offload_parameters or recipe.group_offload
     kind = "" if full else " LoRA"
 
     def share(count: int, least: int, of_base: bool = False) -> int:
@@ -221,7 +223,11 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
     state = share(OPTIMIZER_BYTES[recipe.optimizer] * trained // 4, 1)
     own = share(trained, 3) if full else trained
     parts = [
-        Part(name="base weights", bytes=share(_bytes_of(base), 3, of_base=True), on_device=not in_host),
+        Part(
+            name="base weights",
+            bytes=share(_bytes_of(base, kept=not recipe.group_offload), 3, of_base=True),
+            on_device=not recipe.offload_parameters,
+        ),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"teacher{kind}, float32", bytes=own),
         Part(name=f"optimizer, {recipe.optimizer}", bytes=state, on_device=not recipe.offload_optimizer),
@@ -229,9 +235,9 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
     if recipe.engine.startswith("zero"):
         copy = share(trained, 1)
         parts.append(Part(name="ZeRO's copy of the student", bytes=copy, on_device=not recipe.offload_optimizer))
-    if recipe.group_offload:  # a block's stay for its backward pass, and the next one's are on their way
-        blocks = (block for m in base.modules() if isinstance(m, nn.ModuleList) for block in m)
-        parts.append(Part(name="base weights in use", bytes=2 * max((_bytes_of(block) for block in blocks), default=0)))
+    if recipe.group_offload:  # those in use are the simulation's
+        rest = _bytes_of(base) - _bytes_of(base, kept=False)
+        parts.append(Part(name="base weights until they are used", bytes=rest, on_device=False))
     if _keeps_gradients(recipe, processes):
         parts.append(Part(name="gradients, float32", bytes=share(trained, 2)))
     return tuple(parts)
@@ -270,10 +276,10 @@ def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int, processes: int) 
     return embeddings, Part(name=name, bytes=own * each, on_device=recipe.pool_device == "device")
 
 
-def _bytes_of(network: nn.Module) -> int:
-    """Of its own weights, without adapters'."""
-    weights = [parameter for name, parameter in network.named_parameters() if ".lora_" not in name]
-    tensors = [*weights, *network.buffers()]
+def _bytes_of(network: nn.Module, *, kept: bool = True) -> int:
+    """Of its own weights, without adapters'. kept: with those that are fetched for each use."""
+    named = ((name, parameter) for name, parameter in network.named_parameters() if ".lora_" not in name)
+    tensors = [*(p for name, p in named if kept or not is_kept(name)), *network.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -176,6 +176,8 @@ class Recipe(BaseModel):
                 )
             if self.engine.startswith(("zero", "fsdp")):
                 raise ValueError(f"{key} and engine {self.engine} both move the base's weights: use one of them")
+        if self.group_offload and self.base_storage == "int8":
+            raise ValueError("group_offload keeps weights as they are or in fp8: use base_storage same or fp8")
         if self.group_offload and self.sample_every:
             raise ValueError(
                 "sample_every cannot draw with weights in the host's memory (group_offload): set it to 0, and draw "

@@ -3,9 +3,10 @@
     fp8    weights of linear and convolution layers are float8 (e4m3; 2209.05433) between uses, cast at each
     int8   weights of linear layers are torchao's 8-bit integers with a scale a row
 
-Both leave out norms, patch and position embeddings, as diffusers' layerwise casting does, which itself is for inference
-only: it takes a convolution's weight away before the backward pass. An adapter on top learns against the rounded base,
-and what was rounded away is not kept anywhere.
+Offloaded weights, as they are or in fp8, wait in the host's memory. All of it leaves out norms, patch and position
+embeddings, as diffusers' layerwise casting does. That itself, and diffusers' group offloading, are for inference only:
+they take the weights of convolutions and norms away before the backward pass. An adapter on top learns against the
+rounded base, and what was rounded away is not kept anywhere.
 """
 
 import re
@@ -29,35 +30,57 @@ def compute_dtype(network: nn.Module) -> torch.dtype:
     return next(p.dtype for p in own if p.dtype.is_floating_point and p.dtype.itemsize > 1)
 
 
-class _Cast(nn.Module):
-    """The weight that a layer calculates with, from the one that it keeps."""
+class _Fetch(nn.Module):
+    """The weight that a layer calculates with, from the one that is kept. It is saved for the backward pass, and gone
+    with it; under gradient checkpointing that is one block's at a time."""
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, device: torch.device | None):
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
 
     def forward(self, kept: Tensor) -> Tensor:
-        return kept.to(self.dtype)
+        if self.device is None or kept.is_meta:
+            return kept.to(self.dtype)
+        return kept.to(self.device, self.dtype, non_blocking=True, copy=True)
 
 
-def store_base(network: nn.Module, storage: str, name: str) -> None:
-    """Bring a frozen network into this form, before adapters are added. A network on the meta device is only to be
-    looked at: there the bytes are right, not the layers. Raises `InputError` for networks that are not diffusers'."""
-    if storage == "same" or _is_stored(network):
+def store_base(network: nn.Module, storage: str, name: str, offload: torch.device | None = None) -> None:
+    """Bring a frozen network into this form, before adapters are added.
+
+    offload: keep the layers' weights in the host's memory, and bring each to this device when it is used. A network on
+    the meta device is only to be looked at: there the bytes are right, not the layers. Raises `InputError` for networks
+    that are not diffusers'.
+    """
+    if (storage == "same" and offload is None) or _is_stored(network):
         return
     if not isinstance(network, ModelMixin):
-        raise InputError(f"the layers of {name} cannot lie in {storage}: leave base_storage out")
+        raise InputError(f"the layers of {name} cannot be kept otherwise: leave base_storage and group_offload out")
     skipped, kinds = _skipped(network), (nn.Linear,) if storage == "int8" else LAYERS
     layers = {path: m for path, m in network.named_modules() if isinstance(m, kinds) and not skipped.search(path)}
-    if storage == "fp8" or next(network.parameters()).is_meta:
-        cast = _Cast(compute_dtype(network))
-        for layer in layers.values():
-            layer.weight = nn.Parameter(layer.weight.to(FP8), requires_grad=False)
-            parametrize.register_parametrization(layer, "weight", cast, unsafe=True)
-        return
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    if storage == "int8" and not next(network.parameters()).is_meta:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    quantize_(network, Int8WeightOnlyConfig(), filter_fn=lambda _, path: path in layers)
+        quantize_(network, Int8WeightOnlyConfig(), filter_fn=lambda _, path: path in layers)
+        return
+    fetch = _Fetch(compute_dtype(network), offload)
+    for layer in layers.values():
+        kept = layer.weight.detach() if storage == "same" else layer.weight.detach().to(FP8)
+        if offload is not None and offload.type == "cuda":
+            kept = kept.cpu().pin_memory()
+        layer.weight = nn.Parameter(kept, requires_grad=False)
+        parametrize.register_parametrization(layer, "weight", fetch, unsafe=True)
+
+
+def is_kept(name: str) -> bool:
+    """Whether a parameter of a stored network is fetched for each use, by its name."""
+    return name.endswith("parametrizations.weight.original")
+
+
+def place_rest(network: nn.Module, device: torch.device) -> None:
+    """Bring all of an offloaded network but what is kept in the host's memory to the training device."""
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if not is_kept(name):
+            tensor.data = tensor.data.to(device)
 
 
 def give_back(network: nn.Module) -> None:
@@ -74,20 +97,6 @@ def give_back(network: nn.Module) -> None:
         else:
             continue
         module.weight = nn.Parameter(kept.detach().to(dtype), requires_grad=False)
-
-
-def offload_base(network: nn.Module, device: torch.device, name: str) -> None:
-    """Keep every layer of a frozen network in the host's memory and bring it to `device` for each use, the next one
-    while one works. To be called before adapters are added: those stay where they are put."""
-    if not hasattr(network, "enable_group_offload"):
-        raise InputError(f"the layers of {name} cannot wait in the host's memory: leave group_offload out")
-    made: Any = network
-    made.enable_group_offload(
-        onload_device=device,
-        offload_device=torch.device("cpu"),
-        offload_type="leaf_level",
-        use_stream=device.type == "cuda",
-    )
 
 
 def _is_stored(network: nn.Module) -> bool:

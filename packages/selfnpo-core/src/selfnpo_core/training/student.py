@@ -30,7 +30,7 @@ from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.files import save_tensors
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.sharding import collect, entire, fill, pieces, release, split, whole
-from selfnpo_core.training.storage import give_back, offload_base, store_base
+from selfnpo_core.training.storage import give_back, place_rest, store_base
 from selfnpo_core.training.together import is_main, total
 
 Role = Literal["student", "teacher", "base"]
@@ -119,9 +119,7 @@ class LoraStudent(Student):
         self.network.requires_grad_(False)
         self._base_norm = self._measure(self.network.parameters())
         self._targets = lora_target_modules(backbone, recipe.targets)
-        store_base(self.network, recipe.base_storage, backbone.name)
-        if offload is not None:
-            offload_base(self.network, offload, backbone.name)
+        store_base(self.network, recipe.base_storage, backbone.name, offload)
         self._add_adapters(recipe)
         self._layers: list[Any] = [m for m in self.network.modules() if isinstance(m, LoraLayer)]
         named = dict(self.network.named_parameters())
@@ -133,18 +131,19 @@ class LoraStudent(Student):
             named[_teacher_of(name)].requires_grad_(False).copy_(named[name].detach())
         self._activate([NPO])
         self._split, self._offloaded = recipe.engine == "fsdp2", offload is not None
-        self._stored = recipe.base_storage != "same"
+        self._stored = recipe.base_storage != "same" or offload is not None
 
     def place(self, device: torch.device) -> None:
         """Adapters stay whole and on the device, whatever becomes of the base."""
-        if not self._split and not self._offloaded:
-            self.network.to(device)
-            return
-        adapters = [*self.parameters.values(), *self.teacher.values()]
-        for parameter in adapters:
-            parameter.data = parameter.data.to(device)
-        if self._split:
+        if self._offloaded:
+            place_rest(self.network, device)
+        elif self._split:
+            adapters = [*self.parameters.values(), *self.teacher.values()]
+            for parameter in adapters:
+                parameter.data = parameter.data.to(device)
             split(self.network, device, adapters)
+        else:
+            self.network.to(device)
 
     def _add_adapters(self, recipe: Recipe) -> None:
         alpha: Any = int(recipe.alpha) if recipe.alpha.is_integer() else recipe.alpha
