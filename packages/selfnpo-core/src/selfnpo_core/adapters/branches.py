@@ -8,6 +8,7 @@ call of `encode_prompt`; every forward is checked against it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import sys
@@ -86,16 +87,23 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
+NEGATIVE, RULE = "_selfnpo", "_selfnpo_rule"
+"""Attributes of a denoiser that hold its `Branches`: those of negative weights, and of a guidance rule around them."""
+
+
 class Branches:
     """Watches one pipeline and tells which rows of the forward that is running are negative.
 
     check: called at the beginning of every pipeline call, before any forward.
+    mark: `NEGATIVE` or `RULE`. A rule is attached last and detached first.
     """
 
-    def __init__(self, pipe: Any, condition: Condition, check: Callable[[], None]) -> None:
-        self.denoisers = find_denoisers(pipe, condition)
+    def __init__(self, pipe: Any, condition: Condition, check: Callable[[], None], mark: str = NEGATIVE) -> None:
+        self.denoisers = find_denoisers(pipe, condition) if mark == NEGATIVE else known_denoisers(pipe)
+        if any(RULE in vars(denoiser) for denoiser in self.denoisers.values()):
+            raise InputError("this model has a guidance rule attached: detach() it first, it is to be attached last")
         self.layout = LAYOUTS[type(pipe).__name__]
-        self.pipe, self._condition, self._check = pipe, condition, check
+        self.pipe, self._condition, self._check, self._mark = pipe, condition, check, mark
         self.batch = 0  # rows of the running forward
         self._prompts: int | None = None  # rows of one branch; None outside of a pipeline call
         self._guided = False
@@ -106,12 +114,18 @@ class Branches:
         self._encode_prompt = self.pipe.encode_prompt
         self._signature = inspect.signature(self._encode_prompt)
         self._free = self.pipe.maybe_free_model_hooks
-        replace(undo, self.pipe, "encode_prompt", self._watched_encode_prompt)
+        watched = functools.partial(self._watched_encode_prompt)  # a rule around this one reads the signature too
+        replace(undo, self.pipe, "encode_prompt", functools.update_wrapper(watched, self._encode_prompt))
         replace(undo, self.pipe, "maybe_free_model_hooks", self._end_of_call)
         for denoiser in self.denoisers.values():
-            replace(undo, denoiser, "_selfnpo", self)
+            replace(undo, denoiser, self._mark, self)
             if self.layout.order == "separate":
                 replace(undo, denoiser, "cache_context", self._watched(denoiser.cache_context))
+
+    def check_outermost(self) -> None:
+        """Before these negative weights are taken off: nothing was put around them."""
+        if any(RULE in vars(denoiser) for denoiser in self.denoisers.values()):
+            raise InputError("a guidance rule was attached after the negative weights: detach() it first")
 
     def enter(self, batch: int) -> slice | None:
         """A forward of `batch` rows begins: its negative rows."""
@@ -188,21 +202,27 @@ _OUTSIDE = "the denoiser runs outside of a call of the pipeline it has negative 
 
 def find_denoisers(pipe: Any, condition: Condition) -> dict[str, nn.Module]:
     """Component name → denoiser that can be given negative weights, or an error that says why there is none."""
+    denoisers = known_denoisers(pipe)
     kind = type(pipe).__name__
-    if kind not in LAYOUTS:
-        raise InputError(
-            f"negative weights do not know {kind}, nor which of its rows are negative: use one of {', '.join(LAYOUTS)}"
-        )
     layout = LAYOUTS[kind]
     if condition not in ("null", "prompt"):
         raise InputError(f"negative condition '{condition}' is unknown: use 'null' or 'prompt'")
     if condition == "prompt" and not layout.embeds:
         raise InputError(f"{kind} encodes its two prompts apart: use condition 'null', and give it a negative prompt")
-    found = {name: getattr(pipe, name, None) for name in layout.denoisers}
-    denoisers = {name: bare(module) for name, module in found.items() if module is not None}
-    if any("_selfnpo" in vars(denoiser) for denoiser in denoisers.values()):
+    if any(NEGATIVE in vars(denoiser) for denoiser in denoisers.values()):
         raise InputError("this model has negative weights attached already: detach() them first")
     return denoisers
+
+
+def known_denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """Component name → denoiser of a pipeline that stands in the table."""
+    kind = type(pipe).__name__
+    if kind not in LAYOUTS:
+        raise InputError(
+            f"negative weights do not know {kind}, nor which of its rows are negative: use one of {', '.join(LAYOUTS)}"
+        )
+    found = {name: getattr(pipe, name, None) for name in LAYOUTS[kind].denoisers}
+    return {name: bare(module) for name, module in found.items() if module is not None}
 
 
 def _has_text(prompt: str | list[str] | None) -> bool:
@@ -256,6 +276,12 @@ def replace_forward(undo: ExitStack, module: nn.Module, value: Any) -> None:
                     vars(module)[name] = inner
 
     undo.callback(restore)
+
+
+def runs(module: nn.Module, forward: Any) -> bool:
+    """Whether `forward` is what the module runs, perhaps inside of what a guidance rule put around it."""
+    outer = forward_of(module)
+    return outer is forward or getattr(outer, "inside", None) is forward
 
 
 def check_not_fused(denoiser: nn.Module) -> None:

@@ -26,6 +26,7 @@ from selfnpo_core.adapters.branches import (
     forward_of,
     replace,
     replace_forward,
+    runs,
     strength,
 )
 from selfnpo_core.errors import InputError
@@ -69,7 +70,7 @@ class NegativeDelta:
             else:
                 self._run = forward_of(self._called)
                 replace_forward(undo, self._called, split)
-                self._in_place = lambda: forward_of(self._called) is split
+                self._in_place = lambda: runs(self._called, split)
             self._undo = undo.pop_all()
 
     @property
@@ -82,6 +83,7 @@ class NegativeDelta:
 
     def detach(self) -> None:
         """Leave pipeline and weights as they were found."""
+        self._branches.check_outermost()
         self._undo.close()
         self._negative = None
 
@@ -133,8 +135,8 @@ class NegativeDelta:
                 return self._run(*args, **kwargs)
         positive = slice(negative.stop, batch) if negative.start == 0 else slice(0, negative.start)
         with self._negative_weights():
-            first = self._run(*_take(args, batch, negative), **_take(kwargs, batch, negative))
-        second = self._run(*_take(args, batch, positive), **_take(kwargs, batch, positive))
+            first = self._run(*take(args, batch, negative), **take(kwargs, batch, negative))
+        second = self._run(*take(args, batch, positive), **take(kwargs, batch, positive))
         return _join(first, second) if negative.start == 0 else _join(second, first)
 
 
@@ -160,14 +162,14 @@ def is_compiled_in_place(denoiser: nn.Module) -> bool:
     return bare(denoiser) is denoiser and getattr(denoiser, "_compiled_call_impl", None) is not None
 
 
-def _take(value: Any, batch: int, rows: slice) -> Any:
+def take(value: Any, batch: int, rows: slice) -> Any:
     """The rows of every tensor, in whatever it is nested, whose first dimension is the batch."""
     if isinstance(value, Tensor):
         return value[rows] if value.ndim and value.shape[0] == batch else value
     if isinstance(value, Mapping):
-        return {name: item if name in _NOT_BY_ROW else _take(item, batch, rows) for name, item in value.items()}
+        return {name: item if name in _NOT_BY_ROW else take(item, batch, rows) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_take(item, batch, rows) for item in value)
+        return type(value)(take(item, batch, rows) for item in value)
     return value
 
 

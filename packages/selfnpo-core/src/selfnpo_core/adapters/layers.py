@@ -159,6 +159,7 @@ class NegativeLayers:
 
     def detach(self) -> None:
         """Leave pipeline and weights as they were found."""
+        self._branches.check_outermost()
         self._undo.close()
 
     def __enter__(self) -> NegativeLayers:

@@ -100,6 +100,7 @@ class NegativeAdapters:
 
         An adapter just loaded is active for all rows, and is so again.
         """
+        self._branches.check_outermost()
         self._undo.close()
 
     def at_detach(self, last: Callable[[], None]) -> None:

@@ -28,7 +28,8 @@ from selfnpo_core.offsets import offset_of
 from selfnpo_core.training import Recipe, load_npo, resolve_recipe, train
 from selfnpo_core.training.files import read_json
 from selfnpo_core.training.recipe import build_recipe, changed_keys
-from selfnpo_core.worlds.cells import Arm, plain
+from selfnpo_core.worlds.cells import Arm
+from selfnpo_core.worlds.measure import plain
 from selfnpo_core.worlds.world import Demo
 
 TRAINED: Mapping[str, Mapping[str, Any]] = {

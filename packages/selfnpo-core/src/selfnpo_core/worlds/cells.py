@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,9 @@ from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.stages import save_tensors
-from selfnpo_core.worlds.measure import Scores, Task, against, describe, judge, sample
+from selfnpo_core.worlds.measure import Attach, Scores, Task, against, describe, judge, sample
 from selfnpo_core.worlds.world import World
 
-Attach = Callable[[Any], AbstractContextManager[object]]
 KEPT = 64
 """Samples of a cell that are kept to be looked at."""
 
@@ -42,12 +40,6 @@ class Arm:
     """Arms that it is compared with, pair by pair."""
     base: bool = False
     """Others are compared with it."""
-
-
-@contextmanager
-def plain(_pipe: Any) -> Iterator[None]:
-    """Classifier-free guidance as it is."""
-    yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +64,7 @@ class Table:
             return self._checked(path)
         bases = {name: self._scores(name, scale) for name in arm.against}
         options = {"guidance_scale": scale, "steps": self.steps, "batch": self.batch, "name": path.stem}
-        with arm.attach(pipe):
-            drawn = sample(self.world, pipe, self.task, **options)
+        drawn = sample(self.world, pipe, self.task, **options, attach=arm.attach)
         scores = judge(self.world, drawn.data, self.task.labels)
         count = len(self.task.prompts)
         figures = {

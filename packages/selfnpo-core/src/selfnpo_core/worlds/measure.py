@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from selfnpo_core.adapters.branches import batch_of, forward_of, replace_forward
 from selfnpo_core.evaluation import Interval, Moments, bootstrap, frechet_distance, wilson, win_rate
 from selfnpo_core.worlds.world import World, correct
 
 CHUNK = 128
 """Samples that are judged at a time."""
+Attach = Callable[[Any], AbstractContextManager[object]]
+"""Changes a pipeline for the duration of a `with` block."""
+
+
+@contextmanager
+def plain(_pipe: Any) -> Iterator[None]:
+    """Classifier-free guidance as it is."""
+    yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,31 +69,46 @@ class Scores:
 
 
 def sample(
-    world: World, pipe: Any, task: Task, *, guidance_scale: float, steps: int, batch: int = 64, name: str = ""
+    world: World,
+    pipe: Any,
+    task: Task,
+    *,
+    guidance_scale: float,
+    steps: int,
+    batch: int = 64,
+    name: str = "",
+    attach: Attach = plain,
 ) -> Samples:
-    """Sample the task with stock pipeline calls; every sample has its own generator, so batches do not matter."""
-    parts, start = [], time.perf_counter()
+    """Sample the task with stock pipeline calls; every sample has its own generator, so batches do not matter.
+
+    attach: puts an arm's weights, or its rule of guidance, on the pipeline.
+    """
+    parts = []
     bar = tqdm(total=len(task.prompts), desc=name, unit=world.unit, leave=False, dynamic_ncols=True)
-    with counted_rows(world.denoiser(pipe)) as rows, bar:
+    with counted_rows(world.denoiser(pipe)) as rows, attach(pipe), bar:
+        start = time.perf_counter()
         for part in world.draw_samples(pipe, task, guidance_scale=guidance_scale, steps=steps, batch=batch):
             parts.append(part)
             bar.update(len(part))
-    return Samples(data=torch.cat(parts), seconds=time.perf_counter() - start, forward_rows=rows[0])
+        seconds = time.perf_counter() - start
+    return Samples(data=torch.cat(parts), seconds=seconds, forward_rows=rows[0])
 
 
 @contextmanager
 def counted_rows(denoiser: nn.Module) -> Iterator[list[int]]:
-    """Counts the rows that pass through a denoiser, in the one element of the list that it gives."""
-    rows = [0]
+    """Counts the rows that pass through a denoiser, in the one element of the list that it gives.
 
-    def count(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        rows[0] += len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states")))  # type: ignore[arg-type]
+    Whatever is put around the denoiser inside of the block is seen through: the rows are those of the network itself.
+    """
+    rows, run = [0], forward_of(denoiser)
 
-    handle = denoiser.register_forward_pre_hook(count, with_kwargs=True)
-    try:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        rows[0] += batch_of(args, kwargs)
+        return run(*args, **kwargs)
+
+    with ExitStack() as undo:
+        replace_forward(undo, denoiser, forward)
         yield rows
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

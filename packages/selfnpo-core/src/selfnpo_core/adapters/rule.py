@@ -1,0 +1,123 @@
+"""A rule of guidance (`selfnpo_core.rivals`) in a stock pipeline: the call stays as it is.
+
+The denoiser's forward is replaced by one that runs what the rule asks for and returns the rule's two predictions, which
+the pipeline then combines as always. Negative weights may be attached before it: they act inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfnpo_core.adapters.branches import NEGATIVE, RULE, Branches, batch_of, forward_of, replace_forward
+from selfnpo_core.adapters.delta import is_compiled, take
+from selfnpo_core.errors import InputError
+from selfnpo_core.rivals import Pair, Rule, Step, Weaken
+from selfnpo_core.schedule import NoiseSchedule
+
+
+class GuidanceRule:
+    """A rule put on a pipeline. Made by `attach`; a context manager."""
+
+    @classmethod
+    def attach(cls, pipe: Any, rule: Rule) -> GuidanceRule:
+        """Have the pipeline's guidance done by `rule`, wherever guidance is on.
+
+        Negative weights come first: attach them before the rule, detach them after it. Raises `InputError` for a
+        pipeline that does not stack [negative, positive] into one batch, and for a compiled denoiser.
+        """
+        return cls(pipe, rule)
+
+    def __init__(self, pipe: Any, rule: Rule) -> None:
+        self._pipe, self._rule = pipe, rule
+        self._branches = Branches(pipe, "null", self._begin, RULE)
+        if self._branches.layout.order != "negative first":
+            raise InputError(f"{type(pipe).__name__} does not run [negative, positive] as one batch: no rule fits it")
+        ((name, self._denoiser),) = self._branches.denoisers.items()
+        if is_compiled(getattr(pipe, name)):
+            raise InputError("a compiled denoiser cannot be given a guidance rule: attach it to the plain one")
+        self._run = forward_of(self._denoiser)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._forward(args, kwargs)
+
+        forward.inside = self._run  # type: ignore[attr-defined]
+        self._begin()
+        with ExitStack() as undo:
+            self._branches.watch(undo)
+            replace_forward(undo, self._denoiser, forward)
+            self._undo = undo.pop_all()
+
+    def detach(self) -> None:
+        """Leave the pipeline as it was found."""
+        self._undo.close()
+
+    def __enter__(self) -> GuidanceRule:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _begin(self) -> None:
+        """At the beginning of every pipeline call; the scheduler may be another one since the last."""
+        scheduler = self._pipe.scheduler
+        self._schedule = NoiseSchedule.from_scheduler(scheduler)
+        self._predicts = "flow" if self._schedule.is_flow else str(scheduler.config.get("prediction_type", "epsilon"))
+        self._index, self._memory = 0, dict[str, Any]()
+
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The denoiser's forward. Where guidance is off there is one branch, and nothing to combine."""
+        batch = batch_of(args, kwargs)
+        if self._branches.enter(batch) is None:
+            return self._run_rows(args, kwargs, batch)
+        if kwargs.get("return_dict", True):
+            raise InputError("a guidance rule wants the denoiser asked with return_dict=False, as stock pipelines do")
+        x_t = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        half = slice(batch // 2, batch)
+
+        def both() -> Pair:
+            negative, positive = self._run_rows(args, kwargs, batch)[0].float().chunk(2)
+            return negative, positive
+
+        def positive(weaken: Weaken | None) -> Tensor:
+            some = take(args, batch, half), take(kwargs, batch, half)
+            with weaken(self._denoiser) if weaken else nullcontext():
+                return self._run_rows(*some, batch // 2)[0].float()  # type: ignore[no-any-return]
+
+        noisy = x_t[half].float()
+        step = Step(
+            x_t=noisy,
+            level=self._schedule.at(_timesteps(args, kwargs, batch)[half], like=noisy),
+            prediction_type=self._predicts,
+            scale=float(self._pipe.guidance_scale),
+            index=self._index,
+            total=len(self._pipe.scheduler.timesteps),
+            memory=self._memory,
+            both=both,
+            positive=positive,
+        )
+        self._index += 1
+        return (torch.cat(self._rule(step)).to(x_t.dtype),)
+
+    def _run_rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> Any:
+        """What is inside, of so many rows. Negative weights in there learn of them by a hook that is not run here."""
+        negative: Branches | None = vars(self._denoiser).get(NEGATIVE)
+        if negative is not None:
+            negative.enter(batch)
+        return self._run(*args, **kwargs)
+
+
+def _timesteps(args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> Tensor:
+    """(batch,), in the scheduler's units: a number for all rows, or one a row."""
+    t = kwargs["timestep"] if "timestep" in kwargs else args[1]
+    t = torch.as_tensor(t)
+    if t.ndim > 1:
+        raise InputError("a guidance rule wants one timestep a row: this pipeline has several")
+    return t.expand(batch)
