@@ -65,7 +65,9 @@ def _finished(output: Path, recipe: Recipe) -> bool:
     return done and made.recommended == recipe.recommended and not changed_keys(made, recipe)
 
 
-def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None = None) -> Arm:
+def make_arm(
+    demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None = None, neon_strength: float = NEON_STRENGTH
+) -> Arm:
     """An arm of the table, its weights trained if it needs any. `seed` is the training seed."""
     if arm == "cfg":
         return Arm(name="cfg", attach=plain, note={}, against=(), base=True)
@@ -94,7 +96,7 @@ def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None 
     def extrapolated(pipe: Any) -> Iterator[None]:
         denoiser = demo.world.denoiser(pipe)
         base = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
-        denoiser.load_state_dict(neon(base, offset_of(npo), NEON_STRENGTH))
+        denoiser.load_state_dict(neon(base, offset_of(npo), neon_strength))
         try:
             yield
         finally:
@@ -106,7 +108,7 @@ def make_arm(demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None 
             yield
 
     ways = {"random": random, "neon": extrapolated, **dict.fromkeys(ALPHAS, tuned)}
-    note |= {"strength": NEON_STRENGTH} if arm == "neon" else {"beta": strength}
+    note |= {"strength": neon_strength} if arm == "neon" else {"beta": strength}
     note |= {"alpha": ALPHAS[arm]} if arm in ALPHAS else {}
     compared = ("cfg", "tuned") if arm in ALPHAS else ("cfg",)
     return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note, against=compared)

@@ -60,9 +60,9 @@ class Table:
         Raises `InputError` for cells of another number of samples or steps, and where an arm of `against` is missing.
         """
         path = self.folder / f"{arm.name}-g{scale:g}.json"
-        if path.exists() and (not arm.base or self._scores_of(arm.name, scale).exists()):
+        if path.exists() and (not arm.base or self._scores_file(arm.name, scale).exists()):
             return self._checked(path)
-        bases = {name: self._scores(name, scale) for name in arm.against}
+        bases = {name: self.scores_of(name, scale) for name in arm.against}
         options = {"guidance_scale": scale, "steps": self.steps, "batch": self.batch, "name": path.stem}
         drawn = sample(self.world, pipe, self.task, **options, attach=arm.attach)
         scores = judge(self.world, drawn.data, self.task.labels)
@@ -83,7 +83,7 @@ class Table:
             "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}",
         }
         self._keep(path.stem, scores, drawn.data)
-        _write(path, figures)
+        write_cell(path, figures)
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _checked(self, path: Path) -> dict[str, Any]:
@@ -98,13 +98,14 @@ class Table:
 
     def kept(self, arm: str, scale: float) -> Tensor:
         """The first samples of a cell."""
-        return load_file(self._scores_of(arm, scale))["pictures"]
+        return load_file(self._scores_file(arm, scale))["pictures"]
 
-    def _scores_of(self, arm: str, scale: float) -> Path:
+    def _scores_file(self, arm: str, scale: float) -> Path:
         return self.scores / f"{arm}-g{scale:g}.safetensors"
 
-    def _scores(self, arm: str, scale: float) -> Scores:
-        path = self._scores_of(arm, scale)
+    def scores_of(self, arm: str, scale: float) -> Scores:
+        """What the judges said of a cell."""
+        path = self._scores_file(arm, scale)
         if not path.exists():
             raise InputError(f"{path} is missing: draw the arm {arm} at scale {scale:g} first, to be paired with")
         stored = load_file(path)
@@ -124,7 +125,7 @@ class Table:
         )
 
 
-def _write(path: Path, figures: Mapping[str, Any]) -> None:
+def write_cell(path: Path, figures: Mapping[str, Any]) -> None:
     """Whole or absent; six significant digits are enough for every figure of a cell."""
     path.parent.mkdir(parents=True, exist_ok=True)
     short = json.loads(json.dumps(figures), parse_float=lambda digits: float(f"{float(digits):.6g}"))

@@ -84,7 +84,7 @@ def sample(
     attach: puts an arm's weights, or its rule of guidance, on the pipeline.
     """
     parts = []
-    bar = tqdm(total=len(task.prompts), desc=name, unit=world.unit, leave=False, dynamic_ncols=True)
+    bar = tqdm(total=len(task.prompts), desc=name, unit=world.unit, leave=False, dynamic_ncols=True, disable=not name)
     with counted_rows(world.denoiser(pipe)) as rows, attach(pipe), bar:
         start = time.perf_counter()
         for part in world.draw_samples(pipe, task, guidance_scale=guidance_scale, steps=steps, batch=batch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -104,6 +104,10 @@ class Demo:
     batch: int = 64
     preference: Path | None = None
     """A LoRA that tunes the shipped model to its judge's preferences, for the `tuned` arms."""
+    perturbed: Sequence[str] = ()
+    """Layers of self-attention in the middle of the denoiser, for perturbed-attention guidance."""
+    skipped: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Transformer blocks, by the name of their stack, for skip-layer guidance."""
 
 
 def correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:

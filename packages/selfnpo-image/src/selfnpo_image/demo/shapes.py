@@ -22,6 +22,7 @@ from selfnpo_image.models import find_source
 from selfnpo_image.sd15 import SD15
 
 STEPS = 10
+MIDDLE = "mid_block.attentions.0.transformer_blocks"
 
 
 class Shapes(World):
@@ -82,6 +83,8 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
         scales=(2.0, 3.0, 5.0),
         samples=256,
         preference=assets.PREFERRED,
+        perturbed=[f"{MIDDLE}.0.attn1"],
+        skipped={MIDDLE: [0]},
     )
 
 

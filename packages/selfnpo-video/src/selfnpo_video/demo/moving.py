@@ -75,6 +75,8 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
         scales=(2.0, 3.0, 5.0),
         samples=96,
         batch=32,
+        perturbed=["transformer_blocks.3.attn1"],  # the middle, as for the DiT of 2403.17377
+        skipped={"transformer_blocks": [2]},  # a third of the way, as in SD3.5
     )
 
 

@@ -1,0 +1,166 @@
+"""Ways of sampling compared at equal numbers of forwards.
+
+A budget is so many rows through the denoiser for every sample. A method that runs three rows a step gets fewer steps,
+one that runs one gets more, so that all cells of a budget cost the same but for a part of a step. Rows are counted in
+the network itself, not computed. Every cell is compared pair by pair with plain guidance at its best scale within the
+same budget.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.worlds.cells import Arm, Table, write_cell
+from selfnpo_core.worlds.measure import Attach, Task, against, sample
+from selfnpo_core.worlds.methods import METHODS, Shop, Variant
+from selfnpo_core.worlds.world import World
+
+MOST_ROWS = 3
+"""Of a step, in any method: cells of a budget are less than this apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A cell to be: a method's variant at a scale, within a budget of rows a sample."""
+
+    method: str
+    variant: Variant
+    scale: float
+    budget: int
+    seed: int | None
+    """Training seed, where weights are trained."""
+
+    @property
+    def arm(self) -> str:
+        settings = [f"{name}{value:g}" for name, value in self.variant.items()]
+        settings += [] if self.seed is None else [f"s{self.seed}"]
+        return "-".join([self.method, *settings, f"b{self.budget}"])
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-g{self.scale:g}"
+
+
+def entries(
+    methods: Sequence[str], budgets: Sequence[int], *, seed: int, scales: Sequence[float] | None = None
+) -> list[Entry]:
+    """Every variant of these methods at every scale, within every budget; plain guidance first.
+
+    scales: in the place of each method's own.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise InputError(f"method '{name}' is unknown: use {', '.join(METHODS)}")
+    if "cfg" not in methods:
+        raise InputError("all is compared with plain guidance: have cfg among the methods")
+    return [
+        Entry(
+            method=name,
+            variant=variant,
+            scale=scale,
+            budget=budget,
+            seed=seed if METHODS[name].trained else None,
+        )
+        for budget in budgets
+        for name in sorted(dict.fromkeys(methods), key=list(METHODS).index)
+        for variant in METHODS[name].variants
+        for scale in scales or METHODS[name].scales
+    ]
+
+
+def fill(table: Table, shop: Shop, pipe: Any, wanted: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    """The cells of these entries one by one, from disk or drawn now. `table.steps` is not used."""
+    for entry in wanted:
+        path = table.folder / f"{entry.name}.json"
+        if path.exists():
+            steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+            made = Arm(name=entry.arm, attach=_nothing, note={}, against=())
+        else:
+            attach, note = METHODS[entry.method].make(shop, entry.variant)
+            steps = steps_within(table.world, pipe, table.task, attach, entry.scale, entry.budget)
+            own = {"method": entry.method, "variant": dict(entry.variant), "budget": entry.budget}
+            made = Arm(name=entry.arm, attach=attach, note={**note, **own}, against=())
+        yield replace(table, steps=steps).cell(pipe, made, entry.scale)
+
+
+def _nothing(_pipe: Any) -> Any:
+    raise AssertionError("a cell on disk is not drawn again")
+
+
+def steps_within(world: World, pipe: Any, task: Task, attach: Attach, scale: float, budget: int) -> int:
+    """The most sampling steps whose rows are within the budget, by sampling once and counting, with bisection."""
+    one = Task(labels=task.labels[:1], prompts=task.prompts[:1], seeds=task.seeds[:1])
+
+    def rows(steps: int) -> int:
+        return sample(world, pipe, one, guidance_scale=scale, steps=steps, attach=attach).forward_rows
+
+    steps = most_within(rows, budget)
+    if rows(steps) <= budget - MOST_ROWS:
+        raise InputError(f"no number of steps comes near {budget} rows at scale {scale:g}: choose another budget")
+    return steps
+
+
+def most_within(rows: Callable[[int], int], budget: int) -> int:
+    """The largest n with rows(n) ≤ budget, of a function that does not fall. Steps without rows are not looked for."""
+    low, high = 0, budget + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if rows(middle) <= budget else (low, middle)
+    if low == 0:
+        raise InputError(f"a budget of {budget} rows is less than one step: give more")
+    return low
+
+
+def pair_up(table: Table, cells: Sequence[Mapping[str, Any]]) -> None:
+    """Have each cell of one budget compared with plain guidance at its best scale; written where that is new.
+
+    The judges' scores of both must be on this disk, unless the cell has the comparison already.
+    """
+    check_budget(cells, table.world)
+    best = best_plain(cells, table.world)
+    base = {"arm": best["arm"], "scale": best["scale"]}
+    scores = None
+    for cell in cells:
+        versus = cell.get("against")
+        if cell is best:
+            versus = None
+        elif versus is None or {key: versus[key] for key in base} != base:
+            scores = scores or table.scores_of(best["arm"], best["scale"])
+            versus = {**base, **against(table.world, table.scores_of(cell["arm"], cell["scale"]), scores)}
+        if "against" not in cell or versus != cell["against"]:
+            kept = {key: value for key, value in cell.items() if key != "against_cfg"}
+            write_cell(table.folder / f"{cell['arm']}-g{cell['scale']:g}.json", {**kept, "against": versus})
+
+
+def best_plain(cells: Sequence[Mapping[str, Any]], world: World) -> Mapping[str, Any]:
+    """Plain guidance at the scale of its least distance."""
+    return min((cell for cell in cells if cell["method"] == "cfg"), key=lambda cell: cell[world.distance][0])
+
+
+def check_budget(cells: Sequence[Mapping[str, Any]], world: World) -> None:
+    """Raise `InputError` unless these cells may stand in one front: of one budget, which each of them uses up."""
+    for what in ("budget", "samples", "scheduler"):
+        found = {cell[what] for cell in cells}
+        if len(found) != 1:
+            raise InputError(
+                f"cells of {what} {' and '.join(map(str, sorted(found)))} cannot be compared: keep them apart"
+            )
+    for cell in cells:
+        rows, budget = cell[f"rows_per_{world.unit}"], cell["budget"]
+        if not budget - MOST_ROWS < rows <= budget:
+            raise InputError(
+                f"{cell['arm']} at {cell['scale']:g} ran {rows:g} rows a {world.unit}, not {budget}: it is not to be "
+                "compared with the others, remove it"
+            )
+
+
+def by_budget(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """The cells on disk, in the methods' order."""
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    cells.sort(key=lambda c: (c["budget"], list(METHODS).index(c["method"]), sorted(c["variant"].items()), c["scale"]))
+    return {budget: [c for c in cells if c["budget"] == budget] for budget in sorted({c["budget"] for c in cells})}

@@ -1,0 +1,271 @@
+"""The page of a comparison at equal cost: tables, fronts, and what may be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.evaluation import holm, normal_p_value, p_value
+from selfnpo_core.worlds.cells import Table
+from selfnpo_core.worlds.matched import best_plain, by_budget, check_budget, pair_up
+from selfnpo_core.worlds.measure import floor
+from selfnpo_core.worlds.methods import METHODS
+from selfnpo_core.worlds.report import bounds, percent
+from selfnpo_core.worlds.world import Demo, World
+
+Cell = Mapping[str, Any]
+LEVEL = 0.05
+INK = {
+    "cfg": ("black", "o"),
+    "npo": ("#cc3311", "s"),
+    "neon": ("#ee99aa", "v"),
+    "zero_star": ("#0077bb", "^"),
+    "apg": ("#009988", "D"),
+    "rescale": ("#33bbee", "<"),
+    "interval": ("#ddaa33", ">"),
+    "pag": ("#aa4499", "P"),
+    "slg": ("#888888", "X"),
+    "autoguidance": ("#117733", "*"),
+    "npo_interval": ("#ee7733", "s"),
+    "npo_apg": ("#882255", "s"),
+}
+"""Colour and marker of each method."""
+
+
+def front(cells: Sequence[Cell], world: World) -> list[Cell]:
+    """Those that no other beats: of lower distance and higher accuracy, or of one of them with the other equal."""
+
+    def point(cell: Cell) -> tuple[float, float]:
+        return cell[world.distance][0], -cell["accuracy"][0]
+
+    points = [point(cell) for cell in cells]
+    return [
+        cell
+        for cell, (x, y) in zip(cells, points, strict=True)
+        if not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One cell against plain guidance at its best scale: −1 worse, 0 not told apart, 1 better, for each figure."""
+
+    cell: Cell
+    signs: Mapping[str, int]
+
+    @property
+    def wins(self) -> bool:
+        """Something is better, and nothing worse."""
+        return max(self.signs.values()) > 0 and min(self.signs.values()) == 0
+
+
+def findings(cells: Sequence[Cell], world: World) -> list[Finding]:
+    """Every compared cell of one budget; each figure's p-values are Holm's, for as many cells as there are."""
+    check_budget(cells, world)
+    others = [cell for cell in cells if cell["against"] is not None]
+    distance, accuracy, wins = (
+        [cell["against"][key] for cell in others] for key in (f"{world.distance}_change", "accuracy_change", "win_rate")
+    )
+    tied = [sqrt(0.25 / cell["samples"]) for cell in others]  # of a win rate of a half
+    figures = {
+        world.distance.upper(): [(-v[0], p_value(v)) for v in distance],
+        "prompt accuracy": [(v[0], p_value(v)) for v in accuracy],
+        "win rate": [(v[0] - 0.5, normal_p_value(v[0] - 0.5, error)) for v, error in zip(wins, tied, strict=True)],
+    }
+    signs: dict[str, list[int]] = {}
+    for name, values in figures.items():
+        adjusted = holm([p for _, p in values])
+        signs[name] = [
+            (1 if gain > 0 else -1) if p < LEVEL else 0 for (gain, _), p in zip(values, adjusted, strict=True)
+        ]
+    return [Finding(cell=cell, signs={name: sign[k] for name, sign in signs.items()}) for k, cell in enumerate(others)]
+
+
+def words(cells: Sequence[Cell], world: World) -> list[str]:
+    """What the cells of one budget say, as a list: who wins, what is better and worse, who is on the front."""
+    best, found = best_plain(cells, world), findings(cells, world)
+    name = world.distance.upper()
+    winners = [finding.cell for finding in found if finding.wins]
+    lines = [
+        f"- Plain guidance is best at scale {best['scale']:g} ({name} {best[world.distance][0]:.1f}, prompt accuracy "
+        f"{100 * best['accuracy'][0]:.1f} %). {len(found)} other cells are compared with it."
+    ]
+    if winners:
+        lines.append(f"- Better in something and worse in nothing: {labels(winners)}.")
+    else:
+        lines.append("- No cell wins: none is better in one of the three figures and worse in none.")
+    for figure in (name, "prompt accuracy", "win rate"):
+        better = [finding.cell for finding in found if finding.signs[figure] > 0]
+        worse = [finding.cell for finding in found if finding.signs[figure] < 0]
+        same = len(found) - len(better) - len(worse)
+        lines.append(
+            f"- {figure[0].upper()}{figure[1:]} is better for {labels(better)}; worse for {labels(worse)}; "
+            f"{same} cannot be told apart."
+        )
+    proven = {id(finding.cell) for finding in found if finding.wins}
+    ahead = front(cells, world)
+    told = [cell for cell in ahead if id(cell) in proven]
+    lines.append(
+        f"- On the front by their bare figures: {labels(ahead)}. Of these "
+        + (f"better than plain guidance's best beyond chance: {labels(told)}." if told else "none wins beyond chance.")
+    )
+    return lines
+
+
+def labels(cells: Iterable[Cell]) -> str:
+    """ "Self-NPO (beta 0.5) at 2 and 3, APG at 5", or "none"."""
+    scales: dict[str, list[str]] = {}
+    for cell in cells:
+        settings = setting(cell)
+        shown = settings and len(METHODS[cell["method"]].variants) > 1
+        title = METHODS[cell["method"]].title + (f" ({settings})" if shown else "")
+        scales.setdefault(title, []).append(f"{cell['scale']:g}")
+    return ", ".join(f"{title} at {_and(some)}" for title, some in scales.items()) or "none"
+
+
+def setting(cell: Cell) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in cell["variant"].items())
+
+
+def _and(some: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(some[:-1]), some[-1]]))
+
+
+def table(cells: Sequence[Cell], world: World) -> str:
+    """One line a cell; those on the front are in bold."""
+    key, ahead = world.distance, {id(cell) for cell in front(cells, world)}
+    lines = [
+        f"| method | setting | scale | steps | rows a {world.unit} | {key.upper()} ↓ | change | prompt accuracy ↑, % "
+        "| change, points | win rate, % |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for cell in cells:
+        title, versus = METHODS[cell["method"]].title, cell["against"]
+        title = f"**{title}**" if id(cell) in ahead else title
+        paired = ["the base", "—", "—"]
+        if versus is not None:
+            changes = _signed(versus[f"{key}_change"], 1), _signed(versus["accuracy_change"], 100)
+            paired = [*changes, percent(versus["win_rate"]).replace(" %", "")]
+        lines.append(
+            f"| {title} | {setting(cell)} | {cell['scale']:g} | {cell['steps']} | {cell[f'rows_per_{world.unit}']:g} "
+            f"| {bounds(cell[key], 1)} | {paired[0]} | {percent(cell['accuracy']).replace(' %', '')} | {paired[1]} "
+            f"| {paired[2]} |"
+        )
+    return "\n".join(lines)
+
+
+def _signed(interval: Sequence[float], factor: float) -> str:
+    value, low, high = (factor * v for v in interval)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def plot(budgets: Mapping[int, Sequence[Cell]], world: World, path: Path, *, title: str, real: float) -> None:
+    """Distance against prompt accuracy, a panel a budget; a line joins the best of each method. real: of real data."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import ScalarFormatter
+
+    figure, axes = pyplot.subplots(
+        1, len(budgets), figsize=(6.2 * len(budgets) + 2.4, 5.6), layout="constrained", squeeze=False, sharey=True
+    )
+    for axis, (budget, cells) in zip(axes[0], budgets.items(), strict=True):
+        check_budget(cells, world)
+        for method in dict.fromkeys(cell["method"] for cell in cells):
+            colour, marker = INK[method]
+            own = [cell for cell in cells if cell["method"] == method]
+            ahead = sorted(front(own, world), key=lambda cell: cell["accuracy"][0])
+            main = method in ("cfg", "npo")
+            for some, alpha in ((own, 0.35), (ahead, 1.0)):
+                x, y = ([100 * cell["accuracy"][0] for cell in some], [cell[world.distance][0] for cell in some])
+                axis.scatter(x, y, 36, color=colour, marker=marker, alpha=alpha, linewidths=0, zorder=3 + main)
+            x, y = ([100 * cell["accuracy"][0] for cell in ahead], [cell[world.distance][0] for cell in ahead])
+            label = METHODS[method].title
+            axis.plot(x, y, color=colour, marker=marker, ms=6, lw=2.4 if main else 1.2, label=label, zorder=3 + main)
+        axis.axhline(real, color="grey", ls=":", lw=1, label=f"real {world.unit}s")
+        axis.set_yscale("log")
+        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            which(ScalarFormatter())
+        axis.set_title(f"{budget} rows a {world.unit}")
+        axis.set_xlabel("prompt accuracy, % → better")
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].set_ylabel(f"{world.distance.upper()} ↓ better (log)")
+    handles: dict[str, Any] = {}
+    for axis in axes[0]:
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write_matched_page(demo: Demo, drawn: Table, folder: Path, command: str) -> str:
+    """folder/README.md and folder/pareto.png from folder/cells/*.json; returns the page.
+
+    drawn: the table whose scores new comparisons are made from. command: what made the cells.
+    """
+    world = demo.world
+    for cells in by_budget(folder / "cells").values():
+        pair_up(drawn, cells)
+    budgets = by_budget(folder / "cells")
+    if not budgets:
+        raise InputError(f"{folder / 'cells'} has no cells: draw some first")
+    counts = {cell["samples"] for cells in budgets.values() for cell in cells}
+    if len(counts) != 1:
+        raise InputError(f"cells of {' and '.join(map(str, sorted(counts)))} samples are not for one page")
+    (count,) = counts
+    real = floor(world, count)
+    plot(budgets, world, folder / "pareto.png", title=demo.title, real=real)
+    used = dict.fromkeys(cell["method"] for cells in budgets.values() for cell in cells)
+    seeds = sorted({cell["training_seed"] for cells in budgets.values() for cell in cells if "training_seed" in cell})
+    missing = [METHODS[name].title for name in METHODS if name not in used]
+    page = _PAGE.format(
+        title=demo.title[0].upper() + demo.title[1:],
+        about=demo.about,
+        command=command,
+        unit=world.unit,
+        distance=world.distance.upper(),
+        count=f"{count:,}",
+        reference=f"{world.judges.reference.count:,}",
+        real=f"{real:.1f}",
+        seeds=f" Trained weights are of training seed {', '.join(map(str, seeds))}." if seeds else "",
+        scheduler=next(iter(budgets.values()))[0]["scheduler"],
+        methods="\n".join(f"- {METHODS[name].title}: {METHODS[name].what}." for name in used),
+        missing=f"\n\nNot in the tables: {', '.join(missing)}." if missing else "",
+        sections="\n\n".join(
+            f"## {budget} rows a {world.unit}\n\n" + "\n".join(words(cells, world)) + "\n\n" + table(cells, world)
+            for budget, cells in budgets.items()
+        ),
+    )
+    (folder / "README.md").write_text(page, encoding="utf-8")
+    return page
+
+
+_PAGE = """# At equal cost: {title}
+
+A toy: the shipped model draws {about}. These figures compare ways of sampling it, and say nothing of the size of an
+effect on real models. Made by `{command}`; every row is a file in `cells/`.
+
+{count} {unit}s a cell, the same prompts and seeds in every cell. Within a budget all cells run the same number of rows
+through the denoiser for each {unit}, but for a part of a step: a method of three rows a step has fewer steps, one of
+one row has more ({scheduler} throughout). Rows are counted in the network. {distance} is the Fréchet distance of the
+oracle's features to those of {reference} real {unit}s (that of {count} other real {unit}s is {real}); prompt accuracy
+means that everything a caption names is right; the win rate is that of the shipped preference judge.{seeds}
+
+Changes and win rates are against plain guidance at the scale of its least {distance} within the same budget, pair by
+pair, with 95 % intervals. "Better" and "worse" mean beyond chance at 5 % after Holm's correction of each figure for all
+cells compared within the budget. That best scale was chosen on these same {unit}s, which favours plain guidance; that
+each method has several settings is what the correction is for. Bold: on the front, no cell having both a lower
+{distance} and a higher accuracy.
+
+![{distance} against prompt accuracy](pareto.png)
+
+{methods}{missing}
+
+{sections}
+"""
