@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,19 @@ def steps_within(world: World, pipe: Any, task: Task, attach: Attach, scale: flo
     """The most sampling steps whose rows are within the budget, by sampling once and counting, with bisection."""
     one = Task(labels=task.labels[:1], prompts=task.prompts[:1], seeds=task.seeds[:1])
 
+    @cache
     def rows(steps: int) -> int:
         return sample(world, pipe, one, guidance_scale=scale, steps=steps, attach=attach).forward_rows
 
     steps = most_within(rows, budget)
-    if rows(steps) <= budget - MOST_ROWS:
+    if not budget - MOST_ROWS < rows(steps) <= budget:
         raise InputError(f"no number of steps comes near {budget} rows at scale {scale:g}: choose another budget")
     return steps
 
 
 def most_within(rows: Callable[[int], int], budget: int) -> int:
-    """The largest n with rows(n) ≤ budget, of a function that does not fall. Steps without rows are not looked for."""
-    low, high = 0, budget + 1
+    """The largest n ≤ budget with rows(n) ≤ budget, of a function that does not fall and is at most `MOST_ROWS`·n."""
+    low, high = budget // MOST_ROWS, budget + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if rows(middle) <= budget else (low, middle)

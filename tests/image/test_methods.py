@@ -1,0 +1,46 @@
+"""The compared methods on the shipped model: each runs, costs what its budget says, and does something of its own."""
+
+import json
+
+import pytest
+import torch
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.worlds import Table, Task
+from selfnpo_core.worlds.matched import MOST_ROWS, entries, fill
+from selfnpo_core.worlds.methods import METHODS, Shop
+from selfnpo_image.demo import assets, shapes
+
+SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "learning_rate": 1e-3}
+DEMO = shapes.demo(presets={"full": SMALL})
+
+
+def test_every_method_within_a_budget(tmp_path):
+    """The earlier state is the model itself, so autoguidance is plain guidance with no null prompt: it runs."""
+    world, pipe = DEMO.world, DEMO.pipeline()
+    task = Task.draw(world, 2, seed=1)
+    table = Table(world=world, folder=tmp_path / "cells", scores=tmp_path / "scores", task=task, steps=0)
+    shop = Shop(demo=DEMO, work=tmp_path, seed=0, earlier=assets.FOLDER / "model")
+    before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    wanted = entries(list(METHODS), [13], seed=0, scales=[3.0])
+    pictures, steps = {}, {}
+    for entry, cell in zip(wanted, fill(table, shop, pipe, wanted), strict=True):
+        assert 13 - MOST_ROWS < cell["rows_per_picture"] <= 13
+        pictures[entry.name], steps[entry.method] = table.kept(entry.arm, entry.scale), cell["steps"]
+    assert steps["cfg"] == steps["npo"] == steps["neon"] == steps["apg"] == steps["rescale"] == 6
+    assert steps["pag"] == 4
+    assert steps["slg"] == 6
+    assert steps["interval"] == steps["npo_interval"] > 6
+    names = list(pictures)
+    for k, name in enumerate(names):
+        for other in names[:k]:
+            assert not torch.equal(pictures[name], pictures[other]), f"{name} draws what {other} draws"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.unet.state_dict().items())
+    figures = json.loads((table.folder / "autoguidance-b13-g3.json").read_text(encoding="utf-8"))
+    assert set(figures["earlier_sha256"]) == {"text_encoder", "unet", "vae"}
+
+
+def test_autoguidance_wants_an_earlier_state(tmp_path):
+    shop = Shop(demo=DEMO, work=tmp_path, seed=0)
+    with pytest.raises(InputError, match="--earlier DIR"):
+        METHODS["autoguidance"].make(shop, {})
