@@ -7,7 +7,7 @@ from tests.core.worlds.dots import Dots
 from selfnpo_core.errors import InputError
 from selfnpo_core.worlds.matched import by_budget
 from selfnpo_core.worlds.methods import METHODS
-from selfnpo_core.worlds.pareto import INK, findings, front, labels, plot, table, words
+from selfnpo_core.worlds.pareto import INK, about, findings, front, labels, plot, table, words
 
 WORLD = Dots()
 
@@ -64,7 +64,8 @@ def test_a_winner():
     ]
     lines = words(cells, WORLD)
     assert lines == [
-        "- Plain guidance is best at scale 2 (FD 10.0, prompt accuracy 80.0 %). 3 other cells are compared with it.",
+        "- Plain guidance has its least FD at scale 2: 10.0, with a prompt accuracy of 80.0 %. 3 other cells are compared "
+        "with it.",
         "- Better in something and worse in nothing: APG at 3.",
         "- FD is better for APG at 3, Self-NPO (beta 0.5) at 3; worse for plain guidance at 5; 0 cannot be told apart.",
         "- Prompt accuracy is better for none; worse for Self-NPO (beta 0.5) at 3; 2 cannot be told apart.",
@@ -81,9 +82,19 @@ def test_no_winner():
         cell("apg", 3.0, 9.5, 0.81, fd_change=(-0.5, 2.0)),
     ]
     lines = words(cells, WORLD)
-    assert lines[1] == "- No cell wins: none is better in one of the three figures and worse in none."
+    assert lines[1] == (
+        "- No other method wins: no cell of one is better in one of the three figures and worse in none."
+    )
     assert lines[2] == "- FD is better for none; worse for none; 2 cannot be told apart."
     assert lines[-1].endswith("Of these none wins beyond chance.")
+
+
+def test_plain_guidance_at_another_scale_is_no_method_of_its_own():
+    lines = words([BASE, cell("cfg", 3.0, 11.0, 0.80, fd_change=(1.0, 1.5), wins=0.6)], WORLD)
+    assert lines[1].startswith("- No other method wins")
+    assert lines[2] == (
+        "- Plain guidance at 3 is better in something and worse in nothing: so much comes of the choice of a scale."
+    )
 
 
 def test_what_is_better_in_one_thing_and_worse_in_another_does_not_win():
@@ -114,6 +125,9 @@ def test_scales_are_named_together():
         labels([cell("npo", 2.0, 9.0, 0.8, variant={"beta": 0.5}), *some[:1]]) == "Self-NPO (beta 0.5) at 2, APG at 2"
     )
     assert labels([]) == "none"
+    assert labels([cell("zero_star", 2.0, 9.0, 0.8, variant={"first": 1})]) == r"CFG-Zero\* (first 1) at 2"
+    assert about("apg").endswith("(eta 0, norm 0.0586, momentum -0.5).")
+    assert about("npo").endswith("strength of the negative weights.")
 
 
 def test_table_and_plot(tmp_path):

@@ -8,7 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfnpo_core.adapters import NegativeAdapters, NegativeDelta, NegativeLayers, NPOGuidance, attach_npo
+    from selfnpo_core.adapters import (
+        GuidanceRule,
+        NegativeAdapters,
+        NegativeDelta,
+        NegativeLayers,
+        NPOGuidance,
+        attach_npo,
+    )
     from selfnpo_core.denoise import add_noise, ddim_step, renoise
     from selfnpo_core.ema import ema_update
     from selfnpo_core.errors import InputError, RunError
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
     from selfnpo_core.schedule import CLEAN, NoiseLevel, NoiseSchedule
 
 _MODULES = {
-    "adapters": ("NPOGuidance", "NegativeAdapters", "NegativeDelta", "NegativeLayers", "attach_npo"),
+    "adapters": ("GuidanceRule", "NPOGuidance", "NegativeAdapters", "NegativeDelta", "NegativeLayers", "attach_npo"),
     "denoise": ("add_noise", "ddim_step", "renoise"),
     "ema": ("ema_update",),
     "errors": ("InputError", "RunError"),
@@ -40,6 +47,7 @@ __all__ = [
     "NULL",
     "Denoise",
     "Estimate",
+    "GuidanceRule",
     "InputError",
     "NPOGuidance",
     "NegativeAdapters",

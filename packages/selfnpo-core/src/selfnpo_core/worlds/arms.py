@@ -66,9 +66,9 @@ def _finished(output: Path, recipe: Recipe) -> bool:
 
 
 def make_arm(
-    demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None = None, neon_strength: float = NEON_STRENGTH
+    demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None = None, strength: float = NEON_STRENGTH
 ) -> Arm:
-    """An arm of the table, its weights trained if it needs any. `seed` is the training seed."""
+    """An arm of the table, its weights trained if it needs any. `seed` is the training seed; strength: of Neon."""
     if arm == "cfg":
         return Arm(name="cfg", attach=plain, note={}, against=(), base=True)
     if arm in TUNED_ARMS and demo.preference is None:
@@ -78,25 +78,25 @@ def make_arm(
     run = train_arm(demo, arm if arm in TRAINED else "npo", seed, work)
     npo = load_npo(run)
     assert npo.config is not None
-    strength = npo.config.recommended.beta if beta is None else beta
+    beta = npo.config.recommended.beta if beta is None else beta
     note: dict[str, Any] = {"training_seed": seed, "recipe": npo.config.recipe}
 
     @contextmanager
     def negative(pipe: Any) -> Iterator[None]:
-        with attach_npo(pipe, run, beta=strength):
+        with attach_npo(pipe, run, beta=beta):
             yield
 
     @contextmanager
     def random(pipe: Any) -> Iterator[None]:
         offset = random_like(offset_of(npo), torch.Generator().manual_seed(seed))
-        with NegativeDelta.attach(pipe, offset, beta=strength):
+        with NegativeDelta.attach(pipe, offset, beta=beta):
             yield
 
     @contextmanager
     def extrapolated(pipe: Any) -> Iterator[None]:
         denoiser = demo.world.denoiser(pipe)
         base = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
-        denoiser.load_state_dict(neon(base, offset_of(npo), neon_strength))
+        denoiser.load_state_dict(neon(base, offset_of(npo), strength))
         try:
             yield
         finally:
@@ -104,11 +104,11 @@ def make_arm(
 
     @contextmanager
     def tuned(pipe: Any) -> Iterator[None]:
-        with _preferred(demo, pipe), attach_npo(pipe, run, alpha=ALPHAS[arm], beta=strength, other_base=True):
+        with _preferred(demo, pipe), attach_npo(pipe, run, alpha=ALPHAS[arm], beta=beta, other_base=True):
             yield
 
     ways = {"random": random, "neon": extrapolated, **dict.fromkeys(ALPHAS, tuned)}
-    note |= {"strength": neon_strength} if arm == "neon" else {"beta": strength}
+    note |= {"strength": strength} if arm == "neon" else {"beta": beta}
     note |= {"alpha": ALPHAS[arm]} if arm in ALPHAS else {}
     compared = ("cfg", "tuned") if arm in ALPHAS else ("cfg",)
     return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note, against=compared)

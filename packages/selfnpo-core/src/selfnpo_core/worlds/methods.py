@@ -134,10 +134,10 @@ METHODS: Mapping[str, Method] = {
     ),
     "neon": Method(
         title="Neon",
-        what="2510.03597, with Self-NPO's offset; neon_strength: how much of it is taken off the model",
+        what="2510.03597, with Self-NPO's offset; strength: how much of it is taken off the model",
         make=_trained("neon"),
         scales=(1.0, 1.5, 3.0),
-        variants=({"neon_strength": 0.02}, {"neon_strength": 0.1}),
+        variants=({"strength": 0.02}, {"strength": 0.1}),
         trained=True,
     ),
     "zero_star": Method(

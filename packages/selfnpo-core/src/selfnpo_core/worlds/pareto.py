@@ -77,28 +77,34 @@ def findings(cells: Sequence[Cell], world: World) -> list[Finding]:
         "win rate": [(v[0] - 0.5, normal_p_value(v[0] - 0.5, error)) for v, error in zip(wins, tied, strict=True)],
     }
     signs: dict[str, list[int]] = {}
-    for name, values in figures.items():
+    for figure, values in figures.items():
         adjusted = holm([p for _, p in values])
-        signs[name] = [
+        signs[figure] = [
             (1 if gain > 0 else -1) if p < LEVEL else 0 for (gain, _), p in zip(values, adjusted, strict=True)
         ]
-    return [Finding(cell=cell, signs={name: sign[k] for name, sign in signs.items()}) for k, cell in enumerate(others)]
+    return [
+        Finding(cell=cell, signs={figure: sign[k] for figure, sign in signs.items()}) for k, cell in enumerate(others)
+    ]
 
 
 def words(cells: Sequence[Cell], world: World) -> list[str]:
     """What the cells of one budget say, as a list: who wins, what is better and worse, who is on the front."""
     best, found = best_plain(cells, world), findings(cells, world)
-    name = world.distance.upper()
-    winners = [finding.cell for finding in found if finding.wins]
+    distance = world.distance.upper()
+    won = [finding.cell for finding in found if finding.wins]
+    winners, others = ([cell for cell in won if (cell["method"] == "cfg") == plain] for plain in (False, True))
     lines = [
-        f"- Plain guidance is best at scale {best['scale']:g} ({name} {best[world.distance][0]:.1f}, prompt accuracy "
-        f"{100 * best['accuracy'][0]:.1f} %). {len(found)} other cells are compared with it."
+        f"- Plain guidance has its least {distance} at scale {best['scale']:g}: {best[world.distance][0]:.1f}, with a "
+        f"prompt accuracy of {100 * best['accuracy'][0]:.1f} %. {len(found)} other cells are compared with it."
     ]
     if winners:
         lines.append(f"- Better in something and worse in nothing: {labels(winners)}.")
     else:
-        lines.append("- No cell wins: none is better in one of the three figures and worse in none.")
-    for figure in (name, "prompt accuracy", "win rate"):
+        lines.append("- No other method wins: no cell of one is better in one of the three figures and worse in none.")
+    if others:
+        told = labels(others).capitalize()
+        lines.append(f"- {told} is better in something and worse in nothing: so much comes of the choice of a scale.")
+    for figure in (distance, "prompt accuracy", "win rate"):
         better = [finding.cell for finding in found if finding.signs[figure] > 0]
         worse = [finding.cell for finding in found if finding.signs[figure] < 0]
         same = len(found) - len(better) - len(worse)
@@ -106,12 +112,11 @@ def words(cells: Sequence[Cell], world: World) -> list[str]:
             f"- {figure[0].upper()}{figure[1:]} is better for {labels(better)}; worse for {labels(worse)}; "
             f"{same} cannot be told apart."
         )
-    proven = {id(finding.cell) for finding in found if finding.wins}
-    ahead = front(cells, world)
-    told = [cell for cell in ahead if id(cell) in proven]
+    proven, ahead = {id(cell) for cell in won}, front(cells, world)
+    sure = [cell for cell in ahead if id(cell) in proven]
     lines.append(
         f"- On the front by their bare figures: {labels(ahead)}. Of these "
-        + (f"better than plain guidance's best beyond chance: {labels(told)}." if told else "none wins beyond chance.")
+        + (f"better than plain guidance's best beyond chance: {labels(sure)}." if sure else "none wins beyond chance.")
     )
     return lines
 
@@ -121,14 +126,32 @@ def labels(cells: Iterable[Cell]) -> str:
     scales: dict[str, list[str]] = {}
     for cell in cells:
         settings = setting(cell)
-        shown = settings and len(METHODS[cell["method"]].variants) > 1
-        title = METHODS[cell["method"]].title + (f" ({settings})" if shown else "")
+        title = name(cell["method"]) + (f" ({settings})" if settings else "")
         scales.setdefault(title, []).append(f"{cell['scale']:g}")
     return ", ".join(f"{title} at {_and(some)}" for title, some in scales.items()) or "none"
 
 
+def name(method: str) -> str:
+    """For Markdown."""
+    return METHODS[method].title.replace("*", r"\*")
+
+
 def setting(cell: Cell) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in cell["variant"].items())
+    """What tells a method's variants apart."""
+    variants = METHODS[cell["method"]].variants
+    differ = [key for key in cell["variant"] if len({variant.get(key) for variant in variants}) > 1]
+    return _named({key: cell["variant"][key] for key in differ})
+
+
+def about(method: str) -> str:
+    """A method's line on the page, with the settings that all of its variants have."""
+    variants = METHODS[method].variants
+    same = {key: value for key, value in variants[0].items() if len({variant.get(key) for variant in variants}) == 1}
+    return f"- {name(method)}: {METHODS[method].what}" + (f" ({_named(same)})." if same else ".")
+
+
+def _named(settings: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in settings.items())
 
 
 def _and(some: Sequence[str]) -> str:
@@ -144,7 +167,7 @@ def table(cells: Sequence[Cell], world: World) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in cells:
-        title, versus = METHODS[cell["method"]].title, cell["against"]
+        title, versus = name(cell["method"]), cell["against"]
         title = f"**{title}**" if id(cell) in ahead else title
         paired = ["the base", "—", "—"]
         if versus is not None:
@@ -223,7 +246,7 @@ def write_matched_page(demo: Demo, drawn: Table, folder: Path, command: str) -> 
     plot(budgets, world, folder / "pareto.png", title=demo.title, real=real)
     used = dict.fromkeys(cell["method"] for cells in budgets.values() for cell in cells)
     seeds = sorted({cell["training_seed"] for cells in budgets.values() for cell in cells if "training_seed" in cell})
-    missing = [METHODS[name].title for name in METHODS if name not in used]
+    missing = [name(method) for method in METHODS if method not in used]
     page = _PAGE.format(
         title=demo.title[0].upper() + demo.title[1:],
         about=demo.about,
@@ -235,7 +258,7 @@ def write_matched_page(demo: Demo, drawn: Table, folder: Path, command: str) -> 
         real=f"{real:.1f}",
         seeds=f" Trained weights are of training seed {', '.join(map(str, seeds))}." if seeds else "",
         scheduler=next(iter(budgets.values()))[0]["scheduler"],
-        methods="\n".join(f"- {METHODS[name].title}: {METHODS[name].what}." for name in used),
+        methods="\n".join(about(method) for method in used),
         missing=f"\n\nNot in the tables: {', '.join(missing)}." if missing else "",
         sections="\n\n".join(
             f"## {budget} rows a {world.unit}\n\n" + "\n".join(words(cells, world)) + "\n\n" + table(cells, world)
