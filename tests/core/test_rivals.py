@@ -1,5 +1,7 @@
 """Rules of guidance against diffusers' guiders, on random predictions of every type; and what they come to alone."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor
 from selfnpo_core import InputError
 from selfnpo_core.guidance import guide
 from selfnpo_core.prediction import Estimate, from_estimate
-from selfnpo_core.rivals import Interval, Projected, Rescaled, Rule, Step, ZeroStar, plain
+from selfnpo_core.rivals import Interval, Perturbed, Projected, Rescaled, Rule, Step, ZeroStar, plain
 from selfnpo_core.schedule import NoiseLevel
 
 SHAPES = [(3, 4, 8, 8), (2, 3, 4, 6, 6)]
@@ -116,6 +118,25 @@ def test_infinite_noise_is_outside_of_every_interval() -> None:
     negative, positive = draw(3, 4, 8, 8, seed=1), draw(3, 4, 8, 8, seed=2)
     end = NoiseLevel(torch.zeros(3, 1, 1, 1), torch.ones(3, 1, 1, 1))
     assert torch.equal(guided(Interval(low=0.0, high=1e9), step(negative, positive, level=end)), positive)
+
+
+def test_away_from_a_weakened_network_at_some_steps() -> None:
+    """n + g·(p − n) + s·(p − q), where start < step/steps < stop, ends not counted (SD3.5's reference code)."""
+    negative, positive, weak = (draw(3, 4, 8, 8, seed=seed) for seed in (1, 2, 3))
+    asked = []
+
+    def q(weaken: Any) -> Tensor:
+        asked.append(weaken)
+        return weak
+
+    rule = Perturbed(weaken=nullcontext, strength=2.8, start=0.1, stop=0.4)
+    for index in range(10):
+        expected = guide(negative, positive, SCALE)
+        if index in (2, 3):
+            expected = expected + 2.8 * (positive - weak)
+        ours = guided(rule, replace(step(negative, positive, index=index), positive=q))
+        assert torch.allclose(ours, expected, atol=1e-5)
+    assert asked == [nullcontext] * 2
 
 
 def test_rules_within_rules() -> None:

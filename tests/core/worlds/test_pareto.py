@@ -64,8 +64,8 @@ def test_a_winner():
     ]
     lines = words(cells, WORLD)
     assert lines == [
-        "- Plain guidance has its least FD at scale 2: 10.0, with a prompt accuracy of 80.0 %. 3 other cells are compared "
-        "with it.",
+        "- Plain guidance has its least FD at scale 2: 10.0, with a prompt accuracy of 80.0 %. 3 other cells are "
+        "compared with it.",
         "- Better in something and worse in nothing: APG at 3.",
         "- FD is better for APG at 3, Self-NPO (beta 0.5) at 3; worse for plain guidance at 5; 0 cannot be told apart.",
         "- Prompt accuracy is better for none; worse for Self-NPO (beta 0.5) at 3; 2 cannot be told apart.",
