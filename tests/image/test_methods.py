@@ -22,7 +22,8 @@ def test_every_method_within_a_budget(tmp_path):
     table = Table(world=world, folder=tmp_path / "cells", scores=tmp_path / "scores", task=task, steps=0)
     shop = Shop(demo=DEMO, work=tmp_path, seed=0, earlier=assets.FOLDER / "model")
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
-    wanted = entries(list(METHODS), [13], seed=0, scales=[3.0])
+    every = entries(list(METHODS), [13], seed=0, scales=[3.0])
+    wanted = [entry for entry in every if entry.variant == METHODS[entry.method].variants[0]]
     pictures, steps = {}, {}
     for entry, cell in zip(wanted, fill(table, shop, pipe, wanted), strict=True):
         assert 13 - MOST_ROWS < cell["rows_per_picture"] <= 13
