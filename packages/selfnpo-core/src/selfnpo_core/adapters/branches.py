@@ -279,9 +279,11 @@ def replace_forward(undo: ExitStack, module: nn.Module, value: Any) -> None:
 
 
 def runs(module: nn.Module, forward: Any) -> bool:
-    """Whether `forward` is what the module runs, perhaps inside of what a guidance rule put around it."""
+    """Whether `forward` is what the module runs, perhaps within others that tell what is `inside` of them."""
     outer = forward_of(module)
-    return outer is forward or getattr(outer, "inside", None) is forward
+    while outer is not forward and hasattr(outer, "inside"):
+        outer = outer.inside
+    return outer is forward
 
 
 def check_not_fused(denoiser: nn.Module) -> None:

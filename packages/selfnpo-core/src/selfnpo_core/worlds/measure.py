@@ -106,6 +106,7 @@ def counted_rows(denoiser: nn.Module) -> Iterator[list[int]]:
         rows[0] += batch_of(args, kwargs)
         return run(*args, **kwargs)
 
+    forward.inside = run  # type: ignore[attr-defined]
     with ExitStack() as undo:
         replace_forward(undo, denoiser, forward)
         yield rows
