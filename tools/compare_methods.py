@@ -8,6 +8,7 @@ time. Several processes share the work with --shard 0/2, --shard 1/2; without --
 page, docs/results/matched/WORLD, is written. For autoguidance an earlier state of the model is needed; the history of
 this repository has one of each, to be given as --earlier build/packages/…/model:
 
+    mkdir -p build
     git archive a180c68 packages/selfnpo-image/src/selfnpo_image/demo/assets/model | tar x -C build
     git archive 78eadd7 packages/selfnpo-video/src/selfnpo_video/demo/assets/model | tar x -C build
 """

@@ -126,7 +126,7 @@ def test_scales_are_named_together():
     )
     assert labels([]) == "none"
     assert labels([cell("zero_star", 2.0, 9.0, 0.8, variant={"first": 1})]) == r"CFG-Zero\* (first 1) at 2"
-    assert about("apg").endswith("(eta 0, norm 0.0586, momentum -0.5).")
+    assert about("apg").endswith("; here eta 0, norm 0.0586, momentum -0.5.")
     assert about("npo").endswith("strength of the negative weights.")
 
 

@@ -149,7 +149,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "apg": Method(
         title="APG",
-        what="2410.02416, of x̂0; norm: the longest update, by the root of its elements (15 for SDXL's latents)",
+        what="2410.02416, of x̂0; norm: the longest update by the root of its elements (the paper's 15 for SDXL)",
         make=_ruled(_apg),
         scales=(1.5, 3.0, 5.0, 8.0),
         variants=(PAPERS_APG,),

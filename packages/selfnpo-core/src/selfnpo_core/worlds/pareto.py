@@ -147,7 +147,7 @@ def about(method: str) -> str:
     """A method's line on the page, with the settings that all of its variants have."""
     variants = METHODS[method].variants
     same = {key: value for key, value in variants[0].items() if len({variant.get(key) for variant in variants}) == 1}
-    return f"- {name(method)}: {METHODS[method].what}" + (f" ({_named(same)})." if same else ".")
+    return f"- {name(method)}: {METHODS[method].what}" + (f"; here {_named(same)}." if same else ".")
 
 
 def _named(settings: Mapping[str, float]) -> str:
