@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from selfnpo_core.evaluation import holm, normal_test, permutation_test, sign_test
+from selfnpo_core.evaluation import bootstrap, holm, interval_test, normal_test, permutation_test, sign_test
 from selfnpo_core.evaluation.significance import EXACT
 
 
@@ -62,3 +62,27 @@ def test_the_normal_test():
     assert normal_test(1.959964, 1.0) == pytest.approx(0.05, abs=1e-6)
     assert normal_test(-1.959964, 1.0) == normal_test(1.959964, 1.0)
     assert (normal_test(0.0, 0.0), normal_test(1.0, 0.0)) == (1.0, 0.0)
+
+
+def test_an_interval_that_ends_at_neutral_is_five_per_cent():
+    assert interval_test((2.0, 0.0, 4.0)) == pytest.approx(0.05)
+    assert interval_test((-2.0, -4.0, 0.0)) == pytest.approx(0.05)
+    assert interval_test((0.6, 0.5, 0.7), 0.5) == pytest.approx(0.05)
+    assert interval_test((0.0, 0.0, 0.0)) == 1.0
+    assert interval_test((0.1, 0.1, 0.1)) == 0.0
+
+
+def test_holm_errs_in_any_of_many_with_the_chance_that_it_says():
+    draws = torch.rand(2000, 20, generator=generator()).tolist()
+    wrong = sum(min(holm(row)) < 0.05 for row in draws) / len(draws)
+    assert 0.035 < wrong < 0.065
+    assert sum(min(row) < 0.05 for row in draws) / len(draws) > 0.5
+
+
+def test_the_p_value_of_a_bootstrapped_mean():
+    numbers = generator(1)
+    values = torch.randn(400, generator=numbers) + 0.15
+    interval = bootstrap(lambda rows: values[rows].mean().item(), 400, generator=numbers, repeats=1000)
+    exact = normal_test(values.mean().item(), values.std().item() / 20)
+    assert interval_test(interval) == pytest.approx(exact, rel=0.5)
+    assert 0.001 < exact < 0.9

@@ -14,7 +14,7 @@ from selfnpo_core.evaluation.distances import (
     manifold_radii,
 )
 from selfnpo_core.evaluation.intervals import Interval, bootstrap, bootstrap_crossed, wilson, win_rate
-from selfnpo_core.evaluation.significance import holm, normal_test, permutation_test, sign_test
+from selfnpo_core.evaluation.significance import holm, interval_test, normal_test, permutation_test, sign_test
 
 __all__ = [
     "Extrapolation",
@@ -26,6 +26,7 @@ __all__ = [
     "frechet_distance",
     "frechet_to",
     "holm",
+    "interval_test",
     "kernel_distance",
     "kernel_terms",
     "krippendorff_alpha",

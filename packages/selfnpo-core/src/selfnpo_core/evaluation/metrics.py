@@ -26,7 +26,7 @@ from selfnpo_core.evaluation.distances import (
 )
 from selfnpo_core.evaluation.intervals import Z95, Interval, bootstrap, wilson, win_rate
 from selfnpo_core.evaluation.networks import Network
-from selfnpo_core.evaluation.significance import holm, normal_test, permutation_test, sign_test
+from selfnpo_core.evaluation.significance import holm, interval_test, permutation_test, sign_test
 
 Kind = Literal["score", "proportion", "frechet", "kernel", "precision", "recall", "density", "coverage"]
 Better = Literal["higher", "lower", "neither"]
@@ -168,7 +168,7 @@ def _frechet(one: Tensor, other: Tensor | None, reference: Reference) -> dict[st
         found: dict[str, Any] = {"value": values[0], "limit": limits[0], "reference_count": moments.count}
         if len(arms) == 2:
             change = resampled(lambda rows: distances[0](rows) - distances[1](rows))
-            p = normal_test(change.value, (change.high - change.low) / 2 / Z95)
+            p = interval_test(change)
             found |= {"against": values[1], "against_limit": limits[1], "change": change, "p": p, "test": "bootstrap"}
     return found
 
@@ -194,7 +194,7 @@ def _kernel(metric: Metric, one: Tensor, other: Tensor | None, reference: Refere
     if other is not None:
         value_other, terms_other = kernel_terms(_features(metric, other), real)
         change = _around(value - value_other, terms - terms_other)
-        p = normal_test(change.value, (change.high - change.low) / 2 / Z95)
+        p = interval_test(change)
         found |= {"against": _around(value_other, terms_other), "change": change, "p": p, "test": "standard error"}
     return found
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from selfnpo_core.evaluation.intervals import Z95
+
 EXACT = 16
 """Up to so many differences that are not 0, all 2ⁿ choices of signs are counted."""
 
@@ -55,6 +57,12 @@ def normal_test(value: float, standard_error: float) -> float:
     if standard_error == 0:
         return 1.0 if value == 0 else 0.0
     return math.erfc(abs(value / standard_error) / math.sqrt(2))
+
+
+def interval_test(interval: Sequence[float], neutral: float = 0.0) -> float:
+    """Two-sided p of a normal estimate (value, low, high), with its 95 % interval, against `neutral`."""
+    value, low, high = interval
+    return normal_test(value - neutral, (high - low) / 2 / Z95)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

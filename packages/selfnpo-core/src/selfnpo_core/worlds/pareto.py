@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.evaluation import holm, normal_p_value, p_value
+from selfnpo_core.evaluation import holm, interval_test, normal_test
 from selfnpo_core.worlds.cells import Table
 from selfnpo_core.worlds.matched import best_plain, by_budget, check_budget, pair_up
 from selfnpo_core.worlds.measure import floor
@@ -72,9 +72,9 @@ def findings(cells: Sequence[Cell], world: World) -> list[Finding]:
     )
     tied = [sqrt(0.25 / cell["samples"]) for cell in others]  # of a win rate of a half
     figures = {
-        world.distance.upper(): [(-v[0], p_value(v)) for v in distance],
-        "prompt accuracy": [(v[0], p_value(v)) for v in accuracy],
-        "win rate": [(v[0] - 0.5, normal_p_value(v[0] - 0.5, error)) for v, error in zip(wins, tied, strict=True)],
+        world.distance.upper(): [(-v[0], interval_test(v)) for v in distance],
+        "prompt accuracy": [(v[0], interval_test(v)) for v in accuracy],
+        "win rate": [(v[0] - 0.5, normal_test(v[0] - 0.5, error)) for v, error in zip(wins, tied, strict=True)],
     }
     signs: dict[str, list[int]] = {}
     for figure, values in figures.items():
