@@ -81,7 +81,7 @@ def test_holm_errs_in_any_of_many_with_the_chance_that_it_says():
 
 def test_the_p_value_of_a_bootstrapped_mean():
     numbers = generator(1)
-    values = torch.randn(400, generator=numbers) + 0.15
+    values = torch.randn(400, generator=numbers) + 0.08
     interval = bootstrap(lambda rows: values[rows].mean().item(), 400, generator=numbers, repeats=1000)
     exact = normal_test(values.mean().item(), values.std().item() / 20)
     assert interval_test(interval) == pytest.approx(exact, rel=0.5)
