@@ -70,7 +70,7 @@ def _prepare_messages() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
     warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # we never merge into 8 bits
-    for library in ("torchao", "bitsandbytes"):  # they name each kernel that this machine cannot run
+    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # they speak of kernels, and of each other
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     shown = logging.StreamHandler(sys.stderr)
