@@ -272,6 +272,25 @@ evaluate_options = stack(
 )
 """Options of `evaluate`."""
 
+report_options = stack(
+    click.argument("folder", metavar="DIR|RUN"),
+    click.option("--against", metavar="DIR", help="Another sample folder, of the same prompts and seeds."),
+    click.option(
+        "--figures",
+        metavar="FILE",
+        multiple=True,
+        help="What `evaluate --json` or `study --results --json` wrote; repeatable. Default: what lies beside.",
+    ),
+    click.option("--output", metavar="FILE", help="The page. Default: DIR/report.html."),
+    click.option("--markdown", metavar="FILE", help="The same in Markdown, without samples."),
+    click.option("--by", metavar="METRIC", help="By whose scores samples are chosen. Default: the first that can."),
+    click.option(
+        "--count", type=click.IntRange(1), default=6, show_default=True, help="Samples, or pairs, of each kind."
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the random ones."),
+)
+"""Options of `report`."""
+
 
 def set_key(key: str, value: object) -> str:
     """An option as a `key=value` override of the recipe; JSON is YAML, so any text survives."""

@@ -15,6 +15,8 @@ from typing import Any
 from selfnpo_core.errors import InputError
 
 METADATA = "metadata.jsonl"
+REPORT, FIGURES = "report.html", "figures.json"
+"""What `report`, and `evaluate` if told so, put into a folder of samples that may still grow."""
 Record = Mapping[str, Any]
 
 
@@ -53,7 +55,7 @@ class SampleFolder:
 
         self.path = Path(path)
         self.records = [json.loads(json.dumps(record)) for record in records]
-        self._beside = {*beside, METADATA}
+        self._beside = {*beside, METADATA, REPORT, FIGURES}
         self._rank, self._world, self._together = *shard, together
         own = "" if self._world == 1 else f"-{self._rank}-of-{self._world}"
         self._lock, self._aside = FolderLock(self.path / f".lock{own}"), self.path / f".partial{own}"

@@ -16,6 +16,7 @@ _COMMANDS = {
     "inspect": ("selfnpo_image.commands.inspect:inspect", "What negative weights are, and how strong."),
     "export": ("selfnpo_image.commands.export:export", "Negative weights for diffusers, ComfyUI, or merged."),
     "study": ("selfnpo_image.commands.study:study", "A page on which people compare two folders of pictures, blind."),
+    "report": ("selfnpo_image.commands.report:report", "One page of what was measured of a run, or of samples."),
     "demo": ("selfnpo_image.demo.command:demo", "The whole story on the model that ships with this package."),
 }
 

@@ -16,6 +16,7 @@ _COMMANDS = {
     "evaluate": ("selfnpo_video.commands.evaluate:evaluate", "Figures of a sample folder, and paired tests."),
     "export": ("selfnpo_video.commands.export:export", "Negative weights for diffusers, ComfyUI, or merged."),
     "study": ("selfnpo_video.commands.study:study", "A page on which people compare two folders of clips, blind."),
+    "report": ("selfnpo_video.commands.report:report", "One page of what was measured of a run, or of samples."),
     "demo": ("selfnpo_video.demo.command:demo", "The whole story on the model that ships with this package."),
 }
 

@@ -93,6 +93,13 @@ def measure(metric: Metric, one: Tensor, other: Tensor | None, reference: Refere
     return found
 
 
+def per_sample(metric: Metric, said: Tensor) -> list[float] | None:
+    """Each sample's own score to six digits, where the metric is one; None of a distance or a share of a reference."""
+    if metric.kind not in ("score", "proportion"):
+        return None
+    return [float(f"{value:.6g}") for value in rows_of(metric, said, None).tolist()]
+
+
 def paired(one: Tensor, other: Tensor) -> dict[str, Any]:
     """What two arms' values (n,) of the same rows say of their difference, one − other."""
     d = (one - other).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,21 @@ from torch import Tensor
 from selfnpo_core.cli import echo_table
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.distances import Moments
-from selfnpo_core.evaluation.metrics import Metric, Reference, adjust, check_counts, measure, table
+from selfnpo_core.evaluation.metrics import Metric, Reference, adjust, check_counts, measure, per_sample, table
 from selfnpo_core.evaluation.networks import Cache, Ready, look
-from selfnpo_core.evaluation.samples import Media, Problem, Samples, pair, read_reference, read_samples, refuse_bad
+from selfnpo_core.evaluation.samples import (
+    Media,
+    Problem,
+    Samples,
+    digest,
+    pair,
+    read_reference,
+    read_samples,
+    refuse_bad,
+)
 from selfnpo_core.loading import best_device
 from selfnpo_core.ranks import Ranks
-from selfnpo_core.training.files import write_json
+from selfnpo_core.training.files import write_text
 
 log = logging.getLogger(__name__)
 CACHE = ".evaluation"
@@ -85,19 +95,22 @@ def run_evaluate(family: Family, options: Mapping[str, Any]) -> dict[str, Any] |
     if said is None:
         return None
     figures: dict[str, dict[str, Any]] = {}
+    scores: dict[str, Any] = {}
     for metric in chosen:
         arms = said[metric.network.name]
+        scores[metric.name] = [None if arm is None else per_sample(metric, arm) for arm in arms[:2]]
         figures[metric.name] = measure(metric, arms[0], arms[1], _reference(metric, arms[2]))
         figures[metric.name] |= ready[metric.network.name].about
     for other in others:
         figures |= other(folders)
+    scores |= {name: found.pop("per_sample") for name, found in figures.items() if "per_sample" in found}
     for name, found in figures.items():
         if found.get("limit", ...) is None:
             log.warning("%s of %d samples is mostly bias, and no limit can be told: draw more", name, found["count"])
     adjust(figures)
-    results = _results(folders, figures)
+    results = _results(folders, figures, scores)
     if target is not None:
-        write_json(target, results)
+        write_text(target, _json(results))
     echo_table(*table(figures))
     return results
 
@@ -184,7 +197,28 @@ def _reference(metric: Metric, said: Tensor | None) -> Reference | None:
     return Reference(features=features, moments=Moments.of(features))
 
 
-def _results(folders: Folders, figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _json(results: Mapping[str, Any]) -> str:
+    """Of a line a value but for "per_sample", which has many and is one line."""
+    rest = {key: value for key, value in results.items() if key != "per_sample"}
+    text = json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}")
+    return f'{text},\n "per_sample": {json.dumps(results["per_sample"], ensure_ascii=False)}\n}}\n'
+
+
+def _per_sample(folders: Folders, scores: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Scores by metric, in the order of the files; null of a sample that was not measured."""
+    arms = {"value": folders.one, "against": folders.other}
+    found: dict[str, Any] = {}
+    for (arm, samples), column in zip(arms.items(), (0, 1), strict=True):
+        if samples is not None:
+            found[f"{arm}_files"] = [sample.path.name for sample in samples.good]
+            found[f"{arm}_sha256"] = digest(samples.good)
+            found[arm] = {name: each[column] for name, each in scores.items() if each[column] is not None}
+    return found
+
+
+def _results(
+    folders: Folders, figures: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
     def described(samples: Samples | None) -> dict[str, Any] | None:
         if samples is None:
             return None
@@ -198,4 +232,5 @@ def _results(folders: Folders, figures: Mapping[str, Mapping[str, Any]]) -> dict
         "skipped": [{"folder": p.folder, "file": p.file, "reason": p.reason} for p in folders.skipped],
         "different": folders.different,
         "metrics": figures,
+        "per_sample": _per_sample(folders, scores),
     }

@@ -7,6 +7,7 @@ clips: nothing is asked of it but that its files can be read.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -245,6 +246,14 @@ def content_sha256(path: Path) -> str:
     for file in sorted(path.iterdir()):
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def digest(samples: Sequence[Sample]) -> str:
+    """Hash of what some samples are: prompts, seeds and bytes, in their order."""
+    total = hashlib.sha256()
+    for sample in samples:
+        total.update(json.dumps([sample.prompt, sample.seed, sample.sha256]).encode() + b"\n")
+    return total.hexdigest()
 
 
 def _differences(one: Sequence[Sample], other: Sequence[Sample]) -> list[str]:

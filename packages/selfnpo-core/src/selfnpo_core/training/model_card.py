@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from selfnpo_core.errors import InputError
+
 _LORA_USE = """\
 ```python
 from diffusers import DiffusionPipeline
@@ -18,6 +20,8 @@ with NegativeAdapters.attach(pipe, {{"npo": {beta}}}, condition="{condition}"):
 
 Loaded without `NegativeAdapters`, the LoRA acts on both branches of the guidance and makes pictures *worse*."""
 
+_MADE = "## How it was made\n"
+
 _FULL_USE = """\
 ```python
 from diffusers import DiffusionPipeline
@@ -27,6 +31,21 @@ pipe = DiffusionPipeline.from_pretrained("{base}")
 with attach_npo(pipe, "PATH/OF/THIS/FOLDER", beta={beta}, condition="{condition}"):
     image = pipe("a prompt", guidance_scale={scale}).images[0]
 ```"""
+
+MEASURED, MEASURED_END = "<!-- measured -->", "<!-- /measured -->"
+"""Between them, what `report` tells of these very weights. `train` writes a card without it."""
+
+
+def with_measured(card: str, section: str) -> str:
+    """A card with this section, Markdown from its heading on, in place of an earlier one; all else stays as it is."""
+    whole = f"{MEASURED}\n{section.strip()}\n{MEASURED_END}"
+    if (card.count(MEASURED), card.count(MEASURED_END)) == (1, 1) and card.index(MEASURED) < card.index(MEASURED_END):
+        before, _, rest = card.partition(MEASURED)
+        return before + whole + rest.partition(MEASURED_END)[2]
+    if MEASURED in card or MEASURED_END in card:
+        raise InputError(f"the model card has {MEASURED} without its {MEASURED_END}, or twice: remove both by hand")
+    before, heading, after = card.partition(_MADE)
+    return f"{before}{whole}\n\n{heading}{after}" if heading else f"{card.rstrip()}\n\n{whole}\n"
 
 
 def model_card(config: Mapping[str, Any]) -> str:
@@ -63,8 +82,7 @@ This is {kind}, made from {config["base_model"]} (weights sha256 `{config["base_
 
 Recommended: beta {recommended["beta"]}, alpha {recommended["alpha"]}, guidance scale {low} to {high}.
 
-## How it was made
-
+{_MADE}
 | setting | value |
 | --- | --- |
 {settings}

@@ -152,6 +152,11 @@ def _figures(
         if against is not None:
             others = torch.tensor([against[called_other[key]] for key in shared], dtype=torch.float64)
             figures |= {"against": _mean(others), **paired(values, others)}
+        measured = set(shared)
+        figures["per_sample"] = [
+            [arm[by_key[key]] if key in measured else None for key in keys]
+            for arm, by_key in ((results, called), *([] if against is None else [(against, called_other)]))
+        ]
         found[f"vbench_{dimension}"] = figures
     return found
 
