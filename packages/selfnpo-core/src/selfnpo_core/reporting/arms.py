@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from selfnpo_core.reporting.figures import (
     Evaluated,
     Figure,
     Study,
-    kind_of,
+    figures_in,
     read_compared,
     read_figures,
     read_json_object,
@@ -120,14 +120,14 @@ def gather(arms: Arms, given: Sequence[str]) -> Told:
     for name in given:
         figures = _belonging(arms, read_figures(Path(name)))
         if figures is None:
-            raise InputError(f"{name} is of other samples than those in {arms.one.path}: evaluate these, or leave it out")
+            raise InputError(f"{name} is of other samples than those in {arms.one.path}: evaluate these")
         found.append(figures)
     if not found:
         found = _found_beside(arms)
     evaluated = [each for each in found if isinstance(each, Evaluated)]
     if len(evaluated) > 1 and given:
         raise InputError("several --figures are by evaluate: measure everything at once, with --metrics A,B,…")
-    compared, notes = _compared(arms)
+    compared, notes = _compared(arms) if not evaluated else ({}, [])
     return Told(
         evaluated=evaluated[0] if evaluated else None,
         studies=[each for each in found if isinstance(each, Study)],
@@ -137,24 +137,26 @@ def gather(arms: Arms, given: Sequence[str]) -> Told:
 
 
 def _found_beside(arms: Arms) -> list[Evaluated | Study]:
-    """Newest first, of which one by `evaluate` is taken."""
-    places = [arms.root] if arms.root != arms.one.path else [arms.root, arms.root.resolve().parent]
-    files = [file for place in places for file in place.glob("*.json") if file.name != METRICS]
+    """The newest by `evaluate`, and all studies."""
     found: list[Evaluated | Study] = []
-    for file in sorted(files, key=lambda file: (-file.stat().st_mtime, file.name)):
-        try:
-            if kind_of(read_json_object(file)) not in ("evaluate", "study"):
-                continue
-            figures = _belonging(arms, read_figures(file))
-        except InputError as error:
-            log.warning("left out: %s", error)
-            continue
-        if figures is None or (isinstance(figures, Evaluated) and any(isinstance(e, Evaluated) for e in found)):
+    for file, figures in _near(arms):
+        own = _belonging(arms, figures)
+        if own is None or (isinstance(own, Evaluated) and any(isinstance(each, Evaluated) for each in found)):
             log.info("left out: %s is of other samples, or older than another", file)
             continue
         log.info("figures: %s", file)
-        found.append(figures)
+        found.append(own)
     return found
+
+
+def _near(arms: Arms) -> Iterator[tuple[Path, Evaluated | Study]]:
+    """In the folder, and above one of samples, where damaged files may be anybody's."""
+    yield from figures_in(arms.root)
+    if arms.root == arms.one.path:
+        try:
+            yield from figures_in(arms.root.resolve().parent)
+        except InputError as error:
+            log.warning("left out: %s", error)
 
 
 def _belonging(arms: Arms, figures: Evaluated | Study) -> Evaluated | Study | None:
@@ -214,8 +216,13 @@ def warnings(arms: Arms, told: Told) -> list[str]:
     return found
 
 
+def title(arms: Arms) -> str:
+    told = arms.names.one if arms.names.other is None else f"{arms.names.one} against {arms.names.other}"
+    return told if arms.root == arms.one.path else f"{arms.root.resolve().name}: {told}"
+
+
 def conditions(arms: Arms) -> list[tuple[str, Sequence[str]]]:
-    """How the samples were made: a value for both arms, or one for each."""
+    """How the samples were made: a value for both arms, or one for each from the left to the right."""
     count = len(arms.one.good)
     seeds = [sample.seed or 0 for sample in arms.one.good]
     texts = len({sample.prompt for sample in arms.one.good})
@@ -223,7 +230,7 @@ def conditions(arms: Arms) -> list[tuple[str, Sequence[str]]]:
     found: list[tuple[str, Sequence[str]]] = [
         (what, [f"{count}, of {texts} prompts, seeds {min(seeds)} to {max(seeds)}"])
     ]
-    made = [each.model for each in (arms.one, arms.other) if each is not None]
+    made = [each.model for each in (arms.other, arms.one) if each is not None]
     for key in dict.fromkeys(key for each in made for key in each):
         values = [_value(each.get(key)) for each in made]
         if any(value != "—" for value in values):
@@ -237,7 +244,9 @@ def _value(value: Any) -> str:
     return "—" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def groups(arms: Arms, told: Told, media: Media, *, by: str | None, most: int, seed: int) -> tuple[list[tuple[Group, list[Card]]], str | None]:
+def groups(
+    arms: Arms, told: Told, media: Media, *, by: str | None, most: int, seed: int
+) -> tuple[list[tuple[Group, list[Card]]], str | None]:
     """Groups of cards to show, and why there is none by a score."""
     evaluated = told.evaluated
     score, why = choose_score(evaluated, by)
@@ -258,13 +267,14 @@ def _in_order(arms: Arms, evaluated: Evaluated, values: Sequence[float | None]) 
 
 def _card(arms: Arms, evaluated: Evaluated | None, row: int, media: Media) -> Card:
     sample = arms.one.good[row]
-    sides = [(arms.names.one, sample)]
-    if arms.other is not None:
-        sides.insert(0, (str(arms.names.other), arms.other.good[row]))  # before, and after
+    samples = [sample] if arms.other is None else [arms.other.good[row], sample]
     return Card(
         prompt=str(sample.prompt),
         seed=sample.seed or 0,
-        sides=[(name, shown(each.path, media, each.record.get("fps"))) for name, each in sides],
+        sides=[
+            (name, shown(each.path, media, each.record.get("fps")))
+            for name, each in zip(arms.names.sides, samples, strict=True)
+        ],
         scores=_scores(arms, evaluated, sample.path.name),
     )
 
@@ -275,7 +285,7 @@ def _scores(arms: Arms, evaluated: Evaluated | None, file: str) -> list[tuple[st
     if scores is None or file not in scores.value_files:
         return []
     row = scores.value_files.index(file)
-    found = []
+    found: list[tuple[str, Sequence[str]]] = []
     for name, column in scores.value.items():
         values = [column[row]]
         if arms.other is not None:
@@ -287,4 +297,3 @@ def _scores(arms: Arms, evaluated: Evaluated | None, file: str) -> list[tuple[st
             cells.append(f"{known[1] - known[0]:+.3g}")
         found.append((name, cells))
     return found
-

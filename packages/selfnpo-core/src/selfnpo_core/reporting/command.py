@@ -25,8 +25,9 @@ from selfnpo_core.training.run_folder import holds_run
 
 GENERATOR = "selfnpo report"
 """In every page and Markdown file of ours, which alone are written over."""
-_HEAD = 4096
-"""Characters, within which a page says whose it is."""
+_MARKS = (f'content="{GENERATOR}"', f"<!-- {GENERATOR} -->")
+_HEAD = 1024
+"""Characters, within which a file says that it is ours."""
 
 
 def run_report(media: Media, options: Mapping[str, Any]) -> None:
@@ -47,7 +48,7 @@ def run_report(media: Media, options: Mapping[str, Any]) -> None:
     else:
         raise InputError(f"{folder} is neither a run nor a folder of samples: it has no config.yaml, no {METADATA}")
     for target, text in zip(targets, (html, markdown), strict=False):
-        write_text(target, text)
+        write_text(target, text.encode(errors="replace").decode())  # half a character in a prompt stops nothing
     click.echo(f"report in {' and '.join(map(str, targets))}")
 
 
@@ -57,17 +58,16 @@ def _check_target(target: Path) -> None:
         raise InputError(f"{target} cannot be written: give a file in a folder that is there")
     if target.exists():
         with target.open(encoding="utf-8", errors="replace") as file:
-            if GENERATOR not in file.read(_HEAD):
-                raise InputError(f"{target} is no report, and is not written over: choose another name")
+            head = file.read(_HEAD)
+        if not any(mark in head for mark in _MARKS):
+            raise InputError(f"{target} is no report, and is not written over: choose another name")
 
 
 def _of_arms(folder: Path, media: Media, options: Mapping[str, Any]) -> tuple[str, str]:
     against = None if options["against"] is None else Path(options["against"])
     arms = comparing.read_arms(folder, against, media)
     told = comparing.gather(arms, options["figures"])
-    groups, why = comparing.groups(
-        arms, told, media, by=options["by"], most=options["count"], seed=options["seed"]
-    )
+    groups, why = comparing.groups(arms, told, media, by=options["by"], most=options["count"], seed=options["seed"])
     figures, names = told.metrics, arms.names
     studies = [
         {**study.model_dump(), "verdicts": [words.preferred(question, study) for question in study.questions]}
@@ -75,10 +75,10 @@ def _of_arms(folder: Path, media: Media, options: Mapping[str, Any]) -> tuple[st
     ]
     about = {
         "kind": f"Report of {media.unit}s",
-        "title": names.one if names.other is None else f"{names.one} against {names.other}",
+        "title": comparing.title(arms),
         "warnings": comparing.warnings(arms, told),
         "conditions": comparing.conditions(arms),
-        "sides": [names.one, *([] if names.other is None else [names.other])],
+        "sides": names.sides,
         "studies": studies,
         **_figures(figures, names),
     }
@@ -102,7 +102,7 @@ def _of_run(folder: Path, options: Mapping[str, Any]) -> tuple[str, str]:
         "result": runs.result(run),
         "measured": measured,
         "conditions": [] if measured is None else measured.conditions,
-        "sides": [names.one, *([] if names.other is None else [names.other])],
+        "sides": names.sides,
         **_figures({} if measured is None else measured.evaluated.metrics, names),
     }
     card = None if run.npo is None else run.npo.parent / runs.CARD
@@ -121,9 +121,8 @@ def _of_run(folder: Path, options: Mapping[str, Any]) -> tuple[str, str]:
 
 def _figures(figures: Mapping[str, Figure], names: Names) -> dict[str, Any]:
     head, rows = words.table(figures, names)
-    family = words.tested(figures)
-    verdicts = [words.verdict(name, figure, names, family) for name, figure in figures.items()]
-    return {"figures": figures, "head": head, "rows": rows, "verdicts": verdicts}
+    verdicts = [words.verdict(name, figure, names, len(figures)) for name, figure in figures.items()]
+    return {"figures": figures, "head": head, "rows": rows, "verdicts": verdicts, "legend": words.legend(names)}
 
 
 def _markdown(about: Mapping[str, Any]) -> list[str]:
@@ -131,7 +130,7 @@ def _markdown(about: Mapping[str, Any]) -> list[str]:
     parts = ["## Measured"]
     if not about["verdicts"]:
         return [*parts, "Nothing: there are no figures by `evaluate`.", *_listed("Mind:", about["warnings"])]
-    parts += [words.markdown_table(about["head"], about["rows"]), "Brackets are 95 % intervals."]
+    parts += [words.markdown_table(about["head"], about["rows"]), about["legend"]]
     parts += [_bullets(about["verdicts"]), *_listed("Mind:", about["warnings"])]
     head = ("compared", *about["sides"])
     rows = [(key, *values, *[values[0]] * (len(head) - 1 - len(values))) for key, values in about["conditions"]]
@@ -151,7 +150,7 @@ def _listed(head: str, lines: Sequence[str]) -> list[str]:
 
 
 def _whole(parts: Sequence[str]) -> str:
-    return "\n\n".join([f"<!-- {GENERATOR} -->", *parts]) + "\n"
+    return "\n\n".join([_MARKS[1], *parts]) + "\n"
 
 
 def _page(name: str, values: Mapping[str, Any]) -> str:

@@ -7,8 +7,7 @@ other way round, and are then turned.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,16 +191,14 @@ def read_compared(values: Mapping[str, Any]) -> tuple[dict[str, Figure], str | N
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Raises `InputError` for what is no JSON object."""
+    """Raises `InputError` for what is no JSON; what is no object holds nothing."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}): give a file that `evaluate --json` wrote") from None
+        raise InputError(f"{file} cannot be read ({error.strerror}): give a file of figures") from None
     except ValueError as error:
         raise InputError(f"{file} is damaged, it is no JSON ({' '.join(str(error).split())}): write it anew") from None
-    if not isinstance(stored, dict):
-        raise InputError(f"{file} holds no figures: give a file that `evaluate --json` wrote")
-    return stored
+    return stored if isinstance(stored, dict) else {}
 
 
 def kind_of(stored: Mapping[str, Any]) -> Kind | None:
@@ -228,6 +225,9 @@ def read_figures(file: Path) -> Evaluated | Study:
         raise InputError(f"{file} is damaged or of another version ({place}: {first['msg']}): write it anew") from None
 
 
-def is_told(interval: Interval | None, neutral: float = 0) -> bool:
-    """Whether an interval lies on one side of the neutral value."""
-    return interval is not None and all(map(math.isfinite, interval)) and interval.excludes(neutral)
+def figures_in(folder: Path) -> Iterator[tuple[Path, Evaluated | Study]]:
+    """All that lie in a folder, the newest first. Raises `InputError` for JSON that is damaged."""
+    files = [file for file in folder.glob("*.json") if file.is_file()]
+    for file in sorted(files, key=lambda file: (-file.stat().st_mtime, file.name)):
+        if kind_of(read_json_object(file)) in ("evaluate", "study"):
+            yield file, read_figures(file)

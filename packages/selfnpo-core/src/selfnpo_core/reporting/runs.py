@@ -14,11 +14,11 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.inspection import describe, inspect_npo
 from selfnpo_core.reporting import words
-from selfnpo_core.reporting.figures import Evaluated, kind_of, read_figures, read_json_object
+from selfnpo_core.reporting.figures import Evaluated, figures_in, read_figures, read_json_object
 from selfnpo_core.reporting.shown import Shown, curve, shown_grid, some
 from selfnpo_core.reporting.words import Names
 from selfnpo_core.sample_folder import file_sha256
-from selfnpo_core.training.npo_folder import LORA_FILE, find_npo_file
+from selfnpo_core.training.npo_folder import CONFIG_FILE, LORA_FILE, NpoConfig, find_npo_file, read_config
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import stored_recipe
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 GRIDS = 4
 """Sample grids that are shown, evenly spread over the run."""
 CARD = "README.md"
-THESE = "these weights"
+WITH, WITHOUT = "with", "without"
 _CURVES = {"loss": "loss", "drift": "drift, ‖Δθ‖/‖θ‖", "grad_norm": "norm of the gradient"}
 
 
@@ -43,8 +43,7 @@ class Run:
     """The weights' file."""
     inspected: Mapping[str, Any] | None
     """What `inspect` tells without a model, of a LoRA: a whole network's offset takes long to read."""
-    config: Mapping[str, Any] | None
-    """npo_config.json."""
+    config: NpoConfig | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class Measured:
     @property
     def conditions(self) -> list[tuple[str, Sequence[str]]]:
         """How the samples were made: a value for both arms, or one for each."""
-        made = [each.made for each in (self.evaluated.folder, self.evaluated.against) if each is not None]
+        made = [each.made for each in (self.evaluated.against, self.evaluated.folder) if each is not None]
         found: list[tuple[str, Sequence[str]]] = [("samples", [str(self.evaluated.folder.samples)])]
         for key in dict.fromkeys(key for each in made for key in each):
             values = ["—" if each.get(key) is None else str(each[key]) for each in made]
@@ -69,11 +68,15 @@ class Measured:
 def read_run(path: Path) -> Run:
     recipe = stored_recipe(path)
     npo: Path | None = None
-    config = inspected = None
+    config: NpoConfig | None = None
+    inspected: Mapping[str, Any] | None = None
     if (path / "npo").is_dir():
         npo = find_npo_file(path / "npo")
-        config = read_json_object(npo.parent / "npo_config.json")
-        inspected = describe(inspect_npo(npo)) if npo.name == LORA_FILE else None
+        if npo.name == LORA_FILE:
+            told = inspect_npo(npo)
+            config, inspected = told.config, describe(told)
+        else:
+            config = read_config(npo.parent / CONFIG_FILE)
     return Run(
         path=path,
         recipe=recipe,
@@ -95,11 +98,9 @@ def measured(run: Run, given: Sequence[str]) -> Measured | None:
         if found is None:
             raise InputError(f"{given[0]} has no figures by evaluate of the weights in {run.path}: measure those")
         return found
-    for file in sorted(run.path.glob("*.json"), key=lambda file: (-file.stat().st_mtime, file.name)):
-        if kind_of(read_json_object(file)) != "evaluate":
+    for file, figures in figures_in(run.path):
+        if not isinstance(figures, Evaluated):
             continue
-        figures = read_figures(file)
-        assert isinstance(figures, Evaluated)
         if (found := _of_these_weights(run, figures)) is not None:
             log.info("figures: %s", file)
             return found
@@ -118,13 +119,13 @@ def _of_these_weights(run: Run, figures: Evaluated) -> Measured | None:
         figures = figures.turned()
     elif against is not None and against.made.get("npo_sha256") == own:
         return None  # both: it says nothing of what they change
-    return Measured(evaluated=figures, names=Names(THESE, _other_name(figures)))
+    return Measured(evaluated=figures, names=Names(WITH, _other_name(figures)))
 
 
 def _other_name(figures: Evaluated) -> str | None:
     if figures.against is None:
         return None
-    return "without" if figures.against.made.get("npo") is None else Path(figures.against.path).name
+    return WITHOUT if figures.against.made.get("npo") is None else Path(figures.against.path).name
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -133,7 +134,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     done = int(updates[-1]["step"]) if updates else 0
     state = "finished" if done >= recipe.steps else "not finished"
     found = [
-        ("base", f"{recipe.model or (run.config or {}).get('base_model', '—')} ({run.facts.get('family', '—')})"),
+        ("base", f"{recipe.model or '—'} ({run.facts.get('family', '—')})"),
         ("base weights", f"sha256 {str(base)[:16]}…"),
         ("objective", f"{recipe.objective}, {recipe.rollout} rollout, teacher guidance {recipe.teacher_guidance:g}"),
         ("updates", f"{done} of {recipe.steps}, {state}"),
@@ -165,13 +166,12 @@ def result(run: Run) -> list[tuple[str, str]]:
         found.append(("norm", f"‖δ‖ {told['norm']:.4g}, without the scale alpha/rank"))
         first = [f"{layer['layer']} ({layer['share']:.1%})" for layer in told["by_layer"][:3] if layer["share"] > 0]
         found += [("carried by", ", ".join(first))] if first else []
-    recommended = run.config.get("recommended", {})
-    if recommended:
-        low, high = recommended["guidance_scale"]
-        told_ = f"beta {recommended['beta']:g}, alpha {recommended['alpha']:g}, guidance scale {low:g} to {high:g}"
-        found.append(("recommended", f"{told_}, negative condition {run.config.get('negative_condition', 'null')}"))
-    found.append(("strength", "‖Δε‖/‖ε‖ needs the base: `inspect RUN --model …` measures it"))
-    versions = run.config.get("versions", {})
+    best = run.config.recommended
+    low, high = best.guidance_scale
+    use = f"beta {best.beta:g}, alpha {best.alpha:g}, guidance scale {low:g} to {high:g}"
+    found.append(("recommended", f"{use}, negative condition {run.config.negative_condition}"))
+    found.append(("strength", "‖Δε‖/‖ε‖ needs the base: inspect with --model measures it"))
+    versions = run.config.versions
     found += [("made with", ", ".join(f"{name} {version}" for name, version in versions.items()))] if versions else []
     return found
 
@@ -183,7 +183,8 @@ def curves(run: Run) -> list[str]:
         points = [(u["step"], u[key]) for u in run.updates if _is_number(u.get(key))]
         if points:
             x, y = zip(*points, strict=True)
-            found.append(curve(key.replace("_", ""), label, x, y, bound=run.recipe.max_drift if key == "drift" else None))
+            bound = run.recipe.max_drift if key == "drift" else None
+            found.append(curve(key.replace("_", ""), label, x, y, bound=bound))
     return found
 
 
@@ -211,7 +212,7 @@ def warnings(run: Run, found: Measured | None) -> list[str]:
 
 def _updates(file: Path) -> list[Mapping[str, Any]]:
     """Whole lines; a kill may have cut the last one."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:
             update = json.loads(line)

@@ -25,6 +25,9 @@ FRAMES = 24
 """Of a clip, at most."""
 PIXELATED = 96
 """Sides up to this are enlarged by the browser with every pixel as it is."""
+POINTS = 600
+"""Of a curve, at most."""
+_LINE = "#5b8fd6"
 _INK = "#010203"
 """Stands for the page's own colour of text in a plot."""
 
@@ -84,11 +87,14 @@ def _bounded(frames: Frames, edge: int) -> list[Image.Image]:
 def _webp(pictures: Sequence[Image.Image], duration: int) -> Shown:
     """Small pictures without loss: a block of compression would be as large as what they show."""
     file, first = io.BytesIO(), pictures[0]
-    how = {"lossless": True} if max(first.size) <= PIXELATED else {"quality": 82, "method": 4}
     if len(pictures) > 1:
-        first.save(file, "webp", save_all=True, append_images=pictures[1:], duration=duration, loop=0, **how)
+        first.save(
+            file, "webp", save_all=True, append_images=pictures[1:], duration=duration, loop=0, quality=85, method=4
+        )
+    elif max(first.size) <= PIXELATED:
+        first.save(file, "webp", lossless=True)
     else:
-        first.save(file, "webp", **how)
+        first.save(file, "webp", quality=82, method=4)
     data = base64.b64encode(file.getvalue()).decode()
     return Shown(uri=f"data:image/webp;base64,{data}", width=first.width, height=first.height)
 
@@ -113,13 +119,24 @@ def curve(name: str, label: str, x: Sequence[float], y: Sequence[float], *, boun
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    with matplotlib.rc_context({**dict.fromkeys(keys, _INK), "font.family": "sans-serif"}):
+    with matplotlib.rc_context(
+        {
+            "text.color": _INK,
+            "axes.labelcolor": _INK,
+            "axes.edgecolor": _INK,
+            "xtick.color": _INK,
+            "ytick.color": _INK,
+            "font.family": "sans-serif",
+        }
+    ):
         figure, axes = pyplot.subplots(figsize=(4.6, 2.7), layout="constrained")
-        width = max(1, len(y) // 25)
-        axes.plot(x, y, color="#5b8fd6", linewidth=1, alpha=0.35 if width > 1 else 1, marker="o" if len(y) == 1 else None)
+        width, at = max(1, len(y) // 25), _spread(len(y), POINTS)
+        steps, values = np.asarray(x)[at], np.asarray(y, dtype=float)
+        axes.plot(
+            steps, values[at], color=_LINE, linewidth=1, alpha=0.35 if width > 1 else 1, marker="." * (len(y) == 1)
+        )
         if width > 1:
-            axes.plot(x, _moving_mean(np.asarray(y, dtype=float), width), color="#5b8fd6", linewidth=1.8)
+            axes.plot(steps, _moving_mean(values, width)[at], color=_LINE, linewidth=1.8)
         if bound is not None and max(y) > 0.5 * bound:
             axes.axhline(bound, color="#c2573f", linewidth=1, linestyle="--")
         axes.set_title(label, fontsize=10, loc="left")
@@ -137,4 +154,5 @@ def _moving_mean(y: np.ndarray, width: int) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(y)])
     ends = np.arange(1, len(y) + 1)
     begins = np.maximum(0, ends - width)
-    return (sums[ends] - sums[begins]) / (ends - begins)
+    means: np.ndarray = (sums[ends] - sums[begins]) / (ends - begins)
+    return means

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from selfnpo_core.evaluation.intervals import Interval
-from selfnpo_core.reporting.figures import Evaluated, Figure, Question, Study, is_told
+from selfnpo_core.reporting.figures import Evaluated, Figure, Question, Study
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 LEVEL = 0.05
@@ -21,6 +22,11 @@ class Names(NamedTuple):
     one: str
     other: str | None
 
+    @property
+    def sides(self) -> list[str]:
+        """From the left to the right."""
+        return [self.one] if self.other is None else [self.other, self.one]
+
 
 class Verdict(NamedTuple):
     """tone: better, worse, changed, or open where a difference cannot be told from none."""
@@ -31,7 +37,11 @@ class Verdict(NamedTuple):
 
 def signed(interval: Interval) -> str:
     """A difference and its interval."""
-    return f"{interval.value:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"
+    return _minus(f"{interval.value:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def percent(interval: Interval | None) -> str:
@@ -47,37 +57,41 @@ def probability(p: float | None) -> str:
 
 
 def verdict(name: str, figure: Figure, names: Names, family: int) -> Verdict:
-    """One sentence on one metric. family: how many metrics were tested together."""
+    """One sentence on one metric. family: how many metrics there are."""
     if names.other is None or (figure.change is None and figure.win_rate is None):
         return Verdict("open", f"{name}: {_alone(figure, names)}")
     if figure.change is None:
-        tone, judged = _judged(is_told(figure.win_rate, 0.5), figure.win_rate, 0.5, figure)
+        tone, judged = _judged(figure.win_rate, 0.5, figure)
         return Verdict(tone, f"{name}: {names.one} wins {percent(figure.win_rate)} of the pairs, {judged}.")
-    tone, judged = _judged(is_told(figure.change), figure.change, 0, figure)
-    tested = ""
+    tone, judged = _judged(figure.change, 0, figure)
+    tested = " (not corrected for the other metrics)" if figure.p_holm is None and family > 1 else ""
     if figure.p_holm is not None:
-        tested = f" (p {probability(figure.p)}, {probability(figure.p_holm)} by Holm's correction over {family})"
-        if tone != "open" and not figure.p_holm < LEVEL:
-            tone, judged = "open", f"{judged}, but it does not outlast the correction, so it may be chance"
-    return Verdict(tone, f"{name}: {names.one} − {names.other} is {signed(figure.change)}, {judged}{tested}.")
+        tested = f" (p {probability(figure.p)}; {probability(figure.p_holm)} by Holm's correction over {family})"
+    return Verdict(tone, f"{name}: {signed(figure.change)} from “{names.other}” to “{names.one}”, {judged}{tested}.")
 
 
-def _judged(told: bool, interval: Interval | None, neutral: float, figure: Figure) -> tuple[str, str]:
-    if interval is None or not told:
-        return "open", "within its 95 % interval: it cannot be told from no difference"
+def _judged(interval: Interval | None, neutral: float, figure: Figure) -> tuple[str, str]:
+    """Tone and words: a difference counts beyond its interval, and where p was corrected after that too."""
+    if interval is None or not all(map(math.isfinite, interval)):
+        return "open", "which is not finite, so no difference can be told"
+    if not interval.excludes(neutral):
+        return "open", "within its 95 % interval, so no difference can be told"
+    if figure.p_holm is not None and not figure.p_holm < LEVEL:
+        return "open", "beyond its 95 % interval, but not after the correction, so it may be chance"
     up = interval.value > neutral
     if figure.better == "neither":
-        return "changed", f"beyond its 95 % interval: {'higher' if up else 'lower'}"
+        return "changed", f"beyond its 95 % interval and so {'higher' if up else 'lower'}"
     tone = "better" if up == (figure.better == "higher") else "worse"
-    return tone, f"beyond its 95 % interval: {tone}"
+    return tone, f"beyond its 95 % interval and so {tone}"
 
 
 def _alone(figure: Figure, names: Names) -> str:
     if figure.value is None:
         return "not measured."
     if names.other is None:
-        return f"{names.one} has {figure.value}; alone it says nothing of a change."
-    return f"{names.one} has {figure.value}, {names.other} {_or_dash(figure.against)}; their difference was not tested."
+        return f"{names.one} has {_or_dash(figure.value)}; alone it says nothing of a change."
+    both = f"{names.one} has {_or_dash(figure.value)}, {names.other} {_or_dash(figure.against)}"
+    return f"{both}; their difference was not tested."
 
 
 def cautions(name: str, figure: Figure, names: Names) -> list[str]:
@@ -87,12 +101,12 @@ def cautions(name: str, figure: Figure, names: Names) -> list[str]:
     if figure.limit is None:
         few = f"{name} of {figure.count} samples is mostly bias, and its limit for more samples cannot be told"
         return [f"{few}: it is no figure to compare with others'."]
-    other = f", {names.other} {figure.against_limit.infinity:.3g}" if figure.against_limit else ""
+    other = _minus(f", {names.other} {figure.against_limit.infinity:.3g}") if figure.against_limit else ""
     told = f"{name} is biased upwards at {figure.count} samples; extrapolated to infinitely many, {names.one} has"
     few = " So few samples leave that uncertain." if figure.count < FEW else ""
     if min(each.infinity for each in (figure.limit, figure.against_limit) if each) < 0:
         few = " A distance below 0 cannot be: the samples are too few."
-    return [f"{told} {figure.limit.infinity:.3g}{other}.{few}"]
+    return [f"{told} {_minus(f'{figure.limit.infinity:.3g}')}{other}.{few}"]
 
 
 def preferred(question: Question, study: Study) -> Verdict:
@@ -105,10 +119,10 @@ def preferred(question: Question, study: Study) -> Verdict:
     if bounds is None:
         return Verdict("open", f"{who} {100 * question.win_rate:.1f} % of {question.votes} votes{agree}.")
     interval = Interval(question.win_rate, *bounds)
-    if is_told(interval, 0.5):
+    if interval.excludes(0.5):
         tone, told = "changed", f"beyond its 95 % interval: {'A' if interval.value > 0.5 else 'B'} is preferred"
     else:
-        tone, told = "open", "within its 95 % interval: no preference can be told"
+        tone, told = "open", "within its 95 % interval, so no preference can be told"
     if question.bootstrap is None:
         told += " (as if votes were independent)"
     return Verdict(tone, f"{who} {percent(interval)} of {question.votes} votes, ties as half, {told}{agree}.")
@@ -116,27 +130,28 @@ def preferred(question: Question, study: Study) -> Verdict:
 
 def table(figures: Mapping[str, Figure], names: Names) -> tuple[list[str], list[list[str]]]:
     """Head and rows, as text."""
-    head = ["metric", names.one]
+    head = ["metric", *names.sides]
     if names.other is not None:
-        head += [names.other, "change", "win rate", "p", "p (Holm)"]
+        head += ["change", "win rate", "p", "p (Holm)"]
     rows = []
     for name, figure in figures.items():
         row = [f"{name} {ARROWS[figure.better]}".strip(), _or_dash(figure.value)]
         if names.other is not None:
+            row.insert(1, _or_dash(figure.against))
             change = "—" if figure.change is None else signed(figure.change)
             tests = [probability(figure.p), probability(figure.p_holm)]
-            row += [_or_dash(figure.against), change, percent(figure.win_rate), *tests]
+            row += [change, percent(figure.win_rate), *tests]
         rows.append(row)
     return head, rows
 
 
 def _or_dash(interval: Interval | None) -> str:
-    return "—" if interval is None else str(interval)
+    return "—" if interval is None else _minus(str(interval))
 
 
-def tested(figures: Mapping[str, Figure]) -> int:
-    """How many metrics Holm's correction is over."""
-    return sum(figure.p_holm is not None for figure in figures.values())
+def legend(names: Names) -> str:
+    told = "Brackets are 95 % intervals; ↑ more is better, ↓ less is."
+    return told if names.other is None else f"{told} A change is “{names.one}” minus “{names.other}”, pair by pair."
 
 
 def spoilt(evaluated: Evaluated) -> list[str]:

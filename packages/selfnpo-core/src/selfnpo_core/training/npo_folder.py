@@ -71,7 +71,7 @@ def load_npo(path: str | Path, *, require_effect: bool = True) -> Npo:
     tensors = load_tensors(file)
     kind = _kind(file, tensors)
     config_file = file.parent / CONFIG_FILE
-    config = _read_config(config_file) if config_file.is_file() else None
+    config = read_config(config_file) if config_file.is_file() else None
     if config is None:
         if kind == "delta":
             raise InputError(f"{file} has no {CONFIG_FILE} beside it, so its base is unknown: copy that file too")
@@ -153,7 +153,7 @@ def write_npo(
     return folder
 
 
-def _read_config(path: Path) -> NpoConfig:
+def read_config(path: Path) -> NpoConfig:
     try:
         return NpoConfig.model_validate(read_json(path))
     except (ValidationError, ValueError, OSError) as error:

@@ -8,8 +8,8 @@ from selfnpo_core.cli import report_options
 
 
 @click.command(
-    help="Write one HTML page of a training run, of a folder that `compare` made, or of clips: what was measured, how "
-    "sure it is, and the samples that gained most, lost most, and some at random. It opens anywhere, offline."
+    help="Write one HTML page of a training run, of a folder that `compare` made, or of clips: what was measured, "
+    "how sure it is, and the samples that gained most, lost most, and some at random. It opens anywhere, offline."
 )
 @report_options
 def report(**options: Any) -> None:
