@@ -14,7 +14,12 @@ import pytest
 
 PACKAGES = Path(__file__).parents[2] / "packages"
 DATA = {
-    "selfnpo-core": ["selfnpo_core/study/page/pair.html", "selfnpo_core/study/page/static/study.js"],
+    "selfnpo-core": [
+        "selfnpo_core/study/page/pair.html",
+        "selfnpo_core/study/page/static/study.js",
+        "selfnpo_core/reporting/page/run.html",
+        "selfnpo_core/reporting/page/report.css",
+    ],
     "selfnpo-image": ["selfnpo_image/prompts.txt", "selfnpo_image/demo/assets/model/model_index.json"],
     "selfnpo-video": [
         "selfnpo_video/prompts.txt",

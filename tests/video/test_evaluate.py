@@ -215,8 +215,14 @@ def test_to_vbench_and_back(copied: Path, caplog: pytest.LogCaptureFixture) -> N
     )
     results = ("--vbench-results", copied / "a.json", "--vbench-against", copied / "b.json")
     assert command(*words, *results) == 0
-    found = json.loads((copied / "r.json").read_text())["metrics"]
+    results = json.loads((copied / "r.json").read_text())
+    scores, found = results["per_sample"], results["metrics"]
     assert set(found) == {"motion", "vbench_subject_consistency", "vbench_color"}
+    named = dict(zip(scores["value_files"], scores["value"]["vbench_subject_consistency"], strict=True))
+    measured = {Path(origin[names[i]]["file"]).name: value for i, value in {0: 0.9, 6: 0.8, 9: 0.5}.items()}
+    assert {name: value for name, value in named.items() if value is not None} == measured
+    assert sorted(filter(None, scores["against"]["vbench_subject_consistency"])) == [0.1, 0.7, 0.9]
+    assert len(scores["value"]["motion"]) == len(scores["against"]["motion"]) == 10
     steady = found["vbench_subject_consistency"]
     assert (steady["count"], steady["wins"], steady["losses"]) == (3, 2, 1)
     assert steady["change"][0] == pytest.approx((0.2 - 0.1 + 0.4) / 3)

@@ -17,7 +17,7 @@ def figure(*change: float, better: str = "higher", **more: object) -> Figure:
 @pytest.mark.parametrize(
     ("given", "tone", "words"),
     [
-        (figure(1.0, 0.5, 1.5), "better", "beyond its 95 % interval and so better (p 0.01; 0.02 by Holm's"),
+        (figure(1.0, 0.5, 1.5), "better", "beyond its 95 % interval and so better (p\u00a00.01; 0.02 by Holm's"),
         (
             figure(-1.0, -1.5, -0.5),
             "worse",

@@ -30,7 +30,7 @@ def choose_score(evaluated: Evaluated | None, asked: str | None) -> tuple[str | 
         if asked is not None:
             raise InputError(f"--by {asked}: no figures with scores of single samples; let evaluate --json write them")
         if evaluated is None:
-            return None, "No figures by `evaluate` are at hand, so there is no score of a single sample to choose by."
+            return None, "No figures by evaluate are at hand, so there is no score of a single sample to choose by."
         return None, "The figures hold no scores of single samples to choose by."
     if asked is not None:
         if asked not in per_sample.value:

@@ -66,7 +66,7 @@ def verdict(name: str, figure: Figure, names: Names, family: int) -> Verdict:
     tone, judged = _judged(figure.change, 0, figure)
     tested = " (not corrected for the other metrics)" if figure.p_holm is None and family > 1 else ""
     if figure.p_holm is not None:
-        tested = f" (p {probability(figure.p)}; {probability(figure.p_holm)} by Holm's correction over {family})"
+        tested = f" (p\u00a0{probability(figure.p)}; {probability(figure.p_holm)} by Holm's correction over {family})"
     return Verdict(tone, f"{name}: {signed(figure.change)} from “{names.other}” to “{names.one}”, {judged}{tested}.")
 
 
