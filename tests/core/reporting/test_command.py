@@ -101,9 +101,18 @@ def test_what_is_wrong_with_the_folders_is_said(tmp_path: Path) -> None:
     html = report(one, against=other, figures=(tmp_path / "f.json",))
     mind = section(html, "Mind").text
     assert "differ in steps (20 and 50)" in mind
-    assert "1 samples have no partner" in mind or "2 samples have no partner" in mind
+    assert "so left out: 1 samples" in mind
     assert "Left out of the figures" in mind
     assert "00002-72.png is no picture" in section(html, "At random").text
+
+
+def test_a_score_that_is_asked_for(arms: tuple[Path, Path], tmp_path: Path) -> None:
+    evaluate(*arms, tmp_path / "figures.json")
+    with pytest.raises(InputError, match="--by fid is not among the scores: use red, blue"):
+        report(arms[0], against=arms[1], by="fid")
+    shutil.copy(tmp_path / "figures.json", tmp_path / "again.json")
+    with pytest.raises(InputError, match="several --figures are by evaluate"):
+        report(arms[0], against=arms[1], figures=(tmp_path / "figures.json", tmp_path / "again.json"))
 
 
 def test_one_folder(arms: tuple[Path, Path], tmp_path: Path) -> None:
@@ -199,6 +208,9 @@ def test_votes_of_these_folders(arms: tuple[Path, Path], tmp_path: Path) -> None
         ("new", {"figures": ("list.json",)}, "holds no figures"),
         ("new", {"figures": ("other.json",)}, "other.json is damaged or of another version (metrics.red.count"),
         ("new", {"figures": ("short.json",)}, "per_sample has 1 scores red of 2 files"),
+        ("new", {"figures": ("strange.json",)}, "per_sample has green, which is no metric"),
+        ("new", {"figures": ("one-arm.json",)}, "per_sample is not of these arms"),
+        ("elsewhere", {}, "which is no file of that folder"),
         ("new", {"by": "red"}, "no figures with scores of single samples"),
         ("new", {"output": "mine.html"}, "mine.html is no report, and is not written over"),
         ("new", {"markdown": "mine.html"}, "mine.html is no report"),
@@ -224,6 +236,13 @@ def test_mistakes(
     Path("other.json").write_text(json.dumps(figures))
     figures |= {"metrics": {}, "per_sample": {"value": {"red": [1]}, "value_files": ["a", "b"], "value_sha256": ""}}
     Path("short.json").write_text(json.dumps(figures))
+    scores = {"value": {"green": [1]}, "value_files": ["a"], "value_sha256": ""}
+    Path("strange.json").write_text(json.dumps({**figures, "per_sample": scores}))
+    scores["value"] = {}
+    Path("one-arm.json").write_text(json.dumps({**figures, "against": arm, "per_sample": scores}))
+    Path("elsewhere").mkdir()
+    record = {"file": "../new/00000-70.png", "prompt": "a", "seed": 1}
+    Path("elsewhere/metadata.jsonl").write_text(json.dumps(record))
     Path("mine.html").write_text("<!doctype html><p>my notes on selfnpo report")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(InputError) as caught:

@@ -19,12 +19,12 @@ from selfnpo_core.reporting.figures import (
     Study,
     figures_in,
     read_compared,
-    read_figures,
     read_json_object,
 )
 from selfnpo_core.reporting.selection import Group, choose, choose_score, gains
 from selfnpo_core.reporting.shown import Shown, shown
 from selfnpo_core.reporting.words import Names
+from selfnpo_core.sample_folder import METADATA
 
 log = logging.getLogger(__name__)
 WITHOUT, WITH, METRICS = "without", "with", "metrics.json"
@@ -79,7 +79,7 @@ class Card:
 
 
 def is_compared(path: Path) -> bool:
-    return all((path / arm / "metadata.jsonl").is_file() for arm in (WITHOUT, WITH))
+    return all((path / arm / METADATA).is_file() for arm in (WITHOUT, WITH))
 
 
 def read_arms(folder: Path, against: Path | None, media: Media) -> Arms:
@@ -93,8 +93,8 @@ def read_arms(folder: Path, against: Path | None, media: Media) -> Arms:
     one = read_samples(folder, unopened)
     other = None if against is None else read_samples(against, unopened)
     for samples in (one, other):
-        if samples is not None and not samples.good:
-            raise InputError(f"{samples.path} has no sample to show: draw some first")
+        if samples is not None:
+            _check(samples)
     if other is None:
         return Arms(root=root, one=one, other=None, names=Names(folder.resolve().name, None))
     if folder.resolve() == other.path.resolve():
@@ -114,14 +114,23 @@ def read_arms(folder: Path, against: Path | None, media: Media) -> Arms:
     )
 
 
-def gather(arms: Arms, given: Sequence[str]) -> Told:
-    """Figures that are given must be of these samples; those found beside are taken if they are."""
+def _check(samples: Samples) -> None:
+    """A page is given to others, so it shows nothing from elsewhere."""
+    if not samples.good:
+        raise InputError(f"{samples.path} has no sample to show: draw some first")
+    for sample in samples.good:
+        if sample.path.parent != samples.path or sample.path.name == "..":
+            raise InputError(f"{samples.path / METADATA} names {sample.path}, which is no file of that folder")
+
+
+def gather(arms: Arms, given: Mapping[str, Evaluated | Study]) -> Told:
+    """Figures that are given, by their files, must be of these samples; those found beside are taken if they are."""
     found: list[Evaluated | Study] = []
-    for name in given:
-        figures = _belonging(arms, read_figures(Path(name)))
-        if figures is None:
+    for name, figures in given.items():
+        own = _belonging(arms, figures)
+        if own is None:
             raise InputError(f"{name} is of other samples than those in {arms.one.path}: evaluate these")
-        found.append(figures)
+        found.append(own)
     if not found:
         found = _found_beside(arms)
     evaluated = [each for each in found if isinstance(each, Evaluated)]
@@ -201,7 +210,7 @@ def warnings(arms: Arms, told: Told) -> list[str]:
     if arms.different:
         found.append(f"The folders differ in {', '.join(arms.different)}: what is seen may come from that.")
     if arms.alone:
-        found.append(f"{arms.alone} samples have no partner of their prompt and seed, and are left out.")
+        found.append(f"Without a partner of their prompt and seed, and so left out: {arms.alone} samples.")
     for samples in (arms.one, arms.other):
         missing = [] if samples is None else samples.problems
         if missing:

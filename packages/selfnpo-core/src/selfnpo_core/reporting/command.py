@@ -16,7 +16,7 @@ from selfnpo_core.evaluation.intervals import Interval
 from selfnpo_core.evaluation.samples import Media
 from selfnpo_core.reporting import arms as comparing
 from selfnpo_core.reporting import runs, words
-from selfnpo_core.reporting.figures import Figure
+from selfnpo_core.reporting.figures import Figure, read_figures
 from selfnpo_core.reporting.words import Names, Verdict, escaped
 from selfnpo_core.sample_folder import METADATA, REPORT
 from selfnpo_core.training.files import write_text
@@ -48,8 +48,13 @@ def run_report(media: Media, options: Mapping[str, Any]) -> None:
     else:
         raise InputError(f"{folder} is neither a run nor a folder of samples: it has no config.yaml, no {METADATA}")
     for target, text in zip(targets, (html, markdown), strict=False):
-        write_text(target, text.encode(errors="replace").decode())  # half a character in a prompt stops nothing
+        write_text(target, _writable(text))
     click.echo(f"report in {' and '.join(map(str, targets))}")
+
+
+def _writable(text: str) -> str:
+    """JSON may hold half a character, which a file cannot."""
+    return text.encode(errors="replace").decode()
 
 
 def _check_target(target: Path) -> None:
@@ -65,8 +70,9 @@ def _check_target(target: Path) -> None:
 
 def _of_arms(folder: Path, media: Media, options: Mapping[str, Any]) -> tuple[str, str]:
     against = None if options["against"] is None else Path(options["against"])
+    given = {name: read_figures(Path(name)) for name in options["figures"]}
     arms = comparing.read_arms(folder, against, media)
-    told = comparing.gather(arms, options["figures"])
+    told = comparing.gather(arms, given)
     groups, why = comparing.groups(arms, told, media, by=options["by"], most=options["count"], seed=options["seed"])
     figures, names = told.metrics, arms.names
     studies = [
@@ -112,7 +118,7 @@ def _of_run(folder: Path, options: Mapping[str, Any]) -> tuple[str, str]:
     shown = {"curves": runs.curves(run), "grids": runs.grids(run), "recipe": run.recipe.model_dump(mode="json")}
     html = _page("run.html", {**about, **shown})
     if filled is not None and card is not None:
-        write_text(card, filled)
+        write_text(card, _writable(filled))
         click.echo(f"what was measured is in {card}")
     rows = [*about["facts"], *about["result"]]
     lines = [f"# {escaped(about['title'])}", words.markdown_table(("the run", ""), rows), *_markdown(about)]

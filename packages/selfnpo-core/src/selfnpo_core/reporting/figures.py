@@ -126,6 +126,15 @@ class Evaluated(_Stored):
     per_sample: PerSample | None = None
     """Absent in files of earlier versions."""
 
+    @model_validator(mode="after")
+    def _whole(self) -> Evaluated:
+        scores = self.per_sample
+        if scores is not None and (self.against is None) != (scores.against_sha256 is None):
+            raise ValueError("per_sample is not of these arms")
+        if scores is not None and (strange := {*scores.value, *scores.against} - self.metrics.keys()):
+            raise ValueError(f"per_sample has {min(strange)}, which is no metric")
+        return self
+
     def turned(self) -> Evaluated:
         assert self.against is not None
         return self.model_copy(
