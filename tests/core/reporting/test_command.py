@@ -303,6 +303,16 @@ def test_a_run(run: Path, tmp_path: Path) -> None:
     assert (run / "npo/README.md").read_text() == card  # nothing was measured, so it claims nothing
 
 
+def test_a_run_of_all_weights_is_not_read(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(ToyBackbone(), toy_recipe(train="full", steps=1), PROMPTS, run, progress=False)
+    page = Page(report(run))
+    assert "delta.safetensors, sha256" in page.text
+    assert "beta 1, alpha 1, guidance scale 3 to 8, negative condition null" in page.text
+    assert "of rank" not in page.text
+    assert page.tags.count("svg") == 3
+
+
 def test_the_model_card_says_what_was_measured(run: Path, tmp_path: Path) -> None:
     card = run / "npo/README.md"
     before = card.read_text() + "\nWhat I wrote there myself.\n"
