@@ -21,6 +21,8 @@ with NegativeAdapters.attach(pipe, {{"npo": {beta}}}, condition="{condition}"):
 Loaded without `NegativeAdapters`, the LoRA acts on both branches of the guidance and makes pictures *worse*."""
 
 _MADE = "## How it was made\n"
+PLACES = frozenset({"output", "prompts", "model", "embeddings_cache", "trackers", "project"})
+"""Keys of a recipe that tell of the machine it ran on, and nothing of the weights: a card may be published."""
 
 _FULL_USE = """\
 ```python
@@ -65,7 +67,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         condition=config["negative_condition"],
         scale=(low + high) / 2,
     )
-    settings = "\n".join(f"| {key} | {value} |" for key, value in recipe.items() if key != "output")
+    settings = "\n".join(f"| {key} | {value} |" for key, value in recipe.items() if key not in PLACES)
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
