@@ -24,6 +24,7 @@ def runs(tmp_path_factory):
             train=kind,
             targets="all",
             lora_alpha=2.0,
+            output=str(root / kind),
             recommended={"beta": 0.5, "guidance_scale": (2.0, 4.0)},
             negative_condition="prompt",
         )
@@ -55,6 +56,8 @@ def test_what_a_run_leaves(runs, kind, file):
     assert "base_model: toy/base" in card
     assert "beta" in card
     assert "2505.11777" in card
+    assert "| learning_rate | 0.01 |" in card
+    assert not [line for line in card.splitlines() if line.startswith(("| output", "| prompts |", "| embeddings_cache"))]
     for place in (runs / kind, folder, folder / file):
         npo = load_npo(place)
         assert npo.has_effect
