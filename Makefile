@@ -4,6 +4,8 @@ VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 READY := $(VENV)/.selfnpo-ready
 PROJECTS := $(wildcard packages/*/pyproject.toml)
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: demo demo-image test test-fast test-faults check dist setup clean
 .DEFAULT_GOAL := demo
@@ -25,13 +27,13 @@ demo-image: setup  ## the same for the shipped picture model
 	$(BIN)/selfnpo-image demo
 
 test: setup  ## every test
-	$(BIN)/python -m pytest -q -m "not exhaustive"
+	$(PYTEST) -q -n $(JOBS) --dist loadfile -m "not exhaustive"
 
 test-fast: setup  ## what takes under five minutes
-	$(BIN)/python -m pytest -q -m "not slow and not exhaustive"
+	$(PYTEST) -q -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
 
 test-faults: setup  ## engines and kills, all of them: many minutes
-	$(BIN)/python -m pytest -v --no-header --durations=0 tests/tools/test_engines.py tests/tools/test_faults.py tests/tools/test_recipes.py
+	$(PYTEST) -v --no-header --durations=0 tests/tools/test_engines.py tests/tools/test_faults.py tests/tools/test_recipes.py
 
 check: setup  ## lint, format, types of the mathematics, import arrows
 	$(BIN)/ruff check .
