@@ -57,7 +57,9 @@ def test_what_a_run_leaves(runs, kind, file):
     assert "beta" in card
     assert "2505.11777" in card
     assert "| learning_rate | 0.01 |" in card
-    assert not [line for line in card.splitlines() if line.startswith(("| output", "| prompts |", "| embeddings_cache"))]
+    assert not [
+        line for line in card.splitlines() if line.startswith(("| output", "| prompts |", "| embeddings_cache"))
+    ]
     for place in (runs / kind, folder, folder / file):
         npo = load_npo(place)
         assert npo.has_effect

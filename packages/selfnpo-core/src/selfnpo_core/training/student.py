@@ -29,9 +29,9 @@ from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.files import save_tensors
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.sharding import collect, entire, fill, pieces, release, split, whole
+from selfnpo_core.training.sharding import collect, entire, fill, pieces, split, whole
 from selfnpo_core.training.storage import give_back, place_rest, store_base
-from selfnpo_core.training.together import is_main, total
+from selfnpo_core.training.together import is_main
 
 Role = Literal["student", "teacher", "base"]
 NPO, TEACHER = "npo", "teacher"
@@ -271,91 +271,6 @@ class FullStudent(Student):
         self.backbone.denoiser = self.base
 
 
-class SplitStudent(FullStudent):
-    """Full weights under FSDP2: student, teacher and base are three networks in pieces."""
-
-    def place(self, device: torch.device) -> None:
-        for network in (self.network, self._teacher, self.base):
-            split(network, device)
-        self.parameters = dict(self.network.named_parameters())
-        self.teacher = dict(self._teacher.named_parameters())
-        self._base = dict(self.base.named_parameters())
-
-    def use(self, prepared: nn.Module) -> None:
-        self._prepared = self.backbone.denoiser = prepared
-
-    @torch.no_grad()
-    def drift(self) -> float:
-        pairs = zip(pieces(self.parameters.values()), pieces(self._base.values()), strict=True)
-        squares = torch.stack([(own.float() - base.float()).square().sum() for own, base in pairs])
-        return float(total(squares.double().sum()).sqrt()) / self._base_norm
-
-
-class ShardedStudent(FullStudent):
-    """Full weights under ZeRO-3: the teacher and the base are pieces too, which take the student's place when asked.
-
-    The network's parameters never stay whole between uses, so exchanging the pieces exchanges the weights. The base's
-    own copy waits in the host's memory until the end.
-    """
-
-    def use(self, prepared: nn.Module) -> None:
-        self._prepared = self.backbone.denoiser = prepared
-        release(self.parameters.values())
-        self._own = [parameter.ds_tensor.data for parameter in self._sharded()]
-        self._pieces = {role: [piece.clone() for piece in self._own] for role in ("teacher", "base")}
-        self.base.to("cpu")
-        del self._teacher
-        self.teacher = {}
-
-    @contextmanager
-    def role(self, role: Role) -> Iterator[None]:
-        if role == "student":
-            yield
-            return
-        self._exchange(self._pieces[role])
-        try:
-            yield
-        finally:
-            self._exchange(self._own)
-
-    @torch.no_grad()
-    def drift(self) -> float:
-        squares = torch.stack(
-            [(o.float() - b.float()).square().sum() for o, b in zip(self._own, self._pieces["base"], strict=True)]
-        )
-        return float(total(squares.double().sum()).sqrt()) / self._base_norm
-
-    def update_teacher(self, decay: float) -> None:
-        ema_update(self._pieces["teacher"], self._own, decay)
-
-    def collect(self, keep: bool) -> dict[str, dict[str, Tensor]]:
-        student = collect(self.parameters, keep)
-        with self.role("teacher"):
-            return {"student": student, "teacher": collect(self.parameters, keep)}
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for part in ("teacher", "student"):
-            if state[part].keys() != self.parameters.keys():
-                raise RunError(f"the checkpoint's {part} has other layers than the model: resume with its base")
-            fill(self.parameters, state[part])
-            release(self.parameters.values())
-            if part == "teacher":
-                for piece, own in zip(self._pieces["teacher"], self._own, strict=True):
-                    piece.copy_(own)
-
-    def before_close(self) -> None:
-        """The pieces leave with the network."""
-        self._own, self._pieces = [], {}
-
-    def _sharded(self) -> list[Any]:
-        return list(self.parameters.values())
-
-    def _exchange(self, shown: Sequence[Tensor]) -> None:
-        release(self.parameters.values())
-        for parameter, piece in zip(self._sharded(), shown, strict=True):
-            parameter.ds_tensor.data = piece
-
-
 def make_student(
     backbone: Backbone, recipe: Recipe, *, sharded: bool = True, offload: torch.device | None = None
 ) -> Student:
@@ -368,8 +283,9 @@ def make_student(
     if recipe.train == "lora":
         student = LoraStudent(backbone, recipe, offload)
     else:
-        kinds = {"zero3": ShardedStudent, "fsdp2": SplitStudent} if sharded else {}
-        student = kinds.get(recipe.engine, FullStudent)(backbone, recipe)
+        from selfnpo_core.training.student_in_pieces import KINDS
+
+        student = KINDS.get(recipe.engine if sharded else "", FullStudent)(backbone, recipe)
     if recipe.gradient_checkpointing:
         enable = getattr(student.network, "enable_gradient_checkpointing", None)
         if enable is None:
