@@ -1,6 +1,7 @@
 """What a recipe is seen to cost on this machine: memory and time of its updates, beside the estimate of `dry_run`."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from selfnpo_core.training.recipe import Recipe
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """bytes: the most held at once on the training device, pool and prompts' embeddings in host memory left out.
-    seconds: of the fastest update."""
+    seconds: of the fastest update; on a CPU of its processors' time, which other programs do not lengthen."""
 
     bytes: int
     seconds: float
@@ -39,10 +40,16 @@ def measure(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], updates:
             return Cost(bytes=torch.cuda.max_memory_allocated(accelerator.device), seconds=seconds)
         held = _held(engine)
         peak = peak_tensor_bytes(lambda: next(made), grad=True)
-        seconds = min(next(made).seconds for _ in range(updates))  # without the profiler
+        seconds = min(_processor_seconds(lambda: next(made)) for _ in range(updates))  # without the profiler
         return Cost(bytes=held + peak, seconds=seconds)
     finally:
         engine.close()
+
+
+def _processor_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def _held(engine: Engine) -> int:
