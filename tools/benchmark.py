@@ -261,7 +261,7 @@ def levers(output: Path, updates: int, threads: int) -> None:
         "command": _command(),
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}, float32",
         "models": "the demo models: toys, whose activations are large beside their weights",
-        "unit": "bytes of tensors at the peak of an update, estimated by --dry-run and seen; processor's seconds of an update",
+        "unit": "bytes of tensors at the peak of an update, by --dry-run and as seen; processor's seconds of an update",
         **tables,
     }
     _write(output, figures)
