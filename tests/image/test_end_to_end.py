@@ -208,6 +208,7 @@ def test_the_estimate_for_the_demo_model_is_what_is_seen(changes: dict[str, Any]
     assert asked == pytest.approx(measure(backbone, recipe, ["a", "b"]).bytes, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(
     folder: Path, prompts_file: Path, tmp_path: Path, command: Command, number: int, code: int

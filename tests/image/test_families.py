@@ -223,6 +223,7 @@ def test_refiners_and_models_without_t5(tmp_path: Path) -> None:
         load_pipeline(str(tmp_path / "small"))
 
 
+@pytest.mark.slow
 def test_the_known_names_have_the_published_sizes() -> None:
     """SDXL's UNet has 2.6 billion parameters (2307.01952); SD3.5's transformers 2.2 and 8.1, from their own configs."""
     sd3 = {"sample_size": 128, "joint_attention_dim": 4096, "pooled_projection_dim": 2048, "qk_norm": "rms_norm"}
@@ -266,6 +267,7 @@ def test_a_sketch_costs_what_the_model_costs(family, tmp_path):
         assert ours.bytes == pytest.approx(theirs.bytes, rel=0.05, abs=2 * real.bytes_per_prompt), ours.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "parameters"), [("sd15", "859,520,964"), ("sdxl", "2,567,463,684")])
 def test_dry_run_of_a_known_model_without_its_weights(model, parameters, capsys):
     assert run(selfnpo_image, ["train", "--model", model, "--dry-run"], name="selfnpo-image") == 0

@@ -27,6 +27,7 @@ save_file({"y": y.contiguous()}, output)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["attention", "all"])
 def test_a_fresh_python_gives_the_same_output(folder: Path, tmp_path: Path, targets: str) -> None:
     unet = SD15(str(folder), device="cpu").denoiser

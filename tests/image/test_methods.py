@@ -15,6 +15,7 @@ SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "learnin
 DEMO = shapes.demo(presets={"full": SMALL})
 
 
+@pytest.mark.slow
 def test_every_method_within_a_budget(tmp_path):
     """The earlier state is the model itself, so autoguidance is plain guidance with no null prompt: it runs."""
     world, pipe = DEMO.world, DEMO.pipeline()

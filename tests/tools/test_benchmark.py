@@ -32,6 +32,7 @@ def test_the_parts_beside_the_seams_have_them_in_the_middle(benchmark):
     assert all(0 <= first <= 33 - 9 for firsts in parts.values() for first in firsts)
 
 
+@pytest.mark.slow
 def test_every_negative_mode_is_timed_and_weighed(benchmark, tmp_path):
     words = ["modes", "--output", str(tmp_path / "modes.json"), "--blocks", "32,64,64,64", "--side", "64"]
     benchmark.main([*words, "--steps", "1", "--repeats", "2", "--rank", "2"], standalone_mode=False)

@@ -92,6 +92,7 @@ def imported(file: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_video_package_works_from_its_wheels_alone(wheels, tmp_path):
     target = tmp_path / "site"
     for name in ("selfnpo-core", "selfnpo-video"):

@@ -61,6 +61,7 @@ def test_an_unknown_name_is_refused():
         attention.use_attention(cogvideox().transformer, "fast", torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_attention_was_chosen(tmp_path):
     cogvideox().save_pretrained(tmp_path / "model")
     size = ["--frames", "9", "--height", "32", "--width", "32", "--steps", "1", "--guidance-scale", "1"]

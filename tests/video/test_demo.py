@@ -49,6 +49,7 @@ def test_what_ships_is_small_safe_and_labelled():
     assert good != bool(card["interim"]), "a model that is not good enough must say so, and no other"
 
 
+@pytest.mark.slow
 def test_the_judges_read_real_clips():
     clips, labels = world.draw_world(256, torch.Generator().manual_seed(123))
     scores = judge(WORLD, clips, labels)

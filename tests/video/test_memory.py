@@ -44,6 +44,7 @@ def test_peaks_of_tensors_are_those_that_can_be_counted():
     assert peak_tensor_bytes(frees_first) == pytest.approx(4_000_000, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near_what_is_measured(small):
     autoencoder, transformer = vae.build().eval(), denoiser.build_transformer().eval()
     made = replace(sampler(small, rows=4), transformer=transformer.config, vae=autoencoder.config)

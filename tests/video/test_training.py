@@ -107,6 +107,7 @@ def test_a_pool_that_does_not_fit_is_refused(folder, tmp_path, capsys, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, {"train": "full", "batch_size": 4, "gradient_checkpointing": True}])
 def test_a_training_that_does_not_fit_is_refused_before_weights_are_read(folder, tmp_path, capsys, monkeypatch, config):
     """With changes that do fit, if there are any: the words of the message are a command that runs."""
@@ -171,6 +172,7 @@ def test_the_estimate_for_the_demo_model_is_what_is_seen(changes, checkpointing)
     assert asked == pytest.approx(measure(backbone, recipe, PROMPTS).bytes, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cogvideox-2b", "zai-org/CogVideoX-2b"])
 def test_dry_run_of_a_known_model_without_its_weights(capsys, name):
     assert command("train", "--model", name, "--dry-run") == 0
