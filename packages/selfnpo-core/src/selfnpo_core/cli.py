@@ -255,6 +255,7 @@ study_options = stack(
     click.option("--csv", metavar="FILE", help="With --results: write every vote as CSV."),
 )
 """Arguments and options of `study`."""
+
 evaluate_options = stack(
     click.argument("folder", metavar="DIR"),
     click.option("--against", metavar="DIR", help="Another sample folder, of the same prompts and seeds."),
