@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from selfnpo_core.evaluation import bootstrap, bootstrap_crossed, wilson, win_rate
+from selfnpo_core.evaluation import Moments, bootstrap, bootstrap_crossed, frechet_to, wilson, win_rate
 
 
 def test_wilson_known_value():
@@ -67,3 +67,41 @@ def test_the_bootstrap_of_a_mean_covers():
         interval = bootstrap(lambda rows, x=x: x[rows].mean().item(), 40, generator=generator, repeats=60)
         covered += not interval.excludes(math.exp(0.5))
     assert 0.86 <= covered / 400 <= 0.98  # of skewed values
+
+
+def test_a_win_rate_with_ties_covers():
+    """Ties make the points less spread than wins and losses are, so its interval is rather too wide."""
+    generator, covered = torch.Generator().manual_seed(5), []
+    for _ in range(1000):
+        a, b = torch.randint(0, 3, (2, 80), generator=generator)
+        covered.append(not win_rate(a.clamp(min=1).float(), b.clamp(max=1).float()).excludes(7 / 9))
+    assert 0.95 <= sum(covered) / 1000 < 1
+
+
+def test_the_crossed_bootstrap_covers_where_votes_of_one_rater_or_item_go_together():
+    """Wilson's, which takes votes for independent, does not."""
+    generator, crossed, naive = torch.Generator().manual_seed(6), 0, 0
+    for _ in range(200):
+        raters, items = torch.randn(12, 1, generator=generator), torch.randn(40, generator=generator)
+        votes = (0.5 * raters + items + torch.randn(12, 40, generator=generator) > 0).double()
+        crossed += not bootstrap_crossed(votes, generator=generator, repeats=200).excludes(0.5)
+        naive += not wilson(votes.sum().item(), votes.numel()).excludes(0.5)
+    assert 0.91 <= crossed / 200 <= 0.99
+    assert naive / 200 < 0.8
+
+
+def test_the_bootstrap_of_a_paired_change_of_distances_covers():
+    """Of two arms' Fréchet distances from the same draws: its mean over many is what most intervals hold."""
+    generator = torch.Generator().manual_seed(7)
+    real = Moments(mean=torch.zeros(4).double(), covariance=torch.eye(4).double(), count=10**9)
+    found = []
+    for _ in range(100):
+        x = torch.randn(150, 4, generator=generator)
+        one, other = 1.1 * x + 0.3, x + 0.2 * torch.randn(150, 4, generator=generator)
+
+        def change(rows, one=one, other=other):
+            return frechet_to(real, one[rows]) - frechet_to(real, other[rows])
+
+        found.append(bootstrap(change, 150, generator=generator, repeats=30))
+    expected = sum(interval.value for interval in found) / 100
+    assert 0.9 <= sum(not interval.excludes(expected) for interval in found) / 100 <= 0.99

@@ -5,7 +5,16 @@ import torch
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation import Moments, frechet_distance, kernel_distance, permutation_test
-from selfnpo_core.evaluation.metrics import Metric, Reference, adjust, check_counts, manifold_metrics, measure, table
+from selfnpo_core.evaluation.metrics import (
+    Metric,
+    Reference,
+    adjust,
+    cautions,
+    check_counts,
+    manifold_metrics,
+    measure,
+    table,
+)
 from selfnpo_core.evaluation.networks import Network
 
 NETWORK = Network(
@@ -119,3 +128,13 @@ def test_holm_over_all_metrics_and_the_table():
     head, rows = table(alone)
     assert head == ("metric", "value")
     assert {len(row) for row in rows} == {2}
+
+
+def test_distances_of_few_samples_are_cautioned_against():
+    fid = Metric(name="fid", kind="frechet", network=NETWORK)
+    few, enough = measure(fid, said(4, 1), None, REFERENCE), measure(fid, said(200, 1), said(200, 2), REFERENCE)
+    assert enough["limit"]["infinity"] > 0
+    assert "fid of 4 samples is mostly bias" in cautions({"fid": few})[0]
+    assert cautions({"fid": enough, "good": {"count": 4}}) == []
+    enough["against_limit"]["infinity"] = -0.1
+    assert "fid extrapolates to less than 0" in cautions({"fid": enough})[0]

@@ -211,6 +211,18 @@ def _around(value: float, terms: Tensor) -> Interval:
     return Interval(value, value - half, value + half)
 
 
+def cautions(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What must be known of distances of few samples."""
+    told = []
+    for name, found in figures.items():
+        if "limit" in found and found["limit"] is None:
+            told.append(f"{name} of {found['count']} samples is mostly bias, and no limit can be told: draw more")
+        limits = [found[key]["infinity"] for key in ("limit", "against_limit") if found.get(key)]
+        if limits and min(limits) < 0:
+            told.append(f"{name} extrapolates to less than 0, which cannot be: {found['count']} samples are too few")
+    return told
+
+
 def table(figures: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows of what is printed."""
     arrows = {"higher": " ↑", "lower": " ↓", "neither": ""}

@@ -15,7 +15,16 @@ from torch import Tensor
 from selfnpo_core.cli import echo_table
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.distances import Moments
-from selfnpo_core.evaluation.metrics import Metric, Reference, adjust, check_counts, measure, per_sample, table
+from selfnpo_core.evaluation.metrics import (
+    Metric,
+    Reference,
+    adjust,
+    cautions,
+    check_counts,
+    measure,
+    per_sample,
+    table,
+)
 from selfnpo_core.evaluation.networks import Cache, Ready, look
 from selfnpo_core.evaluation.samples import (
     Media,
@@ -104,9 +113,8 @@ def run_evaluate(family: Family, options: Mapping[str, Any]) -> dict[str, Any] |
     for other in others:
         figures |= other(folders)
     scores |= {name: found.pop("per_sample") for name, found in figures.items() if "per_sample" in found}
-    for name, found in figures.items():
-        if found.get("limit", ...) is None:
-            log.warning("%s of %d samples is mostly bias, and no limit can be told: draw more", name, found["count"])
+    for caution in cautions(figures):
+        log.warning("%s", caution)
     adjust(figures)
     results = _results(folders, figures, scores)
     if target is not None:
