@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.evaluation import Moments, frechet_distance, kernel_distance, permutation_test
+from selfnpo_core.evaluation import Moments, frechet_distance, kernel_distance, kernel_terms, permutation_test
 from selfnpo_core.evaluation.metrics import (
     Metric,
     Reference,
@@ -67,6 +67,10 @@ def test_distances_and_their_paired_change():
     assert found["limit"]["sizes"] == [200, 100, 66, 50, 40]
     found = measure(Metric(name="kid", kind="kernel", network=NETWORK, better="lower"), one, other, REFERENCE)
     assert found["value"].value == pytest.approx(kernel_distance(one[:, 2:], REAL))
+    terms = kernel_terms(one[:, 2:], REAL)[1]
+    assert found["value"].high - found["value"].value == pytest.approx(
+        1.96 * 2 * terms.std().item() / 200**0.5, rel=1e-3
+    )
     assert found["change"].high < 0
     assert found["change"].value == pytest.approx(found["value"].value - found["against"].value)
 
@@ -97,6 +101,8 @@ def test_samples_of_the_reference_itself_and_of_elsewhere():
         found = measure(metric, fine, far, REFERENCE)
         assert found["value"].value > 0.9, metric.name
         assert found["against"].value == 0, metric.name
+        if metric.name == "density":  # a point is in its own ball, in four others, and half the time in that it bounds
+            assert found["value"].value == pytest.approx(5.5 / 5, abs=0.02)
     assert {metric.name for metric in manifold_metrics(NETWORK)} == NAMES
 
 
