@@ -114,6 +114,14 @@ def test_an_interval_of_noise(low: float, high: float, inside: bool) -> None:
     assert torch.equal(guided(Interval(low=low, high=high), step(negative, positive)), expected)
 
 
+@pytest.mark.parametrize(("low", "high", "inside"), [(1.5, 2.0, False), (1.0, 1.5, True)])
+def test_an_interval_holds_its_upper_end_and_not_its_lower(low: float, high: float, inside: bool) -> None:
+    negative, positive = draw(3, 4, 8, 8, seed=1), draw(3, 4, 8, 8, seed=2)
+    level = NoiseLevel(torch.full((3, 1, 1, 1), 0.5), torch.full((3, 1, 1, 1), 0.75))
+    expected = guide(negative, positive, SCALE) if inside else positive
+    assert torch.equal(guided(Interval(low=low, high=high), step(negative, positive, level=level)), expected)
+
+
 def test_infinite_noise_is_outside_of_every_interval() -> None:
     negative, positive = draw(3, 4, 8, 8, seed=1), draw(3, 4, 8, 8, seed=2)
     end = NoiseLevel(torch.zeros(3, 1, 1, 1), torch.ones(3, 1, 1, 1))
