@@ -12,7 +12,16 @@ from torch import nn
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.worlds import Table, Task, against
-from selfnpo_core.worlds.matched import best_plain, by_budget, check_budget, entries, fill, most_within, pair_up
+from selfnpo_core.worlds.matched import (
+    SAME_SCALE,
+    best_plain,
+    by_budget,
+    check_budget,
+    entries,
+    fill,
+    most_within,
+    pair_up,
+)
 from selfnpo_core.worlds.methods import METHODS, Method, Shop
 
 
@@ -177,6 +186,19 @@ def test_all_are_compared_with_plain_guidance_at_its_best_scale(tmp_path, method
     (drawing.folder / "pag-strength2-b20-g3.json").write_text(json.dumps({**broken, "against": None}))
     with pytest.raises(InputError, match="is missing"):
         pair_up(drawing, by_budget(drawing.folder)[20])
+
+
+def test_trained_weights_are_compared_at_their_own_scale_too(tmp_path, methods):
+    drawing = table(tmp_path)
+    list(fill(drawing, shop(tmp_path), Painter(), entries(["cfg", "npo", "interval"], [20], seed=1)))
+    pair_up(drawing, by_budget(drawing.folder)[20])
+    cells = {(cell["method"], cell["scale"]): cell for cell in by_budget(drawing.folder)[20]}
+    assert cells["npo", 2.0]["against"]["scale"] == 3.0
+    versus = cells["npo", 2.0][SAME_SCALE]
+    assert (versus["arm"], versus["scale"]) == ("cfg-b20", 2.0)
+    assert versus["accuracy_change"] == [0, 0, 0]  # this painter's weights do nothing
+    others = [cell[SAME_SCALE] for key, cell in cells.items() if key[0] != "npo"]
+    assert others == [None] * 4
 
 
 def test_unequal_cost_is_refused():

@@ -3,7 +3,7 @@
 A budget is so many rows through the denoiser for every sample. A method that runs three rows a step gets fewer steps,
 one that runs one gets more, so that all cells of a budget cost the same but for a part of a step. Rows are counted in
 the network itself, not computed. Every cell is compared pair by pair with plain guidance at its best scale within the
-same budget.
+same budget, and those of trained weights with plain guidance at their own scale too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from selfnpo_core.worlds.world import World
 
 MOST_ROWS = 3
 """Of a step, in any method: cells of a budget are less than this apart."""
+SAME_SCALE = "against_same_scale"
+"""A cell's comparison with plain guidance at its own scale, where "against" is that with plain guidance at its best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,22 +123,30 @@ def most_within(rows: Callable[[int], int], budget: int) -> int:
 def pair_up(table: Table, cells: Sequence[Mapping[str, Any]]) -> None:
     """Have each cell of one budget compared with plain guidance at its best scale; written where that is new.
 
-    The judges' scores of both must be on this disk, unless the cell has the comparison already.
+    A cell of trained weights is compared with plain guidance at its own scale too, where that has as many steps. The
+    judges' scores of both must be on this disk, unless the cell has the comparison already.
     """
     check_budget(cells, table.world)
     best = best_plain(cells, table.world)
-    base = {"arm": best["arm"], "scale": best["scale"]}
-    scores = None
+    plain = {(cell["scale"], cell["steps"]): cell for cell in cells if cell["method"] == "cfg"}
     for cell in cells:
-        versus = cell.get("against")
-        if cell is best:
-            versus = None
-        elif versus is None or {key: versus[key] for key in base} != base:
-            scores = scores or table.scores_of(best["arm"], best["scale"])
-            versus = {**base, **against(table.world, table.scores_of(cell["arm"], cell["scale"]), scores)}
-        if "against" not in cell or versus != cell["against"]:
+        alike = plain.get((cell["scale"], cell["steps"])) if METHODS[cell["method"]].trained else None
+        versus = {
+            "against": None if cell is best else _versus(table, cell, best, cell.get("against")),
+            SAME_SCALE: None if alike is None else _versus(table, cell, alike, cell.get(SAME_SCALE)),
+        }
+        if any(key not in cell or cell[key] != found for key, found in versus.items()):
             kept = {key: value for key, value in cell.items() if key != "against_cfg"}
-            write_cell(table.folder / f"{cell['arm']}-g{cell['scale']:g}.json", {**kept, "against": versus})
+            write_cell(table.folder / f"{cell['arm']}-g{cell['scale']:g}.json", {**kept, **versus})
+
+
+def _versus(table: Table, cell: Mapping[str, Any], base: Mapping[str, Any], known: Any) -> Mapping[str, Any]:
+    """The comparison of a cell with another, as it is known already or made now."""
+    which = {key: base[key] for key in ("arm", "scale")}
+    if known is not None and {key: known[key] for key in which} == which:
+        return known  # type: ignore[no-any-return]
+    scores = (table.scores_of(each["arm"], each["scale"]) for each in (cell, base))
+    return {**which, **against(table.world, *scores)}
 
 
 def best_plain(cells: Sequence[Mapping[str, Any]], world: World) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation import holm, interval_test, normal_test
 from selfnpo_core.worlds.cells import Table
-from selfnpo_core.worlds.matched import best_plain, by_budget, check_budget, pair_up
+from selfnpo_core.worlds.matched import SAME_SCALE, best_plain, by_budget, check_budget, pair_up
 from selfnpo_core.worlds.measure import floor
 from selfnpo_core.worlds.methods import METHODS
 from selfnpo_core.worlds.report import bounds, percent
@@ -52,7 +52,7 @@ def front(cells: Sequence[Cell], world: World) -> list[Cell]:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One cell against plain guidance at its best scale: −1 worse, 0 not told apart, 1 better, for each figure."""
+    """One cell against plain guidance: −1 worse, 0 not told apart, 1 better, for each figure."""
 
     cell: Cell
     signs: Mapping[str, int]
@@ -63,12 +63,15 @@ class Finding:
         return max(self.signs.values()) > 0 and min(self.signs.values()) == 0
 
 
-def findings(cells: Sequence[Cell], world: World) -> list[Finding]:
-    """Every compared cell of one budget; each figure's p-values are Holm's, for as many cells as there are."""
+def findings(cells: Sequence[Cell], world: World, versus: str = "against") -> list[Finding]:
+    """Every compared cell of one budget; each figure's p-values are Holm's, for as many cells as there are.
+
+    versus: which of a cell's comparisons; `SAME_SCALE` is the other.
+    """
     check_budget(cells, world)
-    others = [cell for cell in cells if cell["against"] is not None]
+    others = [cell for cell in cells if cell[versus] is not None]
     distance, accuracy, wins = (
-        [cell["against"][key] for cell in others] for key in (f"{world.distance}_change", "accuracy_change", "win_rate")
+        [cell[versus][key] for cell in others] for key in (f"{world.distance}_change", "accuracy_change", "win_rate")
     )
     tied = [sqrt(0.25 / cell["samples"]) for cell in others]  # of a win rate of a half
     figures = {
@@ -104,14 +107,7 @@ def words(cells: Sequence[Cell], world: World) -> list[str]:
     if others:
         told = labels(others).capitalize()
         lines.append(f"- {told} is better in something and worse in nothing: so much comes of the choice of a scale.")
-    for figure in (distance, "prompt accuracy", "win rate"):
-        better = [finding.cell for finding in found if finding.signs[figure] > 0]
-        worse = [finding.cell for finding in found if finding.signs[figure] < 0]
-        same = len(found) - len(better) - len(worse)
-        lines.append(
-            f"- {figure[0].upper()}{figure[1:]} is better for {labels(better)}; worse for {labels(worse)}; "
-            f"{same} cannot be told apart."
-        )
+    lines += [f"- {_told(figure, found)}" for figure in (distance, "prompt accuracy", "win rate")]
     proven, ahead = {id(cell) for cell in won}, front(cells, world)
     sure = [cell for cell in ahead if id(cell) in proven]
     lines.append(
@@ -119,6 +115,40 @@ def words(cells: Sequence[Cell], world: World) -> list[str]:
         + (f"better than plain guidance's best beyond chance: {labels(sure)}." if sure else "none wins beyond chance.")
     )
     return lines
+
+
+def _told(figure: str, found: Sequence[Finding]) -> str:
+    better = [finding.cell for finding in found if finding.signs[figure] > 0]
+    worse = [finding.cell for finding in found if finding.signs[figure] < 0]
+    return (
+        f"{figure[0].upper()}{figure[1:]} is better for {labels(better)}; worse for {labels(worse)}; "
+        f"{len(found) - len(better) - len(worse)} cannot be told apart."
+    )
+
+
+def words_same_scale(cells: Sequence[Cell], world: World) -> list[str]:
+    """What trained weights change at a scale, one line a method; nothing where no cell is compared so."""
+    found = findings(cells, world, SAME_SCALE)
+    lines = []
+    for method in dict.fromkeys(finding.cell["method"] for finding in found):
+        own = [finding for finding in found if finding.cell["method"] == method]
+        lines.append(f"- {name(method)}: " + " ".join(_told(figure, own) for figure in own[0].signs))
+    return lines
+
+
+def table_same_scale(cells: Sequence[Cell], world: World) -> str:
+    """One line a cell of trained weights: what they change at its scale."""
+    key = world.distance
+    lines = [
+        f"| method | setting | scale | {key.upper()} ↓ | change | prompt accuracy ↑, points | win rate, % |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for cell in cells:
+        if (versus := cell[SAME_SCALE]) is not None:
+            changes = _signed(versus[f"{key}_change"], 1), _signed(versus["accuracy_change"], 100)
+            figures = bounds(cell[key], 1), *changes, percent(versus["win_rate"]).replace(" %", "")
+            lines.append(f"| {name(cell['method'])} | {setting(cell)} | {cell['scale']:g} | {' | '.join(figures)} |")
+    return "\n".join(lines)
 
 
 def labels(cells: Iterable[Cell]) -> str:
@@ -260,13 +290,17 @@ def write_matched_page(demo: Demo, drawn: Table, folder: Path, command: str) -> 
         scheduler=next(iter(budgets.values()))[0]["scheduler"],
         methods="\n".join(about(method) for method in used),
         missing=f"\n\nNot in the tables: {', '.join(missing)}." if missing else "",
-        sections="\n\n".join(
-            f"## {budget} rows a {world.unit}\n\n" + "\n".join(words(cells, world)) + "\n\n" + table(cells, world)
-            for budget, cells in budgets.items()
-        ),
+        sections="\n\n".join(_section(budget, cells, world) for budget, cells in budgets.items()),
     )
     (folder / "README.md").write_text(page, encoding="utf-8")
     return page
+
+
+def _section(budget: int, cells: Sequence[Cell], world: World) -> str:
+    parts = [f"## {budget} rows a {world.unit}", "\n".join(words(cells, world)), table(cells, world)]
+    if alike := words_same_scale(cells, world):
+        parts += ["### Against plain guidance at the same scale", "\n".join(alike), table_same_scale(cells, world)]
+    return "\n\n".join(parts)
 
 
 _PAGE = """# At equal cost: {title}
@@ -284,7 +318,8 @@ Changes and win rates are against plain guidance at the scale of its least {dist
 pair, with 95 % intervals. "Better" and "worse" mean beyond chance at 5 % after Holm's correction of each figure for all
 cells compared within the budget. That best scale was chosen on these same {unit}s, which favours plain guidance; that
 each method has several settings is what the correction is for. Bold: on the front, no cell having both a lower
-{distance} and a higher accuracy.
+{distance} and a higher accuracy. What trained weights change is told against plain guidance at the same scale too, with
+a correction for those cells.
 
 ![{distance} against prompt accuracy](pareto.png)
 
