@@ -17,6 +17,8 @@ from selfnpo_core.errors import InputError
 METADATA = "metadata.jsonl"
 REPORT, FIGURES = "report.html", "figures.json"
 """What `report`, and `evaluate` if told so, put into a folder of samples that may still grow."""
+ALIKE = ("steps", "scheduler", "height", "width", "frames", "fps")
+"""Of a record: what two arms must have in common to be compared; models, scales and negative weights may differ."""
 Record = Mapping[str, Any]
 
 

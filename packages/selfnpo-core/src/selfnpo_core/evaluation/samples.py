@@ -18,14 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import METADATA, file_sha256, read_records
+from selfnpo_core.sample_folder import ALIKE, METADATA, file_sha256, read_records
 
 Frames = np.ndarray
 """A sample's pixels (F, H, W, 3) uint8; a picture is one frame."""
 Key = tuple[str, int]
 """Prompt and seed."""
-SAME = ("steps", "scheduler", "height", "width", "frames")
-"""What two arms must have in common beside prompts and seeds; models, scales and negative weights are what differs."""
 _NAMED = 3
 """Problems that a message names; the others are counted."""
 _THREADS = 4
@@ -259,7 +257,7 @@ def digest(samples: Sequence[Sample]) -> str:
 def _differences(one: Sequence[Sample], other: Sequence[Sample]) -> list[str]:
     """Such as "steps (25, 50)", of what the records say and what the files are."""
     found = []
-    for key in SAME:
+    for key in ALIKE:
         a, b = ({str(sample.record.get(key)) for sample in some} for some in (one, other))
         if a != b:
             found.append(f"{key} ({', '.join(sorted(a))} and {', '.join(sorted(b))})")

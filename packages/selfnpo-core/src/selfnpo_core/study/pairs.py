@@ -13,13 +13,11 @@ from typing import Literal
 import torch
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import METADATA, Record, file_sha256, read_records
+from selfnpo_core.sample_folder import ALIKE, METADATA, Record, file_sha256, read_records
 from selfnpo_core.study.medium import Medium
 
 Arm = Literal["a", "b"]
 ARMS: tuple[Arm, Arm] = ("a", "b")
-SAME = ("scheduler", "steps", "width", "height", "frames", "fps")
-"""Of a record: how both arms must have been drawn."""
 Key = tuple[str, int]
 """Prompt and seed."""
 
@@ -100,7 +98,7 @@ def _records(folder: Path, medium: Medium) -> dict[Key, Record]:
 
 
 def _compare(folders: Mapping[Arm, Path], one: Record, two: Record) -> None:
-    for key in SAME:
+    for key in ALIKE:
         if one.get(key) != two.get(key):
             told = " and ".join(
                 f"{folders[arm] / str(record['file'])} was drawn with {key} {record.get(key)}"
