@@ -167,6 +167,8 @@ def test_table_and_plot(tmp_path):
         "| **Self-NPO** | beta 0.5 | 3 | 10 | 20 | 8.0 ± 1.0 | -2.0 [-2.5, -1.5] | 82.0 [80.0, 84.0]"
     )
     assert "the base" in lines[2]
+    tiny = table([BASE, cell("npo", 3.0, 8.0, 0.82, fd_change=(-0.01, 0.5))], WORLD)
+    assert "+0.0 [-0.5, +0.5]" in tiny
     plot({20: cells}, WORLD, tmp_path / "pareto.png", title="dots", real=1.0)
     assert Image.open(tmp_path / "pareto.png").size[0] > 500
     assert set(INK) == set(METHODS)

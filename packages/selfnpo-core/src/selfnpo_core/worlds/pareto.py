@@ -212,12 +212,15 @@ def table(cells: Sequence[Cell], world: World) -> str:
 
 
 def _signed(interval: Sequence[float], factor: float) -> str:
-    value, low, high = (factor * v for v in interval)
+    value, low, high = (round(factor * v, 1) + 0.0 for v in interval)  # -0.0 + 0.0 is 0.0
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def plot(budgets: Mapping[int, Sequence[Cell]], world: World, path: Path, *, title: str, real: float) -> None:
-    """Distance against prompt accuracy, a panel a budget; a line joins the best of each method. real: of real data."""
+    """Distance against prompt accuracy, a column a budget: all cells, and below them those near the front.
+
+    A line joins the best of each method. real: distance of real data.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -225,36 +228,66 @@ def plot(budgets: Mapping[int, Sequence[Cell]], world: World, path: Path, *, tit
     from matplotlib.ticker import ScalarFormatter
 
     figure, axes = pyplot.subplots(
-        1, len(budgets), figsize=(6.2 * len(budgets) + 2.4, 5.6), layout="constrained", squeeze=False, sharey=True
+        2, len(budgets), figsize=(6.2 * len(budgets) + 2.4, 10.4), layout="constrained", squeeze=False, sharey="row"
     )
-    for axis, (budget, cells) in zip(axes[0], budgets.items(), strict=True):
-        check_budget(cells, world)
-        for method in dict.fromkeys(cell["method"] for cell in cells):
-            colour, marker = INK[method]
-            own = [cell for cell in cells if cell["method"] == method]
-            ahead = sorted(front(own, world), key=lambda cell: cell["accuracy"][0])
-            main = method in ("cfg", "npo")
-            for some, alpha in ((own, 0.35), (ahead, 1.0)):
-                x, y = ([100 * cell["accuracy"][0] for cell in some], [cell[world.distance][0] for cell in some])
-                axis.scatter(x, y, 36, color=colour, marker=marker, alpha=alpha, linewidths=0, zorder=3 + main)
-            x, y = ([100 * cell["accuracy"][0] for cell in ahead], [cell[world.distance][0] for cell in ahead])
-            label = METHODS[method].title
-            axis.plot(x, y, color=colour, marker=marker, ms=6, lw=2.4 if main else 1.2, label=label, zorder=3 + main)
-        axis.axhline(real, color="grey", ls=":", lw=1, label=f"real {world.unit}s")
-        axis.set_yscale("log")
-        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            which(ScalarFormatter())
-        axis.set_title(f"{budget} rows a {world.unit}")
-        axis.set_xlabel("prompt accuracy, % → better")
-        axis.grid(alpha=0.3, which="both")
-    axes[0][0].set_ylabel(f"{world.distance.upper()} ↓ better (log)")
     handles: dict[str, Any] = {}
-    for axis in axes[0]:
-        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    for (whole, near), (budget, cells) in zip(axes.T, budgets.items(), strict=True):
+        check_budget(cells, world)
+        for axis in (whole, near):
+            _scatter(axis, cells, world)
+            axis.axhline(real, color="grey", ls=":", lw=1, label=f"real {world.unit}s")
+            handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        whole.set_yscale("log")
+        for which in (whole.yaxis.set_major_formatter, whole.yaxis.set_minor_formatter):
+            which(ScalarFormatter())
+        whole.set_title(f"{budget} rows a {world.unit}")
+        near.set_title("near the front, with the guidance scales")
+        near.set_xlabel("prompt accuracy, % → better")
+        _zoom(near, cells, world)
+    for axis, scale in zip(axes[:, 0], (" (log)", ""), strict=True):
+        axis.set_ylabel(f"{world.distance.upper()} ↓ better{scale}")
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _scatter(axis: Any, cells: Sequence[Cell], world: World) -> None:
+    def points(some: Sequence[Cell]) -> tuple[list[float], list[float]]:
+        return [100 * cell["accuracy"][0] for cell in some], [cell[world.distance][0] for cell in some]
+
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        colour, marker = INK[method]
+        own = [cell for cell in cells if cell["method"] == method]
+        ahead = sorted(front(own, world), key=lambda cell: cell["accuracy"][0])
+        main = method in ("cfg", "npo")
+        for some, alpha in ((own, 0.35), (ahead, 1.0)):
+            axis.scatter(*points(some), 36, color=colour, marker=marker, alpha=alpha, linewidths=0, zorder=3 + main)
+        line = {"ms": 6, "lw": 2.4 if main else 1.2, "label": METHODS[method].title, "zorder": 3 + main}
+        axis.plot(*points(ahead), color=colour, marker=marker, **line)
+    axis.grid(alpha=0.3, which="both")
+
+
+NEAR = 0.03, 1.6
+"""How far below the best accuracy, and how many times the least distance, a cell may be to be near the front."""
+
+
+def _zoom(axis: Any, cells: Sequence[Cell], world: World) -> None:
+    best, least = max(cell["accuracy"][0] for cell in cells), min(cell[world.distance][0] for cell in cells)
+    axis.set_xlim(100 * (best - NEAR[0]), 100 * best + 0.5)
+    axis.set_ylim(least / 1.1, least * NEAR[1])
+    for cell in cells:
+        point = 100 * cell["accuracy"][0], cell[world.distance][0]
+        axis.annotate(
+            f"{cell['scale']:g}",
+            point,
+            (4, 4),
+            textcoords="offset points",
+            size=7,
+            color=INK[cell["method"]][0],
+            annotation_clip=True,
+            clip_on=True,
+        )
 
 
 def write_matched_page(demo: Demo, drawn: Table, folder: Path, command: str) -> str:
