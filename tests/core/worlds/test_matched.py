@@ -13,7 +13,7 @@ from torch import nn
 from selfnpo_core.errors import InputError
 from selfnpo_core.worlds import Table, Task, against
 from selfnpo_core.worlds.matched import (
-    SAME_SCALE,
+    UNTRAINED,
     best_plain,
     by_budget,
     check_budget,
@@ -83,7 +83,7 @@ def methods(monkeypatch):
             variants=({"strength": 1.0}, {"strength": 2.0}),
         ),
         "interval": Method(title="interval", what="", make=making(lambda step: 1 + step % 2), scales=(2.0,)),
-        "npo": Method(title="Self-NPO", what="", make=making(lambda _: 2), scales=(2.0,), trained=True),
+        "npo": Method(title="Self-NPO", what="", make=making(lambda _: 2), scales=(2.0,), untrained="cfg"),
     }
     monkeypatch.setattr("selfnpo_core.worlds.matched.METHODS", made)
     return made
@@ -188,17 +188,18 @@ def test_all_are_compared_with_plain_guidance_at_its_best_scale(tmp_path, method
         pair_up(drawing, by_budget(drawing.folder)[20])
 
 
-def test_trained_weights_are_compared_at_their_own_scale_too(tmp_path, methods):
+def test_trained_weights_are_compared_with_the_same_without_them(tmp_path, methods):
+    methods["npo_interval"] = replace(methods["interval"], untrained="interval", variants=({"beta": 1.0},))
     drawing = table(tmp_path)
-    list(fill(drawing, shop(tmp_path), Painter(), entries(["cfg", "npo", "interval"], [20], seed=1)))
+    list(fill(drawing, shop(tmp_path), Painter(), entries([*methods], [20], seed=1)))
     pair_up(drawing, by_budget(drawing.folder)[20])
     cells = {(cell["method"], cell["scale"]): cell for cell in by_budget(drawing.folder)[20]}
     assert cells["npo", 2.0]["against"]["scale"] == 3.0
-    versus = cells["npo", 2.0][SAME_SCALE]
-    assert (versus["arm"], versus["scale"]) == ("cfg-b20", 2.0)
-    assert versus["accuracy_change"] == [0, 0, 0]  # this painter's weights do nothing
-    others = [cell[SAME_SCALE] for key, cell in cells.items() if key[0] != "npo"]
-    assert others == [None] * 4
+    compared = {
+        key[0]: (cell[UNTRAINED]["arm"], cell[UNTRAINED]["scale"]) for key, cell in cells.items() if cell[UNTRAINED]
+    }
+    assert compared == {"npo": ("cfg-b20", 2.0), "npo_interval": ("interval-b20", 2.0)}
+    assert cells["npo", 2.0][UNTRAINED]["accuracy_change"] == [0, 0, 0]  # this painter's weights do nothing
 
 
 def test_unequal_cost_is_refused():

@@ -5,7 +5,7 @@ from PIL import Image
 from tests.core.worlds.dots import Dots
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.worlds.matched import SAME_SCALE, by_budget
+from selfnpo_core.worlds.matched import UNTRAINED, by_budget
 from selfnpo_core.worlds.methods import METHODS
 from selfnpo_core.worlds.pareto import (
     INK,
@@ -15,9 +15,9 @@ from selfnpo_core.worlds.pareto import (
     labels,
     plot,
     table,
-    table_same_scale,
+    table_untrained,
     words,
-    words_same_scale,
+    words_untrained,
 )
 
 WORLD = Dots()
@@ -36,7 +36,7 @@ def cell(
     budget=20,
     alike=False,
 ):
-    """Changes: (value, half of the interval); none for the base. alike: they are of the same scale too."""
+    """Changes: (value, half of the interval); none for the base. alike: those of the trained weights alone too."""
 
     def around(value, half):
         return [value, value - half, value + half]
@@ -63,7 +63,7 @@ def cell(
         "fd": around(fd, 1.0),
         "accuracy": around(accuracy, 0.02),
         "against": versus,
-        SAME_SCALE: versus if alike else None,
+        UNTRAINED: versus if alike else None,
     }
 
 
@@ -175,7 +175,7 @@ def test_table_and_plot(tmp_path):
     assert by_budget(tmp_path) == {}
 
 
-def test_what_trained_weights_change_at_a_scale():
+def test_what_trained_weights_change():
     """The correction is for these cells alone, and those of no trained weights are not among them."""
     change = {"fd_change": (-1.0, 0.9), "variant": {"beta": 0.5}}
     cells = [
@@ -186,17 +186,17 @@ def test_what_trained_weights_change_at_a_scale():
         cell("neon", 3.0, 9.0, 0.7, fd_change=(0.5, 1.0), accuracy_change=(-0.1, 0.01), alike=True),
     ]
     assert not any(finding.signs["FD"] for finding in findings(cells, WORLD))
-    cells[-1][SAME_SCALE] = {**cells[-1][SAME_SCALE], "fd_change": [0.0, 0.0, 0.0]}
-    lines = words_same_scale([*cells[:-2], cells[-1]], WORLD)
+    cells[-1][UNTRAINED] = {**cells[-1][UNTRAINED], "fd_change": [0.0, 0.0, 0.0]}
+    lines = words_untrained([*cells[:-2], cells[-1]], WORLD)
     none = "better for none; worse for none; 1 cannot be told apart."
     assert lines == [
         f"- Self-NPO: FD is {none} Prompt accuracy is {none} Win rate is {none}",
         f"- Neon: FD is {none} Prompt accuracy is better for none; worse for Neon at 3; 0 cannot be told apart. "
         f"Win rate is {none}",
     ]
-    assert "FD is better for Self-NPO (beta 0.5) at 3;" in words_same_scale([*cells[:-2]], WORLD)[0]
-    assert words_same_scale(cells[:-3], WORLD) == []
-    rows = table_same_scale(cells, WORLD).splitlines()
+    assert "FD is better for Self-NPO (beta 0.5) at 3;" in words_untrained([*cells[:-2]], WORLD)[0]
+    assert words_untrained(cells[:-3], WORLD) == []
+    rows = table_untrained(cells, WORLD).splitlines()
     assert len(rows) == 2 + 3
     assert rows[2].startswith("| Self-NPO | beta 0.5 | 3 | 9.0 ± 1.0 | -1.0 [-1.9, -0.1] | +0.0 [-1.0, +1.0] | 50.0")
     assert len({line.count("|") for line in rows}) == 1

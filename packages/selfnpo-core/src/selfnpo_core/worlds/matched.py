@@ -3,7 +3,7 @@
 A budget is so many rows through the denoiser for every sample. A method that runs three rows a step gets fewer steps,
 one that runs one gets more, so that all cells of a budget cost the same but for a part of a step. Rows are counted in
 the network itself, not computed. Every cell is compared pair by pair with plain guidance at its best scale within the
-same budget, and those of trained weights with plain guidance at their own scale too.
+same budget, and those of trained weights with the same method, scale and steps without them too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from selfnpo_core.worlds.world import World
 
 MOST_ROWS = 3
 """Of a step, in any method: cells of a budget are less than this apart."""
-SAME_SCALE = "against_same_scale"
-"""A cell's comparison with plain guidance at its own scale, where "against" is that with plain guidance at its best."""
+UNTRAINED = "against_untrained"
+"""A cell's comparison with the same without its trained weights, where "against" is with plain guidance at its best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def entries(
             variant=variant,
             scale=scale,
             budget=budget,
-            seed=seed if METHODS[name].trained else None,
+            seed=seed if METHODS[name].untrained else None,
         )
         for budget in budgets
         for name in sorted(dict.fromkeys(methods), key=list(METHODS).index)
@@ -123,21 +123,31 @@ def most_within(rows: Callable[[int], int], budget: int) -> int:
 def pair_up(table: Table, cells: Sequence[Mapping[str, Any]]) -> None:
     """Have each cell of one budget compared with plain guidance at its best scale; written where that is new.
 
-    A cell of trained weights is compared with plain guidance at its own scale too, where that has as many steps. The
-    judges' scores of both must be on this disk, unless the cell has the comparison already.
+    A cell of trained weights is compared with the same without them too, where that was drawn. The judges' scores of
+    both must be on this disk, unless the cell has the comparison already.
     """
     check_budget(cells, table.world)
     best = best_plain(cells, table.world)
-    plain = {(cell["scale"], cell["steps"]): cell for cell in cells if cell["method"] == "cfg"}
     for cell in cells:
-        alike = plain.get((cell["scale"], cell["steps"])) if METHODS[cell["method"]].trained else None
+        without = _untrained(cell, cells)
         versus = {
             "against": None if cell is best else _versus(table, cell, best, cell.get("against")),
-            SAME_SCALE: None if alike is None else _versus(table, cell, alike, cell.get(SAME_SCALE)),
+            UNTRAINED: None if without is None else _versus(table, cell, without, cell.get(UNTRAINED)),
         }
         if any(key not in cell or cell[key] != found for key, found in versus.items()):
             kept = {key: value for key, value in cell.items() if key != "against_cfg"}
             write_cell(table.folder / f"{cell['arm']}-g{cell['scale']:g}.json", {**kept, **versus})
+
+
+def _untrained(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The cell that samples as this one does, but for its trained weights; None if there is none."""
+
+    def same(other: Mapping[str, Any]) -> bool:
+        drawn = all(other[key] == cell[key] for key in ("scale", "steps"))
+        return drawn and other["variant"].items() <= cell["variant"].items()
+
+    method = METHODS[cell["method"]].untrained
+    return next((other for other in cells if other["method"] == method and same(other)), None)
 
 
 def _versus(table: Table, cell: Mapping[str, Any], base: Mapping[str, Any], known: Any) -> Mapping[str, Any]:

@@ -51,14 +51,17 @@ Make = Callable[[Shop, Variant], tuple[Attach, Mapping[str, Any]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """title: in tables and plots; what: its settings' meaning and source, for the page."""
+    """title: in tables and plots; what: its settings' meaning and source, for the page.
+
+    untrained: the method that it is without the weights it trains; None where it trains none.
+    """
 
     title: str
     what: str
     make: Make
     scales: Sequence[float]
     variants: Sequence[Variant] = field(default=({},))
-    trained: bool = False
+    untrained: str | None = None
 
 
 def _trained(arm: str) -> Make:
@@ -130,7 +133,7 @@ METHODS: Mapping[str, Method] = {
         make=_trained("npo"),
         scales=(1.5, 2.0, 3.0, 5.0),
         variants=({"beta": 0.25}, BETA, {"beta": 1.0}),
-        trained=True,
+        untrained="cfg",
     ),
     "neon": Method(
         title="Neon",
@@ -138,7 +141,7 @@ METHODS: Mapping[str, Method] = {
         make=_trained("neon"),
         scales=(1.0, 1.5, 3.0),
         variants=({"strength": 0.02}, {"strength": 0.1}),
-        trained=True,
+        untrained="cfg",
     ),
     "zero_star": Method(
         title="CFG-Zero*",
@@ -196,7 +199,7 @@ METHODS: Mapping[str, Method] = {
         make=_ruled(_interval, negative=True),
         scales=(1.5, 3.0, 5.0),
         variants=({**BETA, **PAPERS_INTERVAL},),
-        trained=True,
+        untrained="interval",
     ),
     "npo_apg": Method(
         title="Self-NPO with APG",
@@ -204,6 +207,6 @@ METHODS: Mapping[str, Method] = {
         make=_ruled(_apg, negative=True),
         scales=(3.0, 5.0, 8.0),
         variants=({**BETA, **PAPERS_APG},),
-        trained=True,
+        untrained="apg",
     ),
 }

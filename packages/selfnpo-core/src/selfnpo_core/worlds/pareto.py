@@ -11,7 +11,7 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation import holm, interval_test, normal_test
 from selfnpo_core.worlds.cells import Table
-from selfnpo_core.worlds.matched import SAME_SCALE, best_plain, by_budget, check_budget, pair_up
+from selfnpo_core.worlds.matched import UNTRAINED, best_plain, by_budget, check_budget, pair_up
 from selfnpo_core.worlds.measure import floor
 from selfnpo_core.worlds.methods import METHODS
 from selfnpo_core.worlds.report import bounds, percent
@@ -66,7 +66,7 @@ class Finding:
 def findings(cells: Sequence[Cell], world: World, versus: str = "against") -> list[Finding]:
     """Every compared cell of one budget; each figure's p-values are Holm's, for as many cells as there are.
 
-    versus: which of a cell's comparisons; `SAME_SCALE` is the other.
+    versus: which of a cell's comparisons; `UNTRAINED` is the other.
     """
     check_budget(cells, world)
     others = [cell for cell in cells if cell[versus] is not None]
@@ -126,9 +126,9 @@ def _told(figure: str, found: Sequence[Finding]) -> str:
     )
 
 
-def words_same_scale(cells: Sequence[Cell], world: World) -> list[str]:
-    """What trained weights change at a scale, one line a method; nothing where no cell is compared so."""
-    found = findings(cells, world, SAME_SCALE)
+def words_untrained(cells: Sequence[Cell], world: World) -> list[str]:
+    """What trained weights change, one line a method; nothing where no cell is compared so."""
+    found = findings(cells, world, UNTRAINED)
     lines = []
     for method in dict.fromkeys(finding.cell["method"] for finding in found):
         own = [finding for finding in found if finding.cell["method"] == method]
@@ -136,15 +136,15 @@ def words_same_scale(cells: Sequence[Cell], world: World) -> list[str]:
     return lines
 
 
-def table_same_scale(cells: Sequence[Cell], world: World) -> str:
-    """One line a cell of trained weights: what they change at its scale."""
+def table_untrained(cells: Sequence[Cell], world: World) -> str:
+    """One line a cell of trained weights: what they change."""
     key = world.distance
     lines = [
         f"| method | setting | scale | {key.upper()} ↓ | change | prompt accuracy ↑, points | win rate, % |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in cells:
-        if (versus := cell[SAME_SCALE]) is not None:
+        if (versus := cell[UNTRAINED]) is not None:
             changes = _signed(versus[f"{key}_change"], 1), _signed(versus["accuracy_change"], 100)
             figures = bounds(cell[key], 1), *changes, percent(versus["win_rate"]).replace(" %", "")
             lines.append(f"| {name(cell['method'])} | {setting(cell)} | {cell['scale']:g} | {' | '.join(figures)} |")
@@ -331,8 +331,8 @@ def write_matched_page(demo: Demo, drawn: Table, folder: Path, command: str) -> 
 
 def _section(budget: int, cells: Sequence[Cell], world: World) -> str:
     parts = [f"## {budget} rows a {world.unit}", "\n".join(words(cells, world)), table(cells, world)]
-    if alike := words_same_scale(cells, world):
-        parts += ["### Against plain guidance at the same scale", "\n".join(alike), table_same_scale(cells, world)]
+    if alike := words_untrained(cells, world):
+        parts += ["### What trained weights change", "\n".join(alike), table_untrained(cells, world)]
     return "\n\n".join(parts)
 
 
@@ -351,8 +351,8 @@ Changes and win rates are against plain guidance at the scale of its least {dist
 pair, with 95 % intervals. "Better" and "worse" mean beyond chance at 5 % after Holm's correction of each figure for all
 cells compared within the budget. That best scale was chosen on these same {unit}s, which favours plain guidance; that
 each method has several settings is what the correction is for. Bold: on the front, no cell having both a lower
-{distance} and a higher accuracy. What trained weights change is told against plain guidance at the same scale too, with
-a correction for those cells.
+{distance} and a higher accuracy. What trained weights change is told against the same sampling without them too, at the
+same scale and steps, with a correction for those cells.
 
 ![{distance} against prompt accuracy](pareto.png)
 
