@@ -82,7 +82,7 @@ def main(
     if shard:
         click.echo("this shard is done; once all are, the same command without --shard writes the page")
         return
-    write_matched_page(demo, table, output, f"python tools/compare_methods.py --world {world}")
+    write_matched_page(demo, table, output, f"python tools/compare_methods.py --world {world} --budget {budget}")
     click.echo(f"{output / 'README.md'} and pareto.png are written")
 
 
