@@ -268,14 +268,12 @@ def _scatter(axis: Any, cells: Sequence[Cell], world: World) -> None:
     axis.grid(alpha=0.3, which="both")
 
 
-NEAR = 0.03, 1.6
-"""How far below the best accuracy, and how many times the least distance, a cell may be to be near the front."""
-
-
 def _zoom(axis: Any, cells: Sequence[Cell], world: World) -> None:
-    best, least = max(cell["accuracy"][0] for cell in cells), min(cell[world.distance][0] for cell in cells)
-    axis.set_xlim(100 * (best - NEAR[0]), 100 * best + 0.5)
-    axis.set_ylim(least / 1.1, least * NEAR[1])
+    """To the front and plain guidance's best, and what lies a little outside."""
+    shown = [*front(cells, world), best_plain(cells, world)]
+    x, y = ([cell[key][0] for cell in shown] for key in ("accuracy", world.distance))
+    axis.set_xlim(100 * min(x) - 2, 100 * max(x) + 0.5)
+    axis.set_ylim(min(y) / 1.1, 1.2 * max(y))
     for cell in cells:
         point = 100 * cell["accuracy"][0], cell[world.distance][0]
         axis.annotate(
