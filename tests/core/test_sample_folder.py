@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import METADATA, SampleFolder, file_sha256, sample_name
+from selfnpo_core.sample_folder import METADATA, SampleFolder, sample_name
+from selfnpo_core.system.files import file_sha256
 
 
 def records(count: int = 3, **changes: Any) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tests.image.conftest import QUICK, Command
 from tests.tiny import sd15
 
+from selfnpo_core.system.locks import FolderLock
 from selfnpo_core.training import checkpoint
-from selfnpo_core.training.run_folder import FolderLock
 from selfnpo_image.models import KNOWN
 
 SETS = [word for item in (*QUICK, "steps=1") for word in ("--set", item)]

@@ -14,7 +14,7 @@ from PIL import ImageChops
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
-from selfnpo_core.loading import best_device
+from selfnpo_core.system.devices import best_device
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.hashing import weights_hash
 from selfnpo_image.loading import load_pipeline

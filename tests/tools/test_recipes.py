@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from selfnpo_core.loading import DTYPES
+from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.training import dry_run, resolve_recipe
 from selfnpo_core.training.accelerators import check_engine
 from selfnpo_core.training.command import Family, base_dtype

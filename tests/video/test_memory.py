@@ -9,7 +9,7 @@ import torch
 from tests.tiny import cogvideox
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.profiling import peak_tensor_bytes
+from selfnpo_core.system.memory import peak_tensor_bytes
 from selfnpo_video import memory
 from selfnpo_video.cogvideox import load_pipeline, transformer_config, vae_config
 from selfnpo_video.demo.build import denoiser, vae

@@ -16,7 +16,7 @@ import torch
 from benchmarks.common import command, machine, threads_option, use_threads, write
 from torch import nn
 
-from selfnpo_core.profiling import peak_tensor_bytes
+from selfnpo_core.system.memory import peak_tensor_bytes
 from selfnpo_core.training import Recipe, build_recipe, train
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.demo.build import denoiser, vae

@@ -7,7 +7,7 @@ from benchmarks.common import command, write
 from tqdm import tqdm
 
 from selfnpo_core.exporting import near_lora
-from selfnpo_core.training import load_npo
+from selfnpo_core.training.npo_folder import load_npo
 from selfnpo_image.sd15 import SD15
 
 

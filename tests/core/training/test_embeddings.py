@@ -21,8 +21,8 @@ from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 from tests.tools.launching import ROOT, environment
 
 from selfnpo_core import InputError
-from selfnpo_core.training import EmbeddingsCache, embeddings, train
-from selfnpo_core.training.embeddings import Text, embedded
+from selfnpo_core.training import embeddings, train
+from selfnpo_core.training.embeddings import EmbeddingsCache, Text, embedded
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
-from selfnpo_core.training import NpoConfig, check_base, load_npo, train, weights_hash
-from selfnpo_core.training.hashing import FINGERPRINT_SIZE, distance, fingerprint
-from selfnpo_core.training.npo_folder import write_npo
+from selfnpo_core.training import train
+from selfnpo_core.training.hashing import FINGERPRINT_SIZE, distance, fingerprint, weights_hash
+from selfnpo_core.training.npo_folder import NpoConfig, check_base, load_npo, write_npo
 
 
 @pytest.fixture(scope="module")

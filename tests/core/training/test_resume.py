@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
-from selfnpo_core.training import Interrupted, build_recipe, stored_recipe, train
+from selfnpo_core.system.signals import Interrupted
+from selfnpo_core.training import build_recipe, stored_recipe, train
 from selfnpo_core.training.checkpoint import damage_of, newest_checkpoint
 
 VARIANTS = {
@@ -144,7 +145,7 @@ def test_a_signal_that_comes_while_the_processes_ask_one_another_is_not_lost(tmp
 
 REPEATED = """
 import os, signal
-from selfnpo_core.training.stopping import StopSignals
+from selfnpo_core.system.signals import StopSignals
 
 with StopSignals() as signals:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
@@ -163,7 +164,8 @@ def test_a_second_signal_stops_at_once_unless_it_may_be_a_launchers(launched, en
 
 KILLED = """
 import os, pathlib, signal, sys
-from selfnpo_core.training import checkpoint, files, trainer
+from selfnpo_core.system import files
+from selfnpo_core.training import checkpoint, trainer
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 def die():
@@ -277,7 +279,7 @@ def test_nothing_is_pickled(tmp_path):
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
-    from selfnpo_core.training import files
+    from selfnpo_core.system import files
 
     save, written = files.save_file, []
 

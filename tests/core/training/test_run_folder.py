@@ -10,8 +10,9 @@ import pytest
 from tests.core.training.toy import PROMPTS, toy_recipe
 
 from selfnpo_core import InputError
+from selfnpo_core.system.locks import FolderLock
 from selfnpo_core.training import holds_run, new_run_folder
-from selfnpo_core.training.run_folder import FolderLock, RunFolder
+from selfnpo_core.training.run_folder import RunFolder
 
 FACTS = {"family": "toy", "base_hash": "abc"}
 
@@ -37,7 +38,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
 
 
 def test_without_file_locks_the_process_id_decides(tmp_path, monkeypatch):
-    monkeypatch.setattr("selfnpo_core.training.run_folder.fcntl", None)
+    monkeypatch.setattr("selfnpo_core.system.locks.fcntl", None)
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         owner = {"pid": sleeper.pid, "host": socket.gethostname()}

@@ -11,10 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
-from selfnpo_core.training import dry_run, load_npo, train
+from selfnpo_core.system.files import is_disk_full, save_tensors, written_aside
+from selfnpo_core.training import dry_run, train
 from selfnpo_core.training.checkpoint import newest_checkpoint
-from selfnpo_core.training.files import is_disk_full, save_tensors, written_aside
 from selfnpo_core.training.measuring import measure
+from selfnpo_core.training.npo_folder import load_npo
 
 
 def test_metrics_have_a_line_an_update(tmp_path, capfd):

@@ -19,8 +19,8 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.inspection import added, effect_errors
 from selfnpo_core.negative import relative_error
 from selfnpo_core.offsets import Lora, offset_of, to_lora
+from selfnpo_core.system.files import save_tensors, write_json, written_aside
 from selfnpo_core.training.backbone import Backbone
-from selfnpo_core.training.files import save_tensors, write_json, written_aside
 from selfnpo_core.training.npo_folder import LORA_FILE, Npo, check_base, write_npo
 
 Into = Literal["lora", "merged"]

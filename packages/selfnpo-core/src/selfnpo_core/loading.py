@@ -1,6 +1,5 @@
-"""What every family's loading code shares: dtypes, devices, and the libraries' errors in one line."""
+"""What every family's loading code shares: less noise, and the libraries' errors in one line."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,22 +9,7 @@ import transformers
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sources import Source
-from selfnpo_core.training.files import is_disk_full
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def best_device(name: str = "auto") -> torch.device:
-    """ "auto" is the first accelerator (of several processes on one machine, each its own), or the CPU."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name} cannot be used ({str(error).splitlines()[0]}): use cpu or cuda") from None
+from selfnpo_core.system.files import is_disk_full
 
 
 @contextmanager

@@ -4,7 +4,6 @@ What is to be drawn is known beforehand as records. A folder that holds exactly 
 one that holds anything else is left alone. A sample is there, whole, before its line in metadata.jsonl is.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.locks import FolderLock
 
 METADATA = "metadata.jsonl"
 REPORT, FIGURES = "report.html", "figures.json"
@@ -25,15 +25,6 @@ Record = Mapping[str, Any]
 def sample_name(index: int, seed: int, suffix: str) -> str:
     """Such as 00007-42.png: the sample's number and its seed."""
     return f"{index:05d}-{seed}.{suffix}"
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hash of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class SampleFolder:
@@ -53,8 +44,6 @@ class SampleFolder:
         shard: (r, n) where n processes fill the folder, this one being number r; each block of `together` records goes
         to one of them.
         """
-        from selfnpo_core.training.run_folder import FolderLock
-
         self.path = Path(path)
         self.records = [json.loads(json.dumps(record)) for record in records]
         self._beside = {*beside, METADATA, REPORT, FIGURES}
@@ -120,8 +109,6 @@ class SampleFolder:
 
         What such a process had begun when it was killed is removed.
         """
-        from selfnpo_core.training.run_folder import FolderLock
-
         for path in self.path.glob(".lock*"):
             together = self._world > 1 and path.name.endswith(f"-of-{self._world}")
             if path != self._lock.path and not together:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import file_sha256
+from selfnpo_core.system.files import file_sha256
 from selfnpo_core.training.npo_folder import NpoConfig, check_base, load_npo
 from selfnpo_core.training.recipe import Recommended
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.training.files import PICKLES
+from selfnpo_core.system.files import PICKLES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

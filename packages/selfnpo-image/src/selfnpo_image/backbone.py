@@ -24,9 +24,9 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.loading import best_device
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
+from selfnpo_core.system.devices import best_device
 from selfnpo_core.training.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.training.hashing import weights_hash
 from selfnpo_core.training.storage import compute_dtype

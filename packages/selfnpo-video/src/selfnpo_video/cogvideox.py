@@ -33,10 +33,11 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from selfnpo_core import preference
 from selfnpo_core.errors import InputError
-from selfnpo_core.loading import best_device, one_line_errors, quiet
+from selfnpo_core.loading import one_line_errors, quiet
 from selfnpo_core.preference import Preference
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.sources import Source
+from selfnpo_core.system.devices import best_device
 from selfnpo_core.training.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.training.hashing import weights_hash
 from selfnpo_core.training.storage import compute_dtype

@@ -1,7 +1,7 @@
 """Will a clip fit? Estimated from configurations and file sizes, before any weight is read.
 
 Two moments matter: a forward of the transformer, and the decoding of one chunk of frames. Both were measured by
-`selfnpo_core.profiling.peak_tensor_bytes` on small models of the same classes (on a CPU; tests hold the factors to
+`selfnpo_core.system.memory.peak_tensor_bytes` on small models of the same classes (on a CPU; tests hold the factors to
 within a third) and grow with the sizes below. Attention takes no memory of its own: no kernel here holds the scores.
 """
 
@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.profiling import available
+from selfnpo_core.system.memory import available
 from selfnpo_video.shapes import ClipSize, Compression
 
 log = logging.getLogger(__name__)

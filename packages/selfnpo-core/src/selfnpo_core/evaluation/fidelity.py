@@ -15,7 +15,7 @@ import torch
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.weights import pick, read_weights
-from selfnpo_core.sample_folder import file_sha256
+from selfnpo_core.system.files import file_sha256
 
 PACKAGE = "torch_fidelity"
 STEM = "weights-inception-2015-12-05-6726825d"

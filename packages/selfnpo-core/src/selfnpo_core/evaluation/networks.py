@@ -26,8 +26,8 @@ from selfnpo_core.evaluation.distances import Moments
 from selfnpo_core.evaluation.samples import Frames, Media, Sample
 from selfnpo_core.evaluation.weights import Wanted, locate, weights_sha256
 from selfnpo_core.ranks import Ranks
-from selfnpo_core.training.files import load_tensors, save_tensors
-from selfnpo_core.training.run_folder import FolderLock
+from selfnpo_core.system.files import load_tensors, save_tensors
+from selfnpo_core.system.locks import FolderLock
 
 Look = Callable[[Sequence[Frames], Sequence[str]], Tensor]
 """Samples and their prompts ("" in a reference folder) → (n, columns + features) float32."""

@@ -36,9 +36,9 @@ from selfnpo_core.evaluation.samples import (
     read_samples,
     refuse_bad,
 )
-from selfnpo_core.loading import best_device
 from selfnpo_core.ranks import Ranks
-from selfnpo_core.training.files import write_text
+from selfnpo_core.system.devices import best_device
+from selfnpo_core.system.files import write_text
 
 log = logging.getLogger(__name__)
 CACHE = ".evaluation"

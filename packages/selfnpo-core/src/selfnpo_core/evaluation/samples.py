@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import ALIKE, METADATA, file_sha256, read_records
+from selfnpo_core.sample_folder import ALIKE, METADATA, read_records
+from selfnpo_core.system.files import file_sha256
 
 Frames = np.ndarray
 """A sample's pixels (F, H, W, 3) uint8; a picture is one frame."""

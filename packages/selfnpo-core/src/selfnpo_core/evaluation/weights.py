@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import file_sha256
-from selfnpo_core.training.files import PICKLES, is_disk_full, load_tensors
+from selfnpo_core.system.files import PICKLES, file_sha256, is_disk_full, load_tensors
 
 SAFETENSORS = ".safetensors"
 

@@ -19,7 +19,7 @@ from selfnpo_core.reporting import runs, words
 from selfnpo_core.reporting.figures import Figure, read_figures
 from selfnpo_core.reporting.words import Names, Verdict, escaped
 from selfnpo_core.sample_folder import METADATA, REPORT
-from selfnpo_core.training.files import write_text
+from selfnpo_core.system.files import write_text
 from selfnpo_core.training.model_card import with_measured
 from selfnpo_core.training.run_folder import holds_run
 

@@ -21,7 +21,7 @@ from selfnpo_core.study.pairs import Arm, check_samples, digest, read_pairs, som
 from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import default_checks
 from selfnpo_core.study.votes import Votes
-from selfnpo_core.training.files import write_json, write_text
+from selfnpo_core.system.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import ALIKE, METADATA, Record, file_sha256, read_records
+from selfnpo_core.sample_folder import ALIKE, METADATA, Record, read_records
 from selfnpo_core.study.medium import Medium
+from selfnpo_core.system.files import file_sha256
 
 Arm = Literal["a", "b"]
 ARMS: tuple[Arm, Arm] = ("a", "b")

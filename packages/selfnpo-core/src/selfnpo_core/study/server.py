@@ -42,7 +42,7 @@ from selfnpo_core.study.pairs import Pair
 from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import DAMAGED, Trial, plan_trials
 from selfnpo_core.study.votes import Votes
-from selfnpo_core.training.stopping import StopSignals
+from selfnpo_core.system.signals import StopSignals
 
 log = logging.getLogger(__name__)
 

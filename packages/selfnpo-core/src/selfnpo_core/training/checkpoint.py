@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from selfnpo_core.errors import RunError
-from selfnpo_core.training.files import load_tensors, read_json, save_tensors, write_json, written_aside
+from selfnpo_core.system.files import load_tensors, read_json, save_tensors, write_json, written_aside
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"

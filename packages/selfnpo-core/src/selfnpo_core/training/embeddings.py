@@ -36,8 +36,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.training.files import file_aside, read_json, save_tensors
-from selfnpo_core.training.together import gathered, is_main, on_main, own_share
+from selfnpo_core.system.files import file_aside, read_json, save_tensors
+from selfnpo_core.system.processes import gathered, is_main, on_main, own_share
 
 log = logging.getLogger(__name__)
 SHARD_BYTES = 64 << 20

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.ranks import Ranks
+from selfnpo_core.system.processes import joined
 from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.checkpoint import State
@@ -24,7 +25,6 @@ from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_source, make_teacher
 from selfnpo_core.training.steps import Step, make_steps
 from selfnpo_core.training.student import make_student
-from selfnpo_core.training.together import joined
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.profiling import available
+from selfnpo_core.system.memory import available
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError, RunError
-from selfnpo_core.training.files import (
+from selfnpo_core.system.files import (
     PICKLES,
     load_tensors,
     read_json,

@@ -1,105 +1,27 @@
-"""A run folder: who may write into it, what is in it.
+"""A run folder: what is in it, and whether a run may begin or go on there.
 
     config.yaml    the resolved recipe           run.json      the base and prompts it began with
     prompts.txt    the prompts                   metrics.jsonl one line an update
     checkpoints/   see `checkpoint`              samples/      pictures      npo/   the result, see `npo_folder`
 
-One process writes into a folder at a time: it holds `.lock`, a file with its process id and host.
+One process writes into it at a time, the one that holds its lock.
 """
 
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.training.files import read_json, tidy, write_json, write_text
+from selfnpo_core.system.files import read_json, tidy, write_json, write_text
+from selfnpo_core.system.locks import FolderLock
 from selfnpo_core.training.recipe import Recipe, changed_keys, resolve_recipe
-
-try:
-    import fcntl
-except ImportError:  # Windows: the process id in the file has to do
-    fcntl = None  # type: ignore[assignment]
 
 _OF_A_BEGINNING = frozenset(
     {".lock", "prompts.txt", "run.json", ".prompts.txt.partial", ".run.json.partial", ".config.yaml.partial"}
 )
 """What a run that was killed while it began may leave behind; config.yaml is written last."""
-
-
-class FolderLock:
-    """Held from `acquire` to `release`, or to the end of the process, however it ends."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file: IO[str] | None = None
-
-    def acquire(self) -> None:
-        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
-        try:
-            self._claim(file)
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            file.flush()
-        except BaseException:
-            file.close()
-            raise
-        self._file = file
-
-    def release(self) -> None:
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
-
-    def _claim(self, file: IO[str]) -> None:
-        file.seek(0)
-        owner = _owner(file.read())
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if owner.get("host", socket.gethostname()) == socket.gethostname():
-                    return  # the system gives a dead process's lock back, so a name still in the file is stale
-            except BlockingIOError:
-                raise self._in_use(owner) from None
-            except OSError:
-                pass  # a file system without locks
-        if owner and _alive(owner):
-            raise self._in_use(owner)
-
-    def _in_use(self, owner: Mapping[str, Any]) -> InputError:
-        who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
-        return InputError(
-            f"output folder in use by another run ({who}): {self.path.parent}; choose another --output, wait for "
-            f"it, or delete {self.path.name} there if that process is gone"
-        )
-
-
-def _owner(text: str) -> dict[str, Any]:
-    try:
-        owner = json.loads(text)
-    except json.JSONDecodeError:
-        return {}
-    return owner if isinstance(owner, dict) else {}
-
-
-def _alive(owner: Mapping[str, Any]) -> bool:
-    """Whether the owner lives. One on another host, which cannot be asked, counts as alive."""
-    pid = owner.get("pid")
-    if owner.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return True
-    if pid == os.getpid():
-        return False  # our own earlier run, or a process before us that had our number
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class RunFolder:

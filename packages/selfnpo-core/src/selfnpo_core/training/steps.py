@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from selfnpo_core.errors import RunError
+from selfnpo_core.system.processes import total
 from selfnpo_core.training.accelerators import keep_whole, make_optimizer
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.sharding import entire, is_sharded, like, whole
-from selfnpo_core.training.together import total
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -13,7 +13,7 @@ from selfnpo_core.evaluation.metrics import Metric
 from selfnpo_core.evaluation.networks import Look, Network
 from selfnpo_core.evaluation.samples import Frames, Sample
 from selfnpo_core.evaluation.weights import library
-from selfnpo_core.sample_folder import file_sha256
+from selfnpo_core.system.files import file_sha256
 from selfnpo_core.worlds.world import World, correct
 
 ORACLE = ("accuracy", "preference")

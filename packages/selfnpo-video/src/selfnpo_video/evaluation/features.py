@@ -18,7 +18,7 @@ from selfnpo_core.evaluation.clip import CONFIG, PIXELS, readable, whole
 from selfnpo_core.evaluation.networks import Look, Network
 from selfnpo_core.evaluation.samples import Frames
 from selfnpo_core.evaluation.weights import Wanted, library
-from selfnpo_core.sample_folder import file_sha256
+from selfnpo_core.system.files import file_sha256
 
 NAMED = {"videomae": "MCG-NJU/videomae-base-finetuned-kinetics"}
 WEIGHTS = "model.safetensors"

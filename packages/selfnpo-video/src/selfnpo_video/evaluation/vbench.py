@@ -23,7 +23,7 @@ from selfnpo_core.evaluation.metrics import REPEATS, paired
 from selfnpo_core.evaluation.run import Folders, Others
 from selfnpo_core.evaluation.samples import Key, Media, Samples, read_samples, refuse_bad
 from selfnpo_core.sample_folder import METADATA, read_records
-from selfnpo_core.training.files import write_json, write_text, written_aside
+from selfnpo_core.system.files import write_json, write_text, written_aside
 
 log = logging.getLogger(__name__)
 VIDEOS, PROMPTS, FILES, ORIGIN = "videos", "prompts.txt", "prompts.json", "samples.json"

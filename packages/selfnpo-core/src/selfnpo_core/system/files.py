@@ -1,6 +1,7 @@
 """Files that are whole or not there: written aside, brought to the disk, and only then given their name."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -170,3 +171,12 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

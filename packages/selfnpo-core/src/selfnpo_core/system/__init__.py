@@ -1,0 +1,1 @@
+"""The machine below the models: files, locks, signals, processes, memory, devices."""
