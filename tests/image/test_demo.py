@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selfnpo_core.negative import norm
-from selfnpo_core.offsets import offset_of
-from selfnpo_core.training.npo_folder import load_npo
+from selfnpo_core.weights.npo_folder import load_npo
+from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds import Task, arms, distance, judge, make_arm, sample, train_arm
 from selfnpo_image.demo import assets, shapes, world
 from selfnpo_image.demo.build import pack

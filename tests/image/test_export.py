@@ -15,10 +15,10 @@ from tests.tiny import sample, sd15, sdxl
 
 from selfnpo_core import NegativeAdapters, NegativeDelta, attach_npo
 from selfnpo_core.errors import InputError
-from selfnpo_core.inspection import effect_errors
 from selfnpo_core.negative import Factors, nearest, relative_error
-from selfnpo_core.offsets import lora_of, offset_of, to_lora
-from selfnpo_core.training.npo_folder import load_npo
+from selfnpo_core.weights.inspection import effect_errors
+from selfnpo_core.weights.npo_folder import load_npo
+from selfnpo_core.weights.offsets import lora_of, offset_of, to_lora
 from selfnpo_image import kohya
 from selfnpo_image import single_file as single
 from selfnpo_image.loading import load_pipeline

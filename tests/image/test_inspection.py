@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from selfnpo_core import inspection
 from selfnpo_core.errors import InputError
-from selfnpo_core.training.npo_folder import LORA_FILE, Npo, load_npo
+from selfnpo_core.weights import inspection
+from selfnpo_core.weights.npo_folder import LORA_FILE, Npo, load_npo
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sd15 import SD15
 

@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig
 
 from selfnpo_core.negative import norm
-from selfnpo_core.offsets import offset_of
-from selfnpo_core.training.npo_folder import load_npo
+from selfnpo_core.weights.npo_folder import load_npo
+from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds import TUNED_ARMS, Task, make_arm, sample, train_arm
 from selfnpo_image.demo import assets, shapes
 from selfnpo_image.demo.build import preferred

@@ -8,7 +8,7 @@ from diffusers import CogVideoXTransformer3DModel
 from tests.tiny import cogvideox
 
 from selfnpo_core.cli import run
-from selfnpo_core.training.npo_folder import load_npo
+from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.cogvideox import load_pipeline
 from selfnpo_video.video_files import read_video

@@ -6,8 +6,8 @@ import click
 from benchmarks.common import command, write
 from tqdm import tqdm
 
-from selfnpo_core.exporting import near_lora
-from selfnpo_core.training.npo_folder import load_npo
+from selfnpo_core.weights.exporting import near_lora
+from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_image.sd15 import SD15
 
 

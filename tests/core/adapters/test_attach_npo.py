@@ -14,8 +14,7 @@ from tests.tiny import sample, sd15, sdxl
 from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, attach_npo
 from selfnpo_core.system.files import write_json
 from selfnpo_core.training.hashing import weights_hash
-from selfnpo_core.training.npo_folder import NpoConfig
-from selfnpo_core.training.recipe import Recommended
+from selfnpo_core.weights.npo_folder import NpoConfig, Recommended
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.sample_folder import SampleFolder, read_records
 from selfnpo_core.system.files import file_sha256
 from selfnpo_core.training import train
-from selfnpo_core.training.model_card import with_measured
+from selfnpo_core.weights.model_card import with_measured
 
 NEW, OLD = [200, 10, 60, 90, 120, 90], [100, 40, 60, 80, 120, 90]
 """Redness: gains of pairs 0 and 3, a loss of pair 1."""

@@ -15,7 +15,7 @@ from selfnpo_core.system.files import is_disk_full, save_tensors, written_aside
 from selfnpo_core.training import dry_run, train
 from selfnpo_core.training.checkpoint import newest_checkpoint
 from selfnpo_core.training.measuring import measure
-from selfnpo_core.training.npo_folder import load_npo
+from selfnpo_core.weights.npo_folder import load_npo
 
 
 def test_metrics_have_a_line_an_update(tmp_path, capfd):

@@ -16,7 +16,7 @@ from selfnpo_core.training import train
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.checkpoint import newest_checkpoint
 from selfnpo_core.training.hashing import weights_hash
-from selfnpo_core.training.npo_folder import load_npo
+from selfnpo_core.weights.npo_folder import load_npo
 
 
 def tiny_unet() -> UNet2DConditionModel:

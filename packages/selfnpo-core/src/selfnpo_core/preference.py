@@ -19,7 +19,7 @@ from selfnpo_core.loading import one_line_errors, quiet
 from selfnpo_core.sampling import Negative
 from selfnpo_core.sources import Source
 from selfnpo_core.system.files import file_sha256
-from selfnpo_core.training.npo_folder import LORA_FILE
+from selfnpo_core.weights.npo_folder import LORA_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.system.files import file_sha256
-from selfnpo_core.training.npo_folder import NpoConfig, check_base, load_npo
-from selfnpo_core.training.recipe import Recommended
+from selfnpo_core.weights.npo_folder import NpoConfig, Recommended, check_base, load_npo
 
 if TYPE_CHECKING:
     from selfnpo_core.adapters.attach import Mode

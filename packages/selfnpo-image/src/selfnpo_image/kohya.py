@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.exporting import KohyaFiles
-from selfnpo_core.offsets import Lora
 from selfnpo_core.sources import Source
-from selfnpo_core.training.npo_folder import Npo
+from selfnpo_core.weights.exporting import KohyaFiles
+from selfnpo_core.weights.npo_folder import Npo
+from selfnpo_core.weights.offsets import Lora
 from selfnpo_image.loading import kind_of, network_config
 
 _ENDS = {

@@ -19,7 +19,7 @@ from selfnpo_core.adapters.rows import NegativeAdapters
 from selfnpo_core.errors import InputError
 
 if TYPE_CHECKING:
-    from selfnpo_core.training.npo_folder import Npo
+    from selfnpo_core.weights.npo_folder import Npo
 
 log = logging.getLogger(__name__)
 NPO, ETA = "npo", "eta"
@@ -60,7 +60,7 @@ def attach_npo(
     A LoRA is loaded as adapter "npo"; `detach()` unloads it again. Raises `InputError` for weights of another base or
     without effect, and for all that the three classes refuse; the pipeline is then as it was.
     """
-    from selfnpo_core.training.npo_folder import check_base, load_npo
+    from selfnpo_core.weights.npo_folder import check_base, load_npo
 
     npo = load_npo(path)
     if beta is None:
@@ -102,7 +102,7 @@ def _offset(
     npo: Npo, denoisers: Mapping[str, nn.Module], alpha: float, beta: float, eta: Mapping[str, Tensor] | None
 ) -> tuple[Mapping[str, Tensor], float]:
     """(offset, its strength) of the negative rows from θ + η: δ and β, or (α − 1)·η + β·δ and 1."""
-    from selfnpo_core.offsets import offset_of
+    from selfnpo_core.weights.offsets import offset_of
 
     delta = npo.tensors if npo.kind == "delta" else offset_of(npo)
     if alpha == 1.0:

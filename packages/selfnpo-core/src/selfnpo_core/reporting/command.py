@@ -20,8 +20,8 @@ from selfnpo_core.reporting.figures import Figure, read_figures
 from selfnpo_core.reporting.words import Names, Verdict, escaped
 from selfnpo_core.sample_folder import METADATA, REPORT
 from selfnpo_core.system.files import write_text
-from selfnpo_core.training.model_card import with_measured
 from selfnpo_core.training.run_folder import holds_run
+from selfnpo_core.weights.model_card import with_measured
 
 GENERATOR = "selfnpo report"
 """In every page and Markdown file of ours, which alone are written over."""

@@ -12,15 +12,15 @@ from statistics import median
 from typing import Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.inspection import describe, inspect_npo
 from selfnpo_core.reporting import words
 from selfnpo_core.reporting.figures import Evaluated, figures_in, read_figures, read_json_object
 from selfnpo_core.reporting.shown import Shown, curve, shown_grid, some
 from selfnpo_core.reporting.words import Names
 from selfnpo_core.system.files import file_sha256
-from selfnpo_core.training.npo_folder import CONFIG_FILE, LORA_FILE, NpoConfig, find_npo_file, read_config
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import stored_recipe
+from selfnpo_core.weights.inspection import describe, inspect_npo
+from selfnpo_core.weights.npo_folder import CONFIG_FILE, LORA_FILE, NpoConfig, find_npo_file, read_config
 
 log = logging.getLogger(__name__)
 GRIDS = 4

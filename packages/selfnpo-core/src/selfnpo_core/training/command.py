@@ -18,14 +18,14 @@ from selfnpo_core.system.processes import is_main, on_main
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.estimate import check_memory, dry_run
-from selfnpo_core.training.npo_folder import Npo, load_npo
-from selfnpo_core.training.recipe import Presets, Recipe, Recommended, build_recipe, resolve_recipe
+from selfnpo_core.training.recipe import Presets, Recipe, build_recipe, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
 from selfnpo_core.training.trainer import train
+from selfnpo_core.weights.npo_folder import Npo, Recommended, load_npo
 
 if TYPE_CHECKING:
-    from selfnpo_core.exporting import KohyaFiles
-    from selfnpo_core.offsets import Lora
+    from selfnpo_core.weights.exporting import KohyaFiles
+    from selfnpo_core.weights.offsets import Lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def run_inspect(
     family: Family, path: str, model: str | None, model_config: str | None, *, as_json: bool, plot: str | None = None
 ) -> int:
     """`inspect`: what negative weights are; 1 if they do nothing."""
-    from selfnpo_core import inspection
+    from selfnpo_core.weights import inspection
 
     npo = inspection.inspect_npo(path)
     facts = inspection.describe(npo)
@@ -108,7 +108,7 @@ def run_inspect(
 
 def run_export(family: Family, options: Mapping[str, Any]) -> None:
     """`export`: negative weights in the forms that other programs read."""
-    from selfnpo_core import exporting
+    from selfnpo_core.weights import exporting
 
     npo, output, form, rank = load_npo(options["npo"]), Path(options["output"]), options["form"], options["rank"]
     model = options["model"] or (npo.config.base_model if npo.config else None)

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.weights.npo_folder import Finite, Recommended
 
 Presets = Mapping[str, Mapping[str, Any]]
 """A family's settings by what is trained: {"lora": {…}, "full": {…}}."""
@@ -33,19 +34,8 @@ def _listed(value: Any) -> Any:
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Recommended(BaseModel):
-    """How negative weights are best used: θ + α·η + β·δ, and a range of guidance scales."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    beta: Finite = 1.0
-    alpha: Finite = 1.0
-    guidance_scale: tuple[Finite, Finite] = (3.0, 8.0)
 
 
 class Recipe(BaseModel):

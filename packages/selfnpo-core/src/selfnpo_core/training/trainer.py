@@ -27,12 +27,12 @@ from selfnpo_core.training.embeddings import EmbeddingsCache
 from selfnpo_core.training.engine import Engine, Update
 from selfnpo_core.training.estimate import check_pool, out_of_memory
 from selfnpo_core.training.hashing import fingerprint
-from selfnpo_core.training.npo_folder import NpoConfig, write_npo
 from selfnpo_core.training.pictures import sample_grid
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import RunFolder, holds_run
 from selfnpo_core.training.student import lora_target_modules
 from selfnpo_core.training.updates import check_window
+from selfnpo_core.weights.npo_folder import NpoConfig, write_npo
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.negative import Factors, nearest
-from selfnpo_core.training.npo_folder import Npo
+from selfnpo_core.weights.npo_folder import Npo
 
 METADATA = "lora_adapter_metadata"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from selfnpo_core.guidance import NULL
 from selfnpo_core.prediction import Estimate, to_estimate
 from selfnpo_core.rollout import Step, trajectory
-from selfnpo_core.training.npo_folder import Npo, check_base, load_npo
+from selfnpo_core.weights.npo_folder import Npo, check_base, load_npo
 
 if TYPE_CHECKING:
     from selfnpo_core.training.backbone import Backbone

@@ -1,0 +1,1 @@
+"""Negative weights on disk and as tensors: npo folders, model cards, offsets, exports, inspection."""
