@@ -10,7 +10,7 @@ import pytest
 
 from selfnpo_core.cli import LazyGroup, describe_error, folder_name, run, set_key
 from selfnpo_core.errors import InputError, RunError
-from selfnpo_core.prompts import read_prompts
+from selfnpo_core.models.prompts import read_prompts
 from selfnpo_core.system.signals import Interrupted
 from selfnpo_core.training.recipe import resolve_recipe
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
+from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.training import build_recipe, train
-from selfnpo_core.training.embeddings import EmbeddingsCache
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.families import backbone_of
 from selfnpo_image.loading import load_pipeline

@@ -20,9 +20,9 @@ from tests.tiny import PIPELINES
 from selfnpo_core.cli import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
+from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.training import build_recipe, dry_run
-from selfnpo_core.training.backbone import Backbone
-from selfnpo_core.training.hashing import weights_hash
 from selfnpo_image import single_file as single
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.cli import selfnpo_image

@@ -16,7 +16,7 @@ from tests.tiny import sdxl
 
 from selfnpo_core import attach_npo
 from selfnpo_core.errors import InputError
-from selfnpo_core.sources import Source
+from selfnpo_core.models.sources import Source
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of
 from selfnpo_image import loading

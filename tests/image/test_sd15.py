@@ -14,9 +14,9 @@ from PIL import ImageChops
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
+from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.system.devices import best_device
-from selfnpo_core.training.backbone import Backbone
-from selfnpo_core.training.hashing import weights_hash
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sd15 import SD15
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
+from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.training import build_recipe, train
-from selfnpo_core.training.embeddings import EmbeddingsCache
 from selfnpo_video.cogvideox import CogVideoX, load_pipeline
 
 PROMPTS = ["a red circle moves left", "", "a blue square grows", "a very long tale of circles and squares"]

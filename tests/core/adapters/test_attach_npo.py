@@ -12,8 +12,8 @@ from tests.core.adapters.reference import add_lora, assert_same, delta_of, lora_
 from tests.tiny import sample, sd15, sdxl
 
 from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, attach_npo
+from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.system.files import write_json
-from selfnpo_core.training.hashing import weights_hash
 from selfnpo_core.weights.npo_folder import NpoConfig, Recommended
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from selfnpo_core import RunError
-from selfnpo_core.training.embeddings import EmbeddingsCache, Encode, Encoder, Row, Text, embedded
+from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, Row, Text, embedded
 
 TEXTS: list[Text] = [*(f"{number} red circles" for number in range(9)), "a fox", None]
 

@@ -21,8 +21,9 @@ from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 from tests.tools.launching import ROOT, environment
 
 from selfnpo_core import InputError
-from selfnpo_core.training import embeddings, train
-from selfnpo_core.training.embeddings import EmbeddingsCache, Text, embedded
+from selfnpo_core.models import embeddings
+from selfnpo_core.models.embeddings import EmbeddingsCache, Text, embedded
+from selfnpo_core.training import train
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
+from selfnpo_core.models.identity import FINGERPRINT_SIZE, distance, fingerprint, weights_hash
 from selfnpo_core.training import train
-from selfnpo_core.training.hashing import FINGERPRINT_SIZE, distance, fingerprint, weights_hash
 from selfnpo_core.weights.npo_folder import NpoConfig, check_base, load_npo, write_npo
 
 

@@ -7,12 +7,12 @@ from tests.core.training.test_unet import UnetBackbone
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError
+from selfnpo_core.models.identity import weights_hash
+from selfnpo_core.models.storage import FP8, compute_dtype, is_kept, store_base
 from selfnpo_core.training import dry_run, train
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
-from selfnpo_core.training.hashing import weights_hash
 from selfnpo_core.training.measuring import measure
-from selfnpo_core.training.storage import FP8, compute_dtype, is_kept, store_base
 
 SETTINGS = {"gradient_checkpointing": True, "targets": "all", "steps": 3}
 

@@ -12,10 +12,10 @@ from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 from torch import Tensor, nn
 
 from selfnpo_core import NULL
+from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.training import train
-from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.checkpoint import newest_checkpoint
-from selfnpo_core.training.hashing import weights_hash
 from selfnpo_core.weights.npo_folder import load_npo
 
 

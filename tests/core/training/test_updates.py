@@ -12,10 +12,10 @@ from diffusers import CogVideoXDDIMScheduler
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import NULL, InputError, NoiseSchedule, RunError, trajectory
+from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.training import Recipe
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.engine import Engine
-from selfnpo_core.training.hashing import weights_hash
 from selfnpo_core.training.updates import Noised, noised_looks, reference_rows, teacher_rows, update_loss
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfnpo_core import NULL, NoiseSchedule
+from selfnpo_core.models.backbone import Negative
+from selfnpo_core.models.embeddings import EmbeddingsCache
+from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.training import Recipe, build_recipe
-from selfnpo_core.training.backbone import Negative
-from selfnpo_core.training.embeddings import EmbeddingsCache
-from selfnpo_core.training.hashing import weights_hash
 
 SHAPE = (4, 4, 4)
 PROMPTS = ["a red circle", "a blue square", "two green stars", "a small cross", "a large ring"]

@@ -24,12 +24,12 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
+from selfnpo_core.models.identity import weights_hash
+from selfnpo_core.models.sources import Source
+from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
-from selfnpo_core.sources import Source
 from selfnpo_core.system.devices import best_device
-from selfnpo_core.training.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
-from selfnpo_core.training.hashing import weights_hash
-from selfnpo_core.training.storage import compute_dtype
 from selfnpo_image.families import Kind, check_scheduler
 from selfnpo_image.loading import encoder_files, load_pipeline, local
 from selfnpo_image.models import find_source
@@ -37,14 +37,14 @@ from selfnpo_image.models import find_source
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from selfnpo_core.training.backbone import Negative
+    from selfnpo_core.models.backbone import Negative
 
 log = logging.getLogger(__name__)
 CLIP_TOKENS = 77
 
 
 class ImageBackbone:
-    """A model as the training engine sees it (`selfnpo_core.training.backbone.Backbone`).
+    """A model as the training engine sees it (`selfnpo_core.models.backbone.Backbone`).
 
     height, width: of the pictures, in pixels; None is what the model was made for.
     """

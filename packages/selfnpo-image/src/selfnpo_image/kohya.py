@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sources import Source
+from selfnpo_core.models.sources import Source
 from selfnpo_core.weights.exporting import KohyaFiles
 from selfnpo_core.weights.npo_folder import Npo
 from selfnpo_core.weights.offsets import Lora

@@ -14,9 +14,9 @@ from transformers import CLIPTokenizer
 
 from selfnpo_core import preference
 from selfnpo_core.errors import InputError
-from selfnpo_core.loading import one_line_errors, quiet
+from selfnpo_core.models.loading import one_line_errors, quiet
+from selfnpo_core.models.sources import Source
 from selfnpo_core.preference import Preference
-from selfnpo_core.sources import Source
 from selfnpo_image import single_file
 from selfnpo_image.demo.assets import PREFERRED
 from selfnpo_image.families import (

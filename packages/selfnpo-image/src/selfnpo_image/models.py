@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from selfnpo_core import sources
-from selfnpo_core.sources import KnownModel, Source
+from selfnpo_core.models import sources
+from selfnpo_core.models.sources import KnownModel, Source
 
 _SD15: dict[str, Any] = {"family": "sd15", "parameters": 859_520_964, "prediction_type": "epsilon", "dtype": "fp16"}
 _SDXL: dict[str, Any] = {"family": "sdxl", "parameters": 2_567_463_684, "prediction_type": "epsilon", "dtype": "fp16"}
@@ -82,7 +82,7 @@ KNOWN = {
 
 
 def find_source(name: str, config: str | Path | None = None) -> Source:
-    """What `--model NAME` stands for, by `selfnpo_core.sources.find_source`."""
+    """What `--model NAME` stands for, by `selfnpo_core.models.sources.find_source`."""
     from selfnpo_image.demo.assets import model_folder
 
     return sources.find_source(name, KNOWN, model_folder, config)

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 
-from selfnpo_core.prompts import read_prompts
+from selfnpo_core.models.prompts import read_prompts
 
 
 def load_prompts(name: str, model: str) -> list[str]:

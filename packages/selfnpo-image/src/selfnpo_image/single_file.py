@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sources import Source
+from selfnpo_core.models.sources import Source
 
 if TYPE_CHECKING:
     from selfnpo_image.families import Kind, Shapes

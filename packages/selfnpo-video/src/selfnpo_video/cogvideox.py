@@ -33,14 +33,14 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from selfnpo_core import preference
 from selfnpo_core.errors import InputError
-from selfnpo_core.loading import one_line_errors, quiet
+from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
+from selfnpo_core.models.identity import weights_hash
+from selfnpo_core.models.loading import one_line_errors, quiet
+from selfnpo_core.models.sources import Source
+from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.preference import Preference
 from selfnpo_core.schedule import NoiseSchedule
-from selfnpo_core.sources import Source
 from selfnpo_core.system.devices import best_device
-from selfnpo_core.training.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
-from selfnpo_core.training.hashing import weights_hash
-from selfnpo_core.training.storage import compute_dtype
 from selfnpo_video.attention import use_attention
 from selfnpo_video.models import KNOWN, architecture, find_source, size_for
 from selfnpo_video.positions import Rotary, rotary_positions, window_at
@@ -49,7 +49,7 @@ from selfnpo_video.shapes import ClipSize, Compression
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from selfnpo_core.training.backbone import Negative
+    from selfnpo_core.models.backbone import Negative
 
 log = logging.getLogger(__name__)
 PIPELINES = {
@@ -111,7 +111,7 @@ def find_preference(name: str, pipe: Any) -> Preference:
 
 
 class CogVideoX:
-    """A CogVideoX text-to-video model as the training engine sees it (`selfnpo_core.training.backbone.Backbone`).
+    """A CogVideoX text-to-video model as the training engine sees it (`selfnpo_core.models.backbone.Backbone`).
 
     Of the model only the transformer is in memory; T5 is read for `embed`, the VAE for `draw_samples`.
 

@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from selfnpo_core import sources
-from selfnpo_core.sources import KnownModel, Source
+from selfnpo_core.models import sources
+from selfnpo_core.models.sources import KnownModel, Source
 from selfnpo_video.shapes import ClipSize
 
 
@@ -101,7 +101,7 @@ _DEFAULTS = {
 
 
 def find_source(name: str, config: str | Path | None = None) -> Source:
-    """What `--model NAME` stands for, by `selfnpo_core.sources.find_source`."""
+    """What `--model NAME` stands for, by `selfnpo_core.models.sources.find_source`."""
     return sources.find_source(name, KNOWN, _shipped, config)
 
 

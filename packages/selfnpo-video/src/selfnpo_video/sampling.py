@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from selfnpo_core import preference
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.sources import Source
 from selfnpo_core.preference import kept_eta, prepare
 from selfnpo_core.sample_folder import SampleFolder, sample_name
 from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
-from selfnpo_core.sources import Source
 from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_core.system.files import file_sha256
 from selfnpo_video import memory

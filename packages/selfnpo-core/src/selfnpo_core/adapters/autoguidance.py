@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from selfnpo_core.adapters.branches import LAYOUTS, bare, known_denoisers, replace
 from selfnpo_core.adapters.delta import NegativeDelta
 from selfnpo_core.errors import InputError
-from selfnpo_core.loading import quiet
+from selfnpo_core.models.loading import quiet
 
 
 @contextmanager

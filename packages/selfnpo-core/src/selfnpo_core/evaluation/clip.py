@@ -20,7 +20,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.networks import Look, Network
 from selfnpo_core.evaluation.samples import Frames
 from selfnpo_core.evaluation.weights import Wanted, library
-from selfnpo_core.loading import quiet
+from selfnpo_core.models.loading import quiet
 
 REPO = "openai/clip-vit-large-patch14"
 CONFIG, PIXELS = "config.json", "preprocessor_config.json|processor_config.json"

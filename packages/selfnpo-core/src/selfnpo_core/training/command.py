@@ -11,12 +11,12 @@ import torch
 
 from selfnpo_core.cli import echo_json, folder_name, set_key
 from selfnpo_core.errors import InputError
-from selfnpo_core.prompts import read_prompts
-from selfnpo_core.sources import Source
+from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.prompts import read_prompts
+from selfnpo_core.models.sources import Source
 from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_core.system.processes import is_main, on_main
 from selfnpo_core.training.accelerators import make_accelerator
-from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.estimate import check_memory, dry_run
 from selfnpo_core.training.recipe import Presets, Recipe, build_recipe, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder

@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator
 
 from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.ranks import Ranks
 from selfnpo_core.system.processes import joined
 from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
-from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_source, make_teacher

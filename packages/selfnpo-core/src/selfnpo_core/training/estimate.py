@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.storage import is_kept
 from selfnpo_core.system.memory import available
-from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
-from selfnpo_core.training.storage import is_kept
 from selfnpo_core.training.student import Student, make_student
 from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.system.memory import peak_tensor_bytes
 from selfnpo_core.training.accelerators import AMP, make_accelerator
-from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.engine import Engine
 from selfnpo_core.training.recipe import Recipe
 

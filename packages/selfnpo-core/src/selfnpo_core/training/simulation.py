@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.training.accelerators import AMP
-from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_teacher
 from selfnpo_core.training.student import Student

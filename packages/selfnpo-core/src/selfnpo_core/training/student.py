@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from selfnpo_core.ema import ema_update
 from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.models.backbone import Backbone, Negative
+from selfnpo_core.models.storage import give_back, place_rest, store_base
 from selfnpo_core.system.files import save_tensors
 from selfnpo_core.system.processes import is_main
-from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.sharding import collect, entire, fill, pieces, split, whole
-from selfnpo_core.training.storage import give_back, place_rest, store_base
 
 Role = Literal["student", "teacher", "base"]
 NPO, TEACHER = "npo", "teacher"

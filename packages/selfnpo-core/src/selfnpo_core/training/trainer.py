@@ -17,16 +17,16 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.models.backbone import Backbone, Negative
+from selfnpo_core.models.embeddings import EmbeddingsCache
+from selfnpo_core.models.identity import fingerprint
 from selfnpo_core.system.files import is_disk_full
 from selfnpo_core.system.processes import is_main, largest, on_main, shared_out
 from selfnpo_core.system.signals import StopSignals, interrupted_by
 from selfnpo_core.training.accelerators import AMP, make_accelerator, start_trackers
-from selfnpo_core.training.backbone import Backbone, Negative
 from selfnpo_core.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from selfnpo_core.training.embeddings import EmbeddingsCache
 from selfnpo_core.training.engine import Engine, Update
 from selfnpo_core.training.estimate import check_pool, out_of_memory
-from selfnpo_core.training.hashing import fingerprint
 from selfnpo_core.training.pictures import sample_grid
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import RunFolder, holds_run

@@ -18,10 +18,10 @@ from torch import Tensor
 from selfnpo_core.denoise import renoise
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
+from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.objective import gradient_reversal_loss, npo_dpo_loss, tdft_loss
 from selfnpo_core.prediction import Estimate, to_estimate
 from selfnpo_core.ranks import ALONE, Ranks
-from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import Look, Source
 from selfnpo_core.training.student import Role, Student

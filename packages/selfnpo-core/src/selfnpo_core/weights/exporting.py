@@ -15,9 +15,9 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.negative import relative_error
 from selfnpo_core.system.files import save_tensors, write_json, written_aside
-from selfnpo_core.training.backbone import Backbone
 from selfnpo_core.weights import offsets
 from selfnpo_core.weights.inspection import added, effect_errors
 from selfnpo_core.weights.npo_folder import LORA_FILE, Npo, check_base, write_npo

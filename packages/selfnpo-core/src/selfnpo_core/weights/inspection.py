@@ -21,7 +21,7 @@ from selfnpo_core.rollout import Step, trajectory
 from selfnpo_core.weights.npo_folder import Npo, check_base, load_npo
 
 if TYPE_CHECKING:
-    from selfnpo_core.training.backbone import Backbone
+    from selfnpo_core.models.backbone import Backbone
 
 _FIRST = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
 _SECOND = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.models.identity import SAME_BASE, distance, fingerprint, weights_hash
 from selfnpo_core.system.files import (
     PICKLES,
     load_tensors,
@@ -25,7 +26,6 @@ from selfnpo_core.system.files import (
     write_text,
     written_aside,
 )
-from selfnpo_core.training.hashing import SAME_BASE, distance, fingerprint, weights_hash
 from selfnpo_core.weights.model_card import model_card
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfnpo_core.evaluation import Moments
-from selfnpo_core.training.backbone import Backbone
+from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.training.recipe import Presets
 
 if TYPE_CHECKING:

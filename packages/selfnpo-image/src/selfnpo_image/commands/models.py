@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from selfnpo_core.cli import echo_json, echo_table
-from selfnpo_core.sources import KnownModel
+from selfnpo_core.models.sources import KnownModel
 from selfnpo_image.models import KNOWN
 
 _HEAD = ("name", "family", "hub id", "parameters", "predicts", "dtype", "memory", "licence")

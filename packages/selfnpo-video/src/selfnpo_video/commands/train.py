@@ -10,7 +10,7 @@ from selfnpo_video.commands.sample import ATTENTION
 if TYPE_CHECKING:
     import torch
 
-    from selfnpo_core.sources import Source
+    from selfnpo_core.models.sources import Source
     from selfnpo_core.training import Recipe
     from selfnpo_core.training.command import Family
     from selfnpo_video.cogvideox import CogVideoX

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sources import Source
+from selfnpo_core.models.sources import Source
 from selfnpo_core.system.files import is_disk_full
 
 

@@ -17,7 +17,7 @@ from selfnpo_core.schedule import NoiseSchedule
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from selfnpo_core.training.embeddings import EmbeddingsCache
+    from selfnpo_core.models.embeddings import EmbeddingsCache
 
 Negative = str | Mapping[str, Tensor] | None
 """Negative weights to sample with: the name of a PEFT adapter, a full-weight offset by parameter name, or none."""
@@ -50,7 +50,7 @@ class Backbone(Protocol):
     def embed(self, prompts: Sequence[str], cache: "EmbeddingsCache | None" = None) -> None:
         """Fill the table of embeddings with these prompts and the null prompt.
 
-        With a cache all processes of a run do so together (`selfnpo_core.training.embeddings.embedded`), and the table
+        With a cache all processes of a run do so together (`selfnpo_core.models.embeddings.embedded`), and the table
         is the same, bit for bit, as without. Afterwards text encoder and VAE are off the training device, and stay so
         but for `draw_samples`.
         """
