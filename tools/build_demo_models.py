@@ -18,7 +18,7 @@ import click
 import torch
 
 from selfnpo_core.adapters.attach import ETA, load_lora
-from selfnpo_core.cli import stack
+from selfnpo_core.commands.options import stack
 from selfnpo_core.errors import RunError
 from selfnpo_core.worlds import Judges, World, sweep
 from selfnpo_core.worlds.assets import reconstruction_distance, reference, refuse_ragged, write_assets

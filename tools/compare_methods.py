@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import torch
 
-from selfnpo_core.cli import run
+from selfnpo_core.commands.program import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.worlds import Table, Task
 from selfnpo_core.worlds.matched import entries, fill

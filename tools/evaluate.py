@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import run
+from selfnpo_core.commands.program import run
 
 
 @click.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import run, sampling_options
+from selfnpo_core.commands.options import sampling_options
+from selfnpo_core.commands.program import run
 from selfnpo_video.commands.sample import clip_options
 
 

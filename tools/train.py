@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import run, train_options
+from selfnpo_core.commands.options import train_options
+from selfnpo_core.commands.program import run
 
 
 @click.command(help=__doc__)
@@ -23,7 +24,7 @@ from selfnpo_core.cli import run, train_options
 @click.option("--local_rank", type=int, hidden=True, help="Added by `deepspeed`; the environment says the same.")
 @train_options
 def train(family: str, local_rank: int | None, **options: Any) -> None:
-    from selfnpo_core.training.command import run_train
+    from selfnpo_core.commands.train import run_train
 
     try:
         commands = import_module(f"selfnpo_{family}.commands.train")

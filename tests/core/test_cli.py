@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from selfnpo_core.cli import LazyGroup, describe_error, folder_name, run, set_key
+from selfnpo_core.commands.options import set_key
+from selfnpo_core.commands.program import LazyGroup, describe_error, run
+from selfnpo_core.commands.train import folder_name
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.prompts import read_prompts
 from selfnpo_core.system.signals import Interrupted
@@ -77,7 +79,7 @@ def test_a_lazy_group_imports_a_command_only_when_called(capsys: pytest.CaptureF
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, selfnpo_core.cli, selfnpo_core.errors\n"
+        "import sys, selfnpo_core.commands.program, selfnpo_core.errors\n"
         "print(*[m for m in ('torch', 'diffusers', 'numpy', 'PIL', 'pydantic') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tests.image.conftest import QUICK, Command
 from transformers import CLIPTextModel
 
+from selfnpo_core.commands.train import base_dtype, resolve
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.training import build_recipe, dry_run, train
-from selfnpo_core.training.command import base_dtype, resolve
 from selfnpo_core.training.measuring import measure
 from selfnpo_image import compare as comparing
 from selfnpo_image.commands.train import family

@@ -16,7 +16,7 @@ from tests.core.study.drawn import draw_arm, draw_folders
 from tests.image.conftest import Command
 from tests.image.serving import serving
 
-from selfnpo_core.study import command as study_command
+from selfnpo_core.commands import study as study_command
 from selfnpo_core.study.pairs import digest, read_pairs
 from selfnpo_core.study.trials import plan_trials
 from selfnpo_core.study.votes import Votes

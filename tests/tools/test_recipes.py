@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from selfnpo_core.commands.family import Family
+from selfnpo_core.commands.train import base_dtype
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.training import dry_run, resolve_recipe
 from selfnpo_core.training.accelerators import check_engine
-from selfnpo_core.training.command import Family, base_dtype
 from selfnpo_image.commands import train as image
 from selfnpo_image.models import KNOWN as IMAGE
 from selfnpo_video.commands import train as video

@@ -10,7 +10,7 @@ import torch
 import transformers
 from tests.tiny import clip_model
 
-from selfnpo_core.cli import run
+from selfnpo_core.commands.program import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation import Moments, frechet_distance
 from selfnpo_core.evaluation.clip import REPO

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from tests.core.study.drawn import draw_arm
 
+from selfnpo_core.commands.evaluate import run_evaluate
+from selfnpo_core.commands.report import run_report
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.metrics import Metric
 from selfnpo_core.evaluation.networks import Network
-from selfnpo_core.evaluation.run import Family, run_evaluate
+from selfnpo_core.evaluation.run import MetricSet
 from selfnpo_core.evaluation.samples import Media
-from selfnpo_core.reporting.command import run_report
 
 LINKS = ("https://arxiv.org/",)
 
@@ -46,7 +47,7 @@ METRICS = [
     Metric(name="red", kind="score", network=NETWORK),
     Metric(name="blue", kind="score", network=NETWORK, better="neither"),
 ]
-FAMILY = Family(
+FAMILY = MetricSet(
     media=Media(unit="picture", suffixes=frozenset({".png"}), read=read), metrics=lambda options: METRICS, groups={}
 )
 

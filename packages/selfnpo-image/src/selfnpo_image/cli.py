@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from selfnpo_core.cli import LazyGroup, run
+from selfnpo_core.commands.program import LazyGroup, run
 
 NAME = "selfnpo-image"
 _COMMANDS = {

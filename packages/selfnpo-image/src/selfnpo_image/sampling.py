@@ -57,7 +57,7 @@ class Job:
 
 
 def plan(options: Mapping[str, Any]) -> Job:
-    """A job from the options of the command line (`selfnpo_core.cli.sampling_options`)."""
+    """A job from the options of the command line (`selfnpo_core.commands.options.sampling_options`)."""
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a folder, a file or a hub id")
     source = find_source(options["model"], options["model_config"])

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from selfnpo_core.cli import echo_table
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.distances import Moments
 from selfnpo_core.evaluation.metrics import (
@@ -23,7 +22,6 @@ from selfnpo_core.evaluation.metrics import (
     check_counts,
     measure,
     per_sample,
-    table,
 )
 from selfnpo_core.evaluation.networks import Cache, Ready, look
 from selfnpo_core.evaluation.samples import (
@@ -46,8 +44,8 @@ CACHE = ".evaluation"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """What the command needs to know of a family of models.
+class MetricSet:
+    """What can be measured of a family's samples.
 
     metrics: the options of the command line → all metrics by name. groups: names that stand for several.
     others: figures that are not what a network says, by the name that asks for them; of the options at once, so that
@@ -78,19 +76,19 @@ class Folders:
 Others = Callable[[Folders], dict[str, dict[str, Any]]]
 
 
-def run_evaluate(family: Family, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The whole command. Returns the results, or None of any process but the first.
+def evaluate(offered: MetricSet, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Measure, and write --json. Returns the results, or None of any process but the first.
 
     Several processes share the work when RANK and WORLD_SIZE say so, as torchrun sets them.
     """
     ranks = Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    chosen, others = choose(family, options)
+    chosen, others = choose(offered, options)
     for metric in chosen:
         metric.network.check()
     target = None if options["json"] is None else Path(options["json"])
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
         raise InputError(f"--json {target} cannot be written: give a file in a folder that is there")
-    folders = read_folders(family.media, options)
+    folders = read_folders(offered.media, options)
     if ranks.index == 0:
         for problem in folders.skipped:
             log.warning("left out: %s", problem)
@@ -100,7 +98,7 @@ def run_evaluate(family: Family, options: Mapping[str, Any]) -> dict[str, Any] |
     for metric in chosen:
         if metric.network.name not in ready:
             ready[metric.network.name] = Ready.of(metric.network, weights, metric.name)
-    said = _looked(family.media, chosen, ready, folders, ranks, options)
+    said = _looked(offered.media, chosen, ready, folders, ranks, options)
     if said is None:
         return None
     figures: dict[str, dict[str, Any]] = {}
@@ -119,22 +117,21 @@ def run_evaluate(family: Family, options: Mapping[str, Any]) -> dict[str, Any] |
     results = _results(folders, figures, scores)
     if target is not None:
         write_text(target, _json(results))
-    echo_table(*table(figures))
     return results
 
 
-def choose(family: Family, options: Mapping[str, Any]) -> tuple[list[Metric], list[Others]]:
+def choose(offered: MetricSet, options: Mapping[str, Any]) -> tuple[list[Metric], list[Others]]:
     """The metrics that are asked for. Raises `InputError` for names that are none."""
-    known = {metric.name: metric for metric in family.metrics(options)}
+    known = {metric.name: metric for metric in offered.metrics(options)}
     asked = [name.strip() for name in (options["metrics"] or "").split(",") if name.strip()]
-    names = dict.fromkeys(each for name in asked for each in family.groups.get(name, (name,)))
-    wrong = [name for name in names if name not in known and name not in family.others]
-    listed = ", ".join([*known, *family.groups, *family.others])
+    names = dict.fromkeys(each for name in asked for each in offered.groups.get(name, (name,)))
+    wrong = [name for name in names if name not in known and name not in offered.others]
+    listed = ", ".join([*known, *offered.groups, *offered.others])
     if wrong:
         raise InputError(f"unknown metric '{wrong[0]}': use {listed}")
     if not names:
         raise InputError(f"nothing to measure: give --metrics some of {listed}")
-    others = [family.others[name](options) for name in names if name in family.others]
+    others = [offered.others[name](options) for name in names if name in offered.others]
     return [known[name] for name in names if name in known], others
 
 

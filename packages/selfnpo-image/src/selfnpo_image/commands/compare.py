@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import sampling_options
+from selfnpo_core.commands.options import sampling_options
 
 
 @click.command(help="Draw the same prompts and seeds with and without --npo, side by side under captions.")

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import evaluate_options, stack
+from selfnpo_core.commands.options import evaluate_options, stack
 
 feature_options = stack(
     click.option(
@@ -24,7 +24,7 @@ feature_options = stack(
 @evaluate_options
 @feature_options
 def evaluate(**options: Any) -> None:
-    from selfnpo_core.evaluation.run import run_evaluate
-    from selfnpo_image.evaluation import family
+    from selfnpo_core.commands.evaluate import run_evaluate
+    from selfnpo_image.evaluation import metric_set
 
-    run_evaluate(family(), options)
+    run_evaluate(metric_set(), options)

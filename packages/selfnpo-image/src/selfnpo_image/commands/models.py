@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from selfnpo_core.cli import echo_json, echo_table
+from selfnpo_core.commands.printing import echo_json, echo_table
 from selfnpo_core.models.sources import KnownModel
 from selfnpo_image.models import KNOWN
 

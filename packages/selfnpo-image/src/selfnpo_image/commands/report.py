@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import report_options
+from selfnpo_core.commands.options import report_options
 
 
 @click.command(
@@ -13,7 +13,7 @@ from selfnpo_core.cli import report_options
 )
 @report_options
 def report(**options: Any) -> None:
-    from selfnpo_core.reporting.command import run_report
-    from selfnpo_image.evaluation import family
+    from selfnpo_core.commands.report import run_report
+    from selfnpo_image.evaluation import metric_set
 
-    run_report(family().media, options)
+    run_report(metric_set().media, options)

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import sampling_options
+from selfnpo_core.commands.options import sampling_options
 
 
 @click.command(help="Draw pictures as 00000-SEED.png with a metadata.jsonl. The same command again goes on.")

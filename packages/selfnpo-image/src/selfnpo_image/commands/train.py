@@ -4,29 +4,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from selfnpo_core.cli import train_options
+from selfnpo_core.commands.options import train_options
 from selfnpo_core.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
+    from selfnpo_core.commands.family import Family
     from selfnpo_core.models.sources import Source
     from selfnpo_core.training import Recipe
-    from selfnpo_core.training.command import Family
     from selfnpo_image.backbone import ImageBackbone
 
 
 @click.command(help="Train negative weights. The result is RUN/npo; --resume goes on from RUN's last checkpoint.")
 @train_options
 def train(**options: Any) -> None:
-    from selfnpo_core.training.command import run_train
+    from selfnpo_core.commands.train import run_train
 
     run_train(family(), options)
 
 
 def family() -> "Family":
     """What the command needs to know of image models."""
-    from selfnpo_core.training.command import Family
+    from selfnpo_core.commands.family import Family
     from selfnpo_image import kohya
     from selfnpo_image.models import find_source
     from selfnpo_image.prompts import load_prompts

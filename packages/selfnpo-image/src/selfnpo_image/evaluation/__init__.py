@@ -10,16 +10,16 @@ from PIL import Image
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.clip import clip
 from selfnpo_core.evaluation.metrics import Metric, manifold_metrics
-from selfnpo_core.evaluation.run import Family
+from selfnpo_core.evaluation.run import MetricSet
 from selfnpo_core.evaluation.samples import Frames, Media
 from selfnpo_core.worlds.network import ORACLE, oracle_metrics, oracle_network
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
 
-def family() -> Family:
-    """What the command needs to know of pictures."""
-    return Family(
+def metric_set() -> MetricSet:
+    """What can be measured of pictures, by name."""
+    return MetricSet(
         media=Media(unit="picture", suffixes=SUFFIXES, read=read_picture),
         metrics=metrics,
         groups={"oracle": ORACLE},

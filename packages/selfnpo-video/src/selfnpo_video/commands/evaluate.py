@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import evaluate_options, stack
+from selfnpo_core.commands.options import evaluate_options, stack
 
 clip_metric_options = stack(
     click.option(
@@ -30,11 +30,11 @@ clip_metric_options = stack(
 @evaluate_options
 @clip_metric_options
 def evaluate(**options: Any) -> None:
-    from selfnpo_core.evaluation.run import run_evaluate
-    from selfnpo_video.evaluation import family, vbench
+    from selfnpo_core.commands.evaluate import run_evaluate
+    from selfnpo_video.evaluation import metric_set, vbench
 
     if options["vbench_export"] is not None:
-        count = vbench.export(family().media, options)
+        count = vbench.export(metric_set().media, options)
         click.echo(f"{count} clips and {vbench.PROMPTS} in {options['vbench_export']}")
     if options["metrics"] is not None or options["vbench_export"] is None:
-        run_evaluate(family(), options)
+        run_evaluate(metric_set(), options)

@@ -2,7 +2,7 @@
 
 import click
 
-from selfnpo_core.cli import model_options
+from selfnpo_core.commands.options import model_options
 from selfnpo_video.commands.train import family
 
 
@@ -12,6 +12,6 @@ from selfnpo_video.commands.train import family
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--plot", metavar="FILE", help="Write a picture: strength over timesteps, and which layers carry it.")
 def inspect(path: str, model: str | None, model_config: str | None, as_json: bool, plot: str | None) -> int:
-    from selfnpo_core.training.command import run_inspect
+    from selfnpo_core.commands.inspect import run_inspect
 
     return run_inspect(family(), path, model, model_config, as_json=as_json, plot=plot)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from selfnpo_core.cli import echo_json, echo_table
+from selfnpo_core.commands.printing import echo_json, echo_table
 from selfnpo_video.models import KNOWN, KnownVideoModel
 
 _HEAD = ("name", "hub id", "parameters", "clip", "dtype", "memory", "licence", "for")

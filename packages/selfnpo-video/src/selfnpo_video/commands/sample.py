@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import sampling_options, stack
+from selfnpo_core.commands.options import sampling_options, stack
 
 ATTENTION = click.Choice(["auto", "sdpa", "xformers", "flash"])
 

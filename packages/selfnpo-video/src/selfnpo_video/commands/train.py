@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from selfnpo_core.cli import set_key, train_options
+from selfnpo_core.commands.options import set_key, train_options
 from selfnpo_video.commands.sample import ATTENTION
 
 if TYPE_CHECKING:
     import torch
 
+    from selfnpo_core.commands.family import Family
     from selfnpo_core.models.sources import Source
     from selfnpo_core.training import Recipe
-    from selfnpo_core.training.command import Family
     from selfnpo_video.cogvideox import CogVideoX
 
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @train_options
 @click.option("--attention", type=ATTENTION, help="What computes attention. Default: the recipe's, auto.")
 def train(attention: str | None, **options: Any) -> None:
-    from selfnpo_core.training.command import run_train
+    from selfnpo_core.commands.train import run_train
 
     if attention is not None:
         options["overrides"] = (*options["overrides"], set_key("attention", attention))
@@ -29,7 +29,7 @@ def train(attention: str | None, **options: Any) -> None:
 
 def family() -> "Family":
     """What the command needs to know of video models."""
-    from selfnpo_core.training.command import Family
+    from selfnpo_core.commands.family import Family
     from selfnpo_video.models import find_source
     from selfnpo_video.prompts import load_prompts
     from selfnpo_video.recipes import presets_for

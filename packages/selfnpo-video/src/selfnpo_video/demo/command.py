@@ -4,13 +4,13 @@ from typing import Any
 
 import click
 
-from selfnpo_core.cli import demo_options
+from selfnpo_core.commands.options import demo_options
 
 
 @click.command(help="Train negative weights for the shipped toy model, sample with and without them, measure.")
 @demo_options
 def demo(**options: Any) -> None:
-    from selfnpo_core.worlds.story import tell
+    from selfnpo_core.commands.demo import tell
     from selfnpo_video.demo import moving
 
     tell(moving.demo(), **options)

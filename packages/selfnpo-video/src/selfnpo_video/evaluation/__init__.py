@@ -6,7 +6,7 @@ from typing import Any
 
 from selfnpo_core.evaluation.clip import clip
 from selfnpo_core.evaluation.metrics import Metric, manifold_metrics
-from selfnpo_core.evaluation.run import Family
+from selfnpo_core.evaluation.run import MetricSet
 from selfnpo_core.evaluation.samples import Frames, Media
 from selfnpo_core.worlds.network import ORACLE, oracle_metrics, oracle_network
 from selfnpo_video.evaluation import vbench
@@ -15,9 +15,9 @@ from selfnpo_video.video_files import read_video
 SUFFIXES = frozenset({".mp4", ".webp", ".gif", ".webm", ".mov", ".avi", ""})
 
 
-def family() -> Family:
-    """What the command needs to know of clips."""
-    return Family(
+def metric_set() -> MetricSet:
+    """What can be measured of clips, by name."""
+    return MetricSet(
         media=Media(unit="clip", suffixes=SUFFIXES, read=read_clip),
         metrics=metrics,
         groups={"oracle": ORACLE},

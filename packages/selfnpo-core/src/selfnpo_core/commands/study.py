@@ -14,7 +14,7 @@ from typing import Any
 import click
 import torch
 
-from selfnpo_core.cli import echo_table
+from selfnpo_core.commands.printing import echo_table
 from selfnpo_core.errors import InputError
 from selfnpo_core.study.medium import Medium
 from selfnpo_core.study.pairs import Arm, check_samples, digest, read_pairs, some

@@ -1,120 +1,13 @@
-"""What the commands of all families share: how errors end, commands loaded when called, and common options.
+"""The options of the commands, in the order in which help lists them. Only click is imported here."""
 
-Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 128 + n ended by signal n. A message is one line on stderr.
-Only click is imported here, so that `--help` answers at once; a command's own module is imported when it is called.
-"""
-
-import errno
 import json
-import logging
-import os
-import re
-import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from selfnpo_core.errors import InputError, RunError
-
 Function = TypeVar("Function", bound=Callable[..., Any])
-Lazy = Mapping[str, tuple[str, str]]
-"""Commands by name: ("module:attribute", one line of help)."""
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
-
-
-class LazyGroup(click.Group):
-    """A group whose commands' modules are imported only when one is called; listing them imports none."""
-
-    def __init__(self, *args: Any, lazy: Lazy, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.lazy = lazy
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.lazy)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.lazy:
-            return None
-        module, _, attribute = self.lazy[name][0].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in self.lazy.items()])
-
-
-def run(command: click.Command, args: Sequence[str] | None = None, *, name: str) -> int:
-    """Run a command line to its exit code, which is also what a command's function returned if that is a number."""
-    _prepare_messages()
-    try:
-        result = command.main(args=None if args is None else list(args), prog_name=name, standalone_mode=False)
-    except BaseException as error:
-        code, message = describe_error(error, name)
-        if message and os.environ.get("RANK", "0") == "0":  # of processes with the same mistake, one says so
-            click.echo(message, err=True)
-        return code
-    return result if isinstance(result, int) else 0
-
-
-def _prepare_messages() -> None:
-    """Our own messages on stderr; of the libraries', errors only, unless their environment variables say otherwise."""
-    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(variable, "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-    warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # we never merge into 8 bits
-    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # they speak of kernels, and of each other
-        logging.getLogger(library).setLevel(logging.ERROR)
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-    shown = logging.StreamHandler(sys.stderr)
-    shown.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("selfnpo_"))
-    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
-
-
-def describe_error(error: BaseException, name: str) -> tuple[int, str]:
-    """Exit code and message of an error; what is nobody's mistake but ours is raised again."""
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return 2, error.format_message()
-    if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx else name
-        return 2, _line(name, f"{error.format_message()} (see {path} --help)")
-    if isinstance(error, click.ClickException):
-        return 2, _line(name, error.format_message())
-    if isinstance(error, InputError):
-        return 2, _line(name, error)
-    if isinstance(error, RunError):
-        return getattr(error, "exit_code", 1), _line(name, error)
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return 130, _line(name, "interrupted")
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1, ""
-    if _is_disk_full(error):
-        return 1, _line(name, "the disk is full: free some space and repeat the command; what is written stays")
-    if type(error).__name__ == "OutOfMemoryError":
-        return 1, _line(name, "out of memory on the device: lower the batch size, or use a 16-bit dtype")
-    if isinstance(error, _PATH_ERRORS):
-        return 2, _line(name, f"{error.filename}: {error.strerror}")
-    raise error
-
-
-def _line(name: str, message: object) -> str:
-    return f"{name}: error: " + " ".join(str(message).split())
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def stack(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -180,6 +73,7 @@ sampling_options = stack(
 )
 """Options of `sample` and `compare`."""
 
+
 train_options = stack(
     model_options,
     click.option("--prompts", metavar="FILE|builtin", help="One prompt a line. Default: the built-in list."),
@@ -190,6 +84,7 @@ train_options = stack(
     click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost, and stop."),
 )
 """Options of `train`."""
+
 
 export_options = stack(
     click.option(
@@ -211,6 +106,7 @@ export_options = stack(
 )
 """Options of `export`."""
 
+
 demo_options = stack(
     click.option(
         "--output", type=click.Path(path_type=Path), help="Folder for everything. Default: a new runs/demo-N."
@@ -220,6 +116,7 @@ demo_options = stack(
     click.option("--samples", type=click.IntRange(8), help="Samples of each arm and scale."),
 )
 """Options of `demo`."""
+
 
 study_options = stack(
     click.argument("dir_a", metavar="DIR_A"),
@@ -256,6 +153,7 @@ study_options = stack(
 )
 """Arguments and options of `study`."""
 
+
 evaluate_options = stack(
     click.argument("folder", metavar="DIR"),
     click.option("--against", metavar="DIR", help="Another sample folder, of the same prompts and seeds."),
@@ -272,6 +170,7 @@ evaluate_options = stack(
     click.option("--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
 )
 """Options of `evaluate`."""
+
 
 report_options = stack(
     click.argument("folder", metavar="DIR|RUN"),
@@ -296,21 +195,3 @@ report_options = stack(
 def set_key(key: str, value: object) -> str:
     """An option as a `key=value` override of the recipe; JSON is YAML, so any text survives."""
     return f"{key}={json.dumps(value)}"
-
-
-def folder_name(model: str) -> str:
-    """A short name for run folders from what the user called the model."""
-    stem = Path(model.rstrip("/")).name.removesuffix(".safetensors")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
-
-
-def echo_json(value: Mapping[str, Any]) -> None:
-    """What `--json` prints: one object with its schema's number."""
-    click.echo(json.dumps({"schema": 1, **value}, indent=1, ensure_ascii=False))
-
-
-def echo_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell."""
-    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
-    for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,1 @@
+"""Everything that knows click: options, the commands' bodies, and what a family tells them."""
