@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import METADATA, SampleFolder, sample_name
+from selfnpo_core.sampling.sample_folder import METADATA, SampleFolder, sample_name
 from selfnpo_core.system.files import file_sha256
 
 

@@ -20,7 +20,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation import Moments, fidelity, frechet_distance
 from selfnpo_core.evaluation.clip import REPO, Clip
 from selfnpo_core.evaluation.networks import Ready
-from selfnpo_core.sample_folder import read_records
+from selfnpo_core.sampling.sample_folder import read_records
 from selfnpo_core.system.files import load_tensors
 from selfnpo_image.demo import shapes, world
 from selfnpo_image.evaluation import judges

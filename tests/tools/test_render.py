@@ -16,7 +16,7 @@ from tests.tiny import cogvideox
 
 from selfnpo_core.commands.program import run
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import read_records
+from selfnpo_core.sampling.sample_folder import read_records
 from selfnpo_video import rendering, sampling
 from selfnpo_video.cogvideox import save_lora
 from selfnpo_video.shapes import ClipSize

@@ -15,7 +15,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation import Moments, frechet_distance
 from selfnpo_core.evaluation.clip import REPO
 from selfnpo_core.evaluation.networks import Ready
-from selfnpo_core.sample_folder import read_records
+from selfnpo_core.sampling.sample_folder import read_records
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.demo import moving, world
 from selfnpo_video.evaluation import read_clip, vbench

@@ -14,7 +14,7 @@ from tests.core.study.drawn import draw_arm
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import SampleFolder, read_records
+from selfnpo_core.sampling.sample_folder import SampleFolder, read_records
 from selfnpo_core.system.files import file_sha256
 from selfnpo_core.training import train
 from selfnpo_core.weights.model_card import with_measured

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import METADATA, sample_name
-from selfnpo_core.study.medium import Medium, damaged
+from selfnpo_core.sampling.medium import Medium, damaged
+from selfnpo_core.sampling.sample_folder import METADATA, sample_name
 from selfnpo_core.study.pairs import Arm
 
 

@@ -8,7 +8,7 @@ import torch
 from tests.core.study.drawn import MEDIUM, draw_arm, draw_folders
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import METADATA
+from selfnpo_core.sampling.sample_folder import METADATA
 from selfnpo_core.study.pairs import check_samples, digest, read_pairs, some
 
 

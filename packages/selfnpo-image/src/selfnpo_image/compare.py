@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import SampleFolder
-from selfnpo_core.side_by_side import GAP, pair
+from selfnpo_core.sampling.sample_folder import SampleFolder
+from selfnpo_core.sampling.side_by_side import GAP, pair
 from selfnpo_image.metrics import oracle_for
 from selfnpo_image.sampling import Job, draw_into, records
 

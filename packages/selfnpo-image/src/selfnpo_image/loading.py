@@ -12,11 +12,11 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import CLIPTokenizer
 
-from selfnpo_core import preference
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
-from selfnpo_core.preference import Preference
+from selfnpo_core.sampling import preference
+from selfnpo_core.sampling.preference import Preference
 from selfnpo_image import single_file
 from selfnpo_image.demo.assets import PREFERRED
 from selfnpo_image.families import (
@@ -141,7 +141,7 @@ def encoder_files(source: Source, kind: Kind) -> dict[str, Path]:
 
 
 def find_preference(name: str, pipe: Any) -> Preference:
-    """What `--preference` stands for, for a pipeline that is loaded: see `selfnpo_core.preference`."""
+    """What `--preference` stands for, for a pipeline that is loaded: see `selfnpo_core.sampling.preference`."""
     kind = kind_of_index({"_class_name": type(pipe).__name__}, pipe.name_or_path)
 
     def whole(source: Source) -> Any:

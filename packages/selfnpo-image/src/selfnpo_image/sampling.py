@@ -11,12 +11,12 @@ import torch
 from PIL.Image import Image
 from tqdm import tqdm
 
-from selfnpo_core import preference
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import Source
-from selfnpo_core.preference import kept_eta, prepare
-from selfnpo_core.sample_folder import SampleFolder, sample_name
-from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
+from selfnpo_core.sampling import preference
+from selfnpo_core.sampling.options import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
+from selfnpo_core.sampling.preference import kept_eta, prepare
+from selfnpo_core.sampling.sample_folder import SampleFolder, sample_name
 from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_image.loading import find_preference, kind_of, load_pipeline
 from selfnpo_image.models import defaults, find_source
@@ -48,7 +48,7 @@ class Job:
     negative: Negative | None
     dtype: str
     preference: str | None = None
-    """A preference-tuned LoRA or model, on both branches; see `selfnpo_core.preference`."""
+    """A preference-tuned LoRA or model, on both branches; see `selfnpo_core.sampling.preference`."""
     device: torch.device = field(default_factory=best_device)
 
     def load(self) -> Any:

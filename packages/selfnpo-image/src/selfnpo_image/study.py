@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.study.medium import Medium, damaged
+from selfnpo_core.sampling.medium import Medium, damaged
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -31,14 +31,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
-from selfnpo_core import preference
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
 from selfnpo_core.models.storage import compute_dtype
-from selfnpo_core.preference import Preference
+from selfnpo_core.sampling import preference
+from selfnpo_core.sampling.preference import Preference
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.devices import best_device
 from selfnpo_video.attention import use_attention
@@ -99,7 +99,7 @@ def load_pipeline(
 
 
 def find_preference(name: str, pipe: Any) -> Preference:
-    """What `--preference` stands for, for a pipeline that is loaded: see `selfnpo_core.preference`."""
+    """What `--preference` stands for, for a pipeline that is loaded: see `selfnpo_core.sampling.preference`."""
 
     def whole(source: Source) -> Any:
         folder = local(source).location

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import SampleFolder
-from selfnpo_core.side_by_side import pair
+from selfnpo_core.sampling.sample_folder import SampleFolder
+from selfnpo_core.sampling.side_by_side import pair
 from selfnpo_video.sampling import Job, draw_into, records
 from selfnpo_video.video_files import read_video, write_video
 

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import METADATA, SampleFolder, read_records
+from selfnpo_core.sampling.sample_folder import METADATA, SampleFolder, read_records
 from selfnpo_video.sampling import Job, attached, frames_of, latent_clips, records
 from selfnpo_video.video_files import read_video, write_video
 

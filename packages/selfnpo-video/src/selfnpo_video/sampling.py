@@ -20,12 +20,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from selfnpo_core import preference
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import Source
-from selfnpo_core.preference import kept_eta, prepare
-from selfnpo_core.sample_folder import SampleFolder, sample_name
-from selfnpo_core.sampling import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
+from selfnpo_core.sampling import preference
+from selfnpo_core.sampling.options import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
+from selfnpo_core.sampling.preference import kept_eta, prepare
+from selfnpo_core.sampling.sample_folder import SampleFolder, sample_name
 from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_core.system.files import file_sha256
 from selfnpo_video import memory
@@ -84,7 +84,7 @@ class Job:
     image: Path | None = None
     """First frame, for image-to-video checkpoints."""
     preference: str | None = None
-    """A preference-tuned LoRA or model, on both branches; see `selfnpo_core.preference`."""
+    """A preference-tuned LoRA or model, on both branches; see `selfnpo_core.sampling.preference`."""
     device: torch.device = field(default_factory=best_device)
 
     def load(self) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from selfnpo_core.study.medium import Medium, damaged
+from selfnpo_core.sampling.medium import Medium, damaged
 from selfnpo_video.video_files import read_video, write_video
 
 

@@ -18,7 +18,7 @@ from selfnpo_core.reporting import arms as comparing
 from selfnpo_core.reporting import runs, words
 from selfnpo_core.reporting.figures import Figure, read_figures
 from selfnpo_core.reporting.words import Names, Verdict, escaped
-from selfnpo_core.sample_folder import METADATA, REPORT
+from selfnpo_core.sampling.sample_folder import METADATA, REPORT
 from selfnpo_core.system.files import write_text
 from selfnpo_core.training.run_folder import holds_run
 from selfnpo_core.weights.model_card import with_measured

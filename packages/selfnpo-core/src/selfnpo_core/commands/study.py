@@ -16,7 +16,7 @@ import torch
 
 from selfnpo_core.commands.printing import echo_table
 from selfnpo_core.errors import InputError
-from selfnpo_core.study.medium import Medium
+from selfnpo_core.sampling.medium import Medium
 from selfnpo_core.study.pairs import Arm, check_samples, digest, read_pairs, some
 from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import default_checks

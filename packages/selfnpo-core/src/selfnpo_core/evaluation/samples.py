@@ -1,6 +1,6 @@
 """Sample folders as they are evaluated: every file opened, pairs of prompt and seed, and what is wrong named.
 
-A folder that is evaluated has a metadata.jsonl (`selfnpo_core.sample_folder`). A reference is any folder of pictures or
+A folder that is evaluated has a metadata.jsonl (`selfnpo_core.sampling.sample_folder`). A reference is any folder of pictures or
 clips: nothing is asked of it but that its files can be read.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import ALIKE, METADATA, read_records
+from selfnpo_core.sampling.sample_folder import ALIKE, METADATA, read_records
 from selfnpo_core.system.files import file_sha256
 
 Frames = np.ndarray

@@ -24,7 +24,7 @@ from selfnpo_core.reporting.figures import (
 from selfnpo_core.reporting.selection import Group, choose, choose_score, gains
 from selfnpo_core.reporting.shown import Shown, shown
 from selfnpo_core.reporting.words import Names
-from selfnpo_core.sample_folder import METADATA
+from selfnpo_core.sampling.sample_folder import METADATA
 
 log = logging.getLogger(__name__)
 WITHOUT, WITH, METRICS = "without", "with", "metrics.json"

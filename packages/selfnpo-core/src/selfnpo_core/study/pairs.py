@@ -1,4 +1,4 @@
-"""Two folders of samples (`selfnpo_core.sample_folder`) as pairs of the same prompt and seed.
+"""Two folders of samples (`selfnpo_core.sampling.sample_folder`) as pairs of the same prompt and seed.
 
 What is compared, such as weights, guidance scale or model, may differ. How it was drawn otherwise may not.
 """
@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sample_folder import ALIKE, METADATA, Record, read_records
-from selfnpo_core.study.medium import Medium
+from selfnpo_core.sampling.medium import Medium
+from selfnpo_core.sampling.sample_folder import ALIKE, METADATA, Record, read_records
 from selfnpo_core.system.files import file_sha256
 
 Arm = Literal["a", "b"]

@@ -37,7 +37,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from selfnpo_core.study.medium import Medium
+from selfnpo_core.sampling.medium import Medium
 from selfnpo_core.study.pairs import Pair
 from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import DAMAGED, Trial, plan_trials

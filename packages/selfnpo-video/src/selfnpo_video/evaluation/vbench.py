@@ -22,7 +22,7 @@ from selfnpo_core.evaluation.intervals import bootstrap
 from selfnpo_core.evaluation.metrics import REPEATS, paired
 from selfnpo_core.evaluation.run import Folders, Others
 from selfnpo_core.evaluation.samples import Key, Media, Samples, read_samples, refuse_bad
-from selfnpo_core.sample_folder import METADATA, read_records
+from selfnpo_core.sampling.sample_folder import METADATA, read_records
 from selfnpo_core.system.files import write_json, write_text, written_aside
 
 log = logging.getLogger(__name__)

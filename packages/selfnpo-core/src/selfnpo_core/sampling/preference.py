@@ -17,7 +17,7 @@ from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
-from selfnpo_core.sampling import Negative
+from selfnpo_core.sampling.options import Negative
 from selfnpo_core.system.files import file_sha256
 from selfnpo_core.weights.npo_folder import LORA_FILE
 

@@ -1,0 +1,1 @@
+"""Samples: what the options of `sample` mean, folders of samples, models tuned to preferences, what a sample is."""
