@@ -20,8 +20,9 @@ import torch
 from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.commands.options import stack
 from selfnpo_core.errors import RunError
-from selfnpo_core.worlds import Judges, World, sweep
+from selfnpo_core.experiments.measure import sweep
 from selfnpo_core.worlds.assets import reconstruction_distance, reference, refuse_ragged, write_assets
+from selfnpo_core.worlds.world import Judges, World
 from selfnpo_image.demo import assets, shapes
 from selfnpo_image.demo.build import denoiser, judge, oracle, pack, preferred, sdxl, vae
 from selfnpo_video.demo import assets as video_assets

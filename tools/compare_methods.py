@@ -21,10 +21,11 @@ import torch
 
 from selfnpo_core.commands.program import run
 from selfnpo_core.errors import InputError
-from selfnpo_core.worlds import Table, Task
-from selfnpo_core.worlds.matched import entries, fill
-from selfnpo_core.worlds.methods import METHODS, Shop
-from selfnpo_core.worlds.pareto import write_matched_page
+from selfnpo_core.experiments.cells import Table
+from selfnpo_core.experiments.equal_cost import entries, fill
+from selfnpo_core.experiments.methods import METHODS, Shop
+from selfnpo_core.experiments.pareto import write_matched_page
+from selfnpo_core.worlds.world import Task
 from selfnpo_image.demo import shapes
 from selfnpo_video.demo import moving
 

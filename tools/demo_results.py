@@ -12,7 +12,10 @@ from pathlib import Path
 import click
 import torch
 
-from selfnpo_core.worlds import ARMS, TUNED_ARMS, Table, Task, make_arm, write_page
+from selfnpo_core.experiments.arms import ARMS, TUNED_ARMS, make_arm
+from selfnpo_core.experiments.cells import Table
+from selfnpo_core.experiments.report import write_page
+from selfnpo_core.worlds.world import Task
 from selfnpo_image.demo import shapes
 from selfnpo_video.demo import moving
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfnpo_core.stages import cosine, fingerprint, train_averaged
+from selfnpo_core.worlds.building import cosine, fingerprint, train_averaged
 
 
 class Halt(Exception):

@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from selfnpo_core.experiments import arms
+from selfnpo_core.experiments.arms import make_arm, train_arm
+from selfnpo_core.experiments.measure import distance, judge, sample
 from selfnpo_core.negative import norm
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of
-from selfnpo_core.worlds import Task, arms, distance, judge, make_arm, sample, train_arm
+from selfnpo_core.worlds.world import Task
 from selfnpo_image.demo import assets, shapes, world
 from selfnpo_image.demo.build import pack
 from selfnpo_image.loading import load_pipeline

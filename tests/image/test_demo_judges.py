@@ -2,8 +2,8 @@
 
 import torch
 
-from selfnpo_core.worlds import correct
-from selfnpo_core.worlds.preference import change_one_attribute
+from selfnpo_core.worlds.judge import change_one_attribute
+from selfnpo_core.worlds.world import correct
 from selfnpo_image.demo import world
 from selfnpo_image.demo.build import judge as building
 from selfnpo_image.demo.judges import Judge, Oracle

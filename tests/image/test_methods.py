@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.worlds import Table, Task
-from selfnpo_core.worlds.matched import MOST_ROWS, entries, fill
-from selfnpo_core.worlds.methods import METHODS, Shop
+from selfnpo_core.experiments.cells import Table
+from selfnpo_core.experiments.equal_cost import MOST_ROWS, entries, fill
+from selfnpo_core.experiments.methods import METHODS, Shop
+from selfnpo_core.worlds.world import Task
 from selfnpo_image.demo import assets, shapes
 
 SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "learning_rate": 1e-3}

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from selfnpo_core.worlds import measure
+from selfnpo_core.experiments import measure
 from selfnpo_image import metrics
 from selfnpo_image.demo import world
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from selfnpo_core.experiments.arms import TUNED_ARMS, make_arm, train_arm
+from selfnpo_core.experiments.measure import sample
 from selfnpo_core.negative import norm
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of
-from selfnpo_core.worlds import TUNED_ARMS, Task, make_arm, sample, train_arm
+from selfnpo_core.worlds.world import Task
 from selfnpo_image.demo import assets, shapes
 from selfnpo_image.demo.build import preferred
 from selfnpo_image.loading import find_preference, load_pipeline

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selfnpo_core.adapters import NegativeAdapters
-from selfnpo_core.worlds import Task, judge, make_arm, sample, train_arm
+from selfnpo_core.experiments.arms import make_arm, train_arm
+from selfnpo_core.experiments.measure import judge, sample
+from selfnpo_core.worlds.world import Task
 from selfnpo_video.cogvideox import load_pipeline
 from selfnpo_video.demo import assets, moving, world
 from selfnpo_video.demo.build import pack

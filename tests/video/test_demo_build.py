@@ -3,9 +3,10 @@
 import torch
 
 from selfnpo_core.evaluation import Moments
-from selfnpo_core.stages import fingerprint, load
-from selfnpo_core.worlds import Judges, Task, correct, judge, sample
+from selfnpo_core.experiments.measure import judge, sample
 from selfnpo_core.worlds.assets import load_judges, write_assets
+from selfnpo_core.worlds.building import fingerprint, load
+from selfnpo_core.worlds.world import Judges, Task, correct
 from selfnpo_video.demo import world
 from selfnpo_video.demo.build import denoiser, pack, vae
 from selfnpo_video.demo.build import judge as judging

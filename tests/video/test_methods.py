@@ -2,9 +2,10 @@
 
 import torch
 
-from selfnpo_core.worlds import Table, Task
-from selfnpo_core.worlds.matched import MOST_ROWS, entries, fill
-from selfnpo_core.worlds.methods import METHODS, Shop
+from selfnpo_core.experiments.cells import Table
+from selfnpo_core.experiments.equal_cost import MOST_ROWS, entries, fill
+from selfnpo_core.experiments.methods import METHODS, Shop
+from selfnpo_core.worlds.world import Task
 from selfnpo_video.demo import moving
 
 

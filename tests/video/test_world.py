@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from selfnpo_core.drawing import SHAPES
 from selfnpo_core.errors import InputError
+from selfnpo_core.worlds.shapes import SHAPES
 from selfnpo_video.demo import world
 
 

@@ -11,9 +11,10 @@ from benchmarks.common import command, machine, threads_option, use_threads, wri
 from tqdm import tqdm
 
 from selfnpo_core.adapters import attach_npo
-from selfnpo_core.drawing import to_uint8
 from selfnpo_core.evaluation import bootstrap
-from selfnpo_core.worlds import Task, World, judge
+from selfnpo_core.experiments.measure import judge
+from selfnpo_core.worlds.shapes import to_uint8
+from selfnpo_core.worlds.world import Task, World
 from selfnpo_video.demo import moving, world
 from selfnpo_video.long import default_overlap, window_starts, windowed
 from selfnpo_video.models import KNOWN

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, NegativeLayers
 from selfnpo_core.adapters import GuidanceRule
 from selfnpo_core.adapters.weakened import identity_attention, skipped_blocks
+from selfnpo_core.experiments.measure import counted_rows
 from selfnpo_core.rivals import Interval, Perturbed, Projected, Rescaled, Rule, ZeroStar, plain
 from selfnpo_core.schedule import NoiseSchedule
-from selfnpo_core.worlds.measure import counted_rows
 
 PROMPTS = ["a red fox", "two blue birds"]
 SCALE = 5.0

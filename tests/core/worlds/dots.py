@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from selfnpo_core.evaluation import Moments
-from selfnpo_core.worlds import Judges, World
+from selfnpo_core.worlds.world import Judges, World
 
 
 class Eyes(nn.Module):

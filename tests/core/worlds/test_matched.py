@@ -11,8 +11,8 @@ from tests.core.worlds.dots import Dots
 from torch import nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.worlds import Table, Task, against
-from selfnpo_core.worlds.matched import (
+from selfnpo_core.experiments.cells import Table
+from selfnpo_core.experiments.equal_cost import (
     UNTRAINED,
     best_plain,
     by_budget,
@@ -22,7 +22,9 @@ from selfnpo_core.worlds.matched import (
     most_within,
     pair_up,
 )
-from selfnpo_core.worlds.methods import METHODS, Method, Shop
+from selfnpo_core.experiments.measure import against
+from selfnpo_core.experiments.methods import METHODS, Method, Shop
+from selfnpo_core.worlds.world import Task
 
 
 class Stepped(Dots):
@@ -85,7 +87,7 @@ def methods(monkeypatch):
         "interval": Method(title="interval", what="", make=making(lambda step: 1 + step % 2), scales=(2.0,)),
         "npo": Method(title="Self-NPO", what="", make=making(lambda _: 2), scales=(2.0,), untrained="cfg"),
     }
-    monkeypatch.setattr("selfnpo_core.worlds.matched.METHODS", made)
+    monkeypatch.setattr("selfnpo_core.experiments.equal_cost.METHODS", made)
     return made
 
 

@@ -9,11 +9,23 @@ from tests.core.worlds.dots import Dots
 from torch import nn
 
 from selfnpo_core.errors import InputError, RunError
-from selfnpo_core.worlds import Arm, Table, Task, against, describe, distance, floor, judge, plain, sample, sweep
+from selfnpo_core.experiments.cells import Arm, Table
+from selfnpo_core.experiments.measure import (
+    against,
+    compare_arms,
+    compare_prompts,
+    describe,
+    distance,
+    floor,
+    judge,
+    plain,
+    sample,
+    sweep,
+)
 from selfnpo_core.worlds.assets import refuse_ragged
-from selfnpo_core.worlds.measure import compare_arms, compare_prompts
+from selfnpo_core.worlds.judge import Rated, change_one_attribute, known_pairs
 from selfnpo_core.worlds.oracle import augment
-from selfnpo_core.worlds.preference import Rated, change_one_attribute, known_pairs
+from selfnpo_core.worlds.world import Task
 
 WORLD = Dots()
 

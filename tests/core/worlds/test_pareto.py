@@ -5,9 +5,9 @@ from PIL import Image
 from tests.core.worlds.dots import Dots
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.worlds.matched import UNTRAINED, by_budget
-from selfnpo_core.worlds.methods import METHODS
-from selfnpo_core.worlds.pareto import (
+from selfnpo_core.experiments.equal_cost import UNTRAINED, by_budget
+from selfnpo_core.experiments.methods import METHODS
+from selfnpo_core.experiments.pareto import (
     INK,
     about,
     findings,

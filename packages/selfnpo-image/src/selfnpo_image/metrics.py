@@ -23,7 +23,7 @@ def judge_demo(prompts: Sequence[str], without: "Sequence[Image]", with_npo: "Se
     import numpy as np
     import torch
 
-    from selfnpo_core.worlds.measure import compare_prompts
+    from selfnpo_core.experiments.measure import compare_prompts
     from selfnpo_image.demo.shapes import Shapes
 
     def pixels(picture: "Image") -> torch.Tensor:

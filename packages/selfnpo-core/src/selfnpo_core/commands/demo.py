@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from selfnpo_core.experiments.arms import make_arm
+from selfnpo_core.experiments.cells import Table
+from selfnpo_core.experiments.measure import floor
+from selfnpo_core.experiments.report import curves, table, verdict
 from selfnpo_core.training import new_run_folder
-from selfnpo_core.worlds.arms import make_arm
-from selfnpo_core.worlds.cells import Table
-from selfnpo_core.worlds.measure import Task, floor
-from selfnpo_core.worlds.report import curves, table, verdict
-from selfnpo_core.worlds.world import Demo
+from selfnpo_core.worlds.world import Demo, Task
 
 FULL_SCALES, FULL_SAMPLES = (1.5, 2.0, 3.0, 5.0, 8.0), 2000
 TASK_SEED = 2

@@ -1,7 +1,7 @@
 """Sample folders as they are evaluated: every file opened, pairs of prompt and seed, and what is wrong named.
 
-A folder that is evaluated has a metadata.jsonl (`selfnpo_core.sampling.sample_folder`). A reference is any folder of pictures or
-clips: nothing is asked of it but that its files can be read.
+A folder that is evaluated has a metadata.jsonl (`selfnpo_core.sampling.sample_folder`). A reference is any folder of
+pictures or clips: nothing is asked of it but that its files can be read.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfnpo_core.stages import cosine, load, progress, save
 from selfnpo_core.worlds.assets import real_batch
+from selfnpo_core.worlds.building import cosine, load, progress, save
 from selfnpo_core.worlds.world import World, correct
 
 

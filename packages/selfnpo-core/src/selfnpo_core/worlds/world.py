@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from selfnpo_core.evaluation import Moments
 from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.training.recipe import Presets
-
-if TYPE_CHECKING:
-    from selfnpo_core.worlds.measure import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +75,23 @@ class World(ABC):
     def judges(self) -> Judges:
         """Who judges: the shipped ones, unless others were put here."""
         return self.shipped_judges()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked of every arm: labels (N, attributes), their captions and one seed each."""
+
+    labels: Tensor
+    prompts: list[str]
+    seeds: list[int]
+
+    @classmethod
+    def draw(cls, world: World, count: int, seed: int) -> Task:
+        """`count` random captions with seeds of their own; another `seed` shares nothing with this one."""
+        generator = torch.Generator().manual_seed(seed)
+        labels = world.draw_labels(count, generator)
+        seeds = [seed * 1_000_000 + i for i in range(count)]
+        return cls(labels=labels, prompts=world.draw_captions(labels, generator), seeds=seeds)
 
 
 @dataclass(frozen=True, kw_only=True)

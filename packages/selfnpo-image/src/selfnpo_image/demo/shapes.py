@@ -11,9 +11,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from selfnpo_core.drawing import to_uint8
-from selfnpo_core.worlds import Demo, Judges, Task, World
 from selfnpo_core.worlds.assets import load_judges
+from selfnpo_core.worlds.shapes import to_uint8
+from selfnpo_core.worlds.world import Demo, Judges, Task, World
 from selfnpo_image.demo import assets, world
 from selfnpo_image.demo.judges import Judge, Oracle
 from selfnpo_image.demo.recipe import KIND, PRESETS

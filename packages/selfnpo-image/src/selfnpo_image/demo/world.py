@@ -1,7 +1,7 @@
 """The demo world: captioned 64×64 pictures drawn by code, so that real data is unlimited.
 
 A scene holds one object (shape, colour, size, place) or two (shape and colour each, one left of or above the other)
-on a softly shaded background. The shapes are those of `selfnpo_core.drawing`.
+on a softly shaded background. The shapes are those of `selfnpo_core.worlds.shapes`.
 
 Everything random comes from a `torch.Generator`; the same generator state draws the same pictures.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selfnpo_core.drawing import COLOURS, DISTANCES, RGB, SHAPES, to_uint8, with_article
+from selfnpo_core.worlds.shapes import COLOURS, DISTANCES, RGB, SHAPES, to_uint8, with_article
 
 SIDE = 64
 SIZES = ("small", "large")

@@ -12,7 +12,7 @@ from selfnpo_core.evaluation.clip import clip
 from selfnpo_core.evaluation.metrics import Metric, manifold_metrics
 from selfnpo_core.evaluation.run import MetricSet
 from selfnpo_core.evaluation.samples import Frames, Media
-from selfnpo_core.worlds.network import ORACLE, oracle_metrics, oracle_network
+from selfnpo_core.worlds.oracle_metrics import ORACLE, oracle_metrics, oracle_network
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfnpo_core.worlds import Demo, Judges, Task, World
 from selfnpo_core.worlds.assets import load_judges
+from selfnpo_core.worlds.world import Demo, Judges, Task, World
 from selfnpo_video.cogvideox import CogVideoX, load_pipeline
 from selfnpo_video.compare import beside
 from selfnpo_video.demo import assets, world

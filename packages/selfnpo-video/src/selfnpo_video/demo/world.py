@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from selfnpo_core.drawing import COLOURS, DISTANCES, RGB, SHAPES, to_uint8, with_article
 from selfnpo_core.errors import InputError
+from selfnpo_core.worlds.shapes import COLOURS, DISTANCES, RGB, SHAPES, to_uint8, with_article
 
 SIDE, FRAMES, LONGEST = 64, 9, 33
 MOTIONS = (

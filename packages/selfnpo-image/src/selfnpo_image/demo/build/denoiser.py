@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from selfnpo_core.stages import fingerprint, load, progress, save_tensors, train_averaged
+from selfnpo_core.worlds.building import fingerprint, load, progress, save_tensors, train_averaged
 from selfnpo_image.demo import world
 from selfnpo_image.demo.build.oracle import real_batch
 

@@ -1,4 +1,4 @@
-"""The judge: a preference model, trained by `selfnpo_core.worlds.preference` on pictures rated as they were harmed.
+"""The judge: a preference model, trained on pictures rated as they were harmed (`selfnpo_core.worlds.judge`).
 
 All pictures pass through the autoencoder, so that its traces tell nothing.
 """
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from selfnpo_core.drawing import to_uint8
-from selfnpo_core.stages import fingerprint, load, progress
-from selfnpo_core.worlds import preference
-from selfnpo_core.worlds.preference import Rated, change_one_attribute
+from selfnpo_core.worlds import judge as judging
+from selfnpo_core.worlds.building import fingerprint, load, progress
+from selfnpo_core.worlds.judge import Rated, change_one_attribute
+from selfnpo_core.worlds.shapes import to_uint8
 from selfnpo_image.demo import world
 from selfnpo_image.demo.judges import Judge, Oracle
 
@@ -75,12 +75,12 @@ def train(
         return load(judge, path)
     judge.trunk[:-2].load_state_dict(oracle.trunk[:-2].state_dict())
     store = path.with_name(f"rated-{fingerprint(vae)}.safetensors")
-    rated = preference.kept(store, lambda: rated_pictures(vae, count, generator))
-    preference.train_judge(judge, rated, path, steps=steps, batch=batch, generator=generator)
+    rated = judging.kept(store, lambda: rated_pictures(vae, count, generator))
+    judging.train_judge(judge, rated, path, steps=steps, batch=batch, generator=generator)
     return judge.eval()
 
 
 def agreement(judge: Judge, vae: AutoencoderKL, seed: int = 6) -> dict[str, float]:
     """Share of fresh known pairs that the judge orders rightly, by what decides them."""
     generator = torch.Generator().manual_seed(seed)
-    return preference.agreement(judge, rated_pictures(vae, 2048, generator), generator)
+    return judging.agreement(judge, rated_pictures(vae, 2048, generator), generator)

@@ -12,11 +12,11 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from selfnpo_core.drawing import to_uint8
 from selfnpo_core.objective import diffusion_dpo_loss
-from selfnpo_core.stages import cosine, progress
 from selfnpo_core.training.student import lora_target_modules
-from selfnpo_core.worlds import Demo, Task
+from selfnpo_core.worlds.building import cosine, progress
+from selfnpo_core.worlds.shapes import to_uint8
+from selfnpo_core.worlds.world import Demo, Task
 from selfnpo_image.sd15 import SD15
 
 ETA = "eta"

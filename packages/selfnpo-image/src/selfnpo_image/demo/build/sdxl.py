@@ -12,7 +12,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DC
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from selfnpo_core.stages import fingerprint, train_averaged
+from selfnpo_core.worlds.building import fingerprint, train_averaged
 from selfnpo_image.demo import world
 from selfnpo_image.demo.build.denoiser import MAX_TOKENS, PROMPT_DROPOUT, encode_world, weighted_error
 

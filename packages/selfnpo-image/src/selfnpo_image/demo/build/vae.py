@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from selfnpo_core.stages import cosine, load, progress, save
+from selfnpo_core.worlds.building import cosine, load, progress, save
 from selfnpo_image.demo.build.oracle import real_batch
 
 

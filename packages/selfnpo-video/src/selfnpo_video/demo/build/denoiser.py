@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from selfnpo_core.drawing import COLOURS, SHAPES, to_uint8
-from selfnpo_core.stages import fingerprint, load, progress, save_tensors, train_averaged
+from selfnpo_core.worlds.building import fingerprint, load, progress, save_tensors, train_averaged
+from selfnpo_core.worlds.shapes import COLOURS, SHAPES, to_uint8
 from selfnpo_video.demo import world
 from selfnpo_video.positions import window_at
 

@@ -1,4 +1,4 @@
-"""The judge: a preference model, trained by `selfnpo_core.worlds.preference` on clips rated as they were harmed.
+"""The judge: a preference model, trained on clips rated as they were harmed (`selfnpo_core.worlds.judge`).
 
 All clips pass through the autoencoder, so that its traces tell nothing.
 """
@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from selfnpo_core.drawing import to_uint8
-from selfnpo_core.stages import fingerprint, load, progress
-from selfnpo_core.worlds import preference
-from selfnpo_core.worlds.preference import Rated, change_one_attribute
+from selfnpo_core.worlds import judge as judging
+from selfnpo_core.worlds.building import fingerprint, load, progress
+from selfnpo_core.worlds.judge import Rated, change_one_attribute
+from selfnpo_core.worlds.shapes import to_uint8
 from selfnpo_video.demo import world
 from selfnpo_video.demo.judges import VideoJudge, VideoOracle
 
@@ -87,12 +87,12 @@ def train(
     judge.trunk.frames.load_state_dict(oracle.trunk.frames.state_dict())
     judge.trunk.time.load_state_dict(oracle.trunk.time.state_dict())
     store = path.with_name(f"rated-{fingerprint(vae)}.safetensors")
-    rated = preference.kept(store, lambda: rated_clips(vae, count, generator))
-    preference.train_judge(judge, rated, path, steps=steps, batch=batch, generator=generator)
+    rated = judging.kept(store, lambda: rated_clips(vae, count, generator))
+    judging.train_judge(judge, rated, path, steps=steps, batch=batch, generator=generator)
     return judge.eval()
 
 
 def agreement(judge: VideoJudge, vae: AutoencoderKLCogVideoX, seed: int = 6) -> dict[str, float]:
     """Share of fresh known pairs that the judge orders rightly, by what decides them."""
     generator = torch.Generator().manual_seed(seed)
-    return preference.agreement(judge, rated_clips(vae, 1024, generator), generator)
+    return judging.agreement(judge, rated_clips(vae, 1024, generator), generator)

@@ -6,8 +6,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from selfnpo_core.stages import load, save
 from selfnpo_core.worlds.assets import real_batch as batch_of
+from selfnpo_core.worlds.building import load, save
 from selfnpo_core.worlds.oracle import train_oracle
 from selfnpo_video.demo import world
 from selfnpo_video.demo.judges import VideoOracle

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from selfnpo_core.stages import load, save, train_averaged
+from selfnpo_core.worlds.building import load, save, train_averaged
 from selfnpo_video.demo import world
 from selfnpo_video.demo.build.oracle import real_batch
 

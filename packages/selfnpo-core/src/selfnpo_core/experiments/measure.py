@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from selfnpo_core.adapters.branches import batch_of, forward_of, replace_forward
 from selfnpo_core.evaluation import Interval, Moments, bootstrap, frechet_distance, wilson, win_rate
-from selfnpo_core.worlds.world import World, correct
+from selfnpo_core.worlds.world import Task, World, correct
 
 CHUNK = 128
 """Samples that are judged at a time."""
@@ -26,23 +26,6 @@ Attach = Callable[[Any], AbstractContextManager[object]]
 def plain(_pipe: Any) -> Iterator[None]:
     """Classifier-free guidance as it is."""
     yield
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is asked of every arm: labels (N, attributes), their captions and one seed each."""
-
-    labels: Tensor
-    prompts: list[str]
-    seeds: list[int]
-
-    @classmethod
-    def draw(cls, world: World, count: int, seed: int) -> Task:
-        """`count` random captions with seeds of their own; another `seed` shares nothing with this one."""
-        generator = torch.Generator().manual_seed(seed)
-        labels = world.draw_labels(count, generator)
-        seeds = [seed * 1_000_000 + i for i in range(count)]
-        return cls(labels=labels, prompts=world.draw_captions(labels, generator), seeds=seeds)
 
 
 @dataclass(frozen=True, kw_only=True)

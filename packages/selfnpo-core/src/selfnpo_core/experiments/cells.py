@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.stages import save_tensors
-from selfnpo_core.worlds.measure import Attach, Scores, Task, against, describe, judge, sample
-from selfnpo_core.worlds.world import World
+from selfnpo_core.experiments.measure import Attach, Scores, against, describe, judge, sample
+from selfnpo_core.worlds.building import save_tensors
+from selfnpo_core.worlds.world import Task, World
 
 KEPT = 64
 """Samples of a cell that are kept to be looked at."""

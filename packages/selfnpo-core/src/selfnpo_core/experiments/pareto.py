@@ -10,11 +10,11 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation import holm, interval_test, normal_test
-from selfnpo_core.worlds.cells import Table
-from selfnpo_core.worlds.matched import UNTRAINED, best_plain, by_budget, check_budget, pair_up
-from selfnpo_core.worlds.measure import floor
-from selfnpo_core.worlds.methods import METHODS
-from selfnpo_core.worlds.report import bounds, percent
+from selfnpo_core.experiments.cells import Table
+from selfnpo_core.experiments.equal_cost import UNTRAINED, best_plain, by_budget, check_budget, pair_up
+from selfnpo_core.experiments.measure import floor
+from selfnpo_core.experiments.methods import METHODS
+from selfnpo_core.experiments.report import bounds, percent
 from selfnpo_core.worlds.world import Demo, World
 
 Cell = Mapping[str, Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from selfnpo_core.worlds.measure import floor
+from selfnpo_core.experiments.measure import floor
 from selfnpo_core.worlds.world import Demo, World
 
 Cell = Mapping[str, Any]

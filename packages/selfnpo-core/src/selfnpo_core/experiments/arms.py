@@ -23,14 +23,14 @@ import torch
 from selfnpo_core.adapters import NegativeDelta, attach_npo
 from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.errors import InputError
+from selfnpo_core.experiments.cells import Arm
+from selfnpo_core.experiments.measure import plain
 from selfnpo_core.negative import neon, random_like
 from selfnpo_core.system.files import read_json
 from selfnpo_core.training import Recipe, resolve_recipe, train
 from selfnpo_core.training.recipe import build_recipe, changed_keys
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of
-from selfnpo_core.worlds.cells import Arm
-from selfnpo_core.worlds.measure import plain
 from selfnpo_core.worlds.world import Demo
 
 TRAINED: Mapping[str, Mapping[str, Any]] = {

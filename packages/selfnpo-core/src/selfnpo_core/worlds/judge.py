@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selfnpo_core.stages import cosine, progress, save, save_tensors
+from selfnpo_core.worlds.building import cosine, progress, save, save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.worlds.cells import Arm, Table, write_cell
-from selfnpo_core.worlds.measure import Attach, Task, against, sample
-from selfnpo_core.worlds.methods import METHODS, Shop, Variant
-from selfnpo_core.worlds.world import World
+from selfnpo_core.experiments.cells import Arm, Table, write_cell
+from selfnpo_core.experiments.measure import Attach, against, sample
+from selfnpo_core.experiments.methods import METHODS, Shop, Variant
+from selfnpo_core.worlds.world import Task, World
 
 MOST_ROWS = 3
 """Of a step, in any method: cells of a budget are less than this apart."""
