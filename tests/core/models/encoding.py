@@ -1,6 +1,6 @@
 """A text encoder of a few lines that counts its work.
 
-`python -m tests.core.training.encoding FOLDER RANK` is one of three processes that fill caches in FOLDER together. It
+`python -m tests.core.models.encoding FOLDER RANK` is one of three processes that fill caches in FOLDER together. It
 prints one JSON line: what it met in each of the ways to do so.
 """
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.core.worlds.dots import Dots
+from tests.core.experiments.dots import Dots
 from torch import nn
 
 from selfnpo_core.errors import InputError, RunError

@@ -2,7 +2,7 @@
 
 import pytest
 from PIL import Image
-from tests.core.worlds.dots import Dots
+from tests.core.experiments.dots import Dots
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.equal_cost import UNTRAINED, by_budget

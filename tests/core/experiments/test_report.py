@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.core.worlds.dots import Dots
+from tests.core.experiments.dots import Dots
 
 from selfnpo_core.experiments import report
 from selfnpo_core.worlds.world import Demo

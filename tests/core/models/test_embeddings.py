@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.core.training.encoding import TEXTS, Counting, same
+from tests.core.models.encoding import TEXTS, Counting, same
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 from tests.tools.launching import ROOT, environment
 
@@ -279,10 +279,10 @@ def test_other_runs_may_use_it_at_once(cache: EmbeddingsCache, weights: Path, mo
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """By way of sharing, what the three processes of `tests.core.training.encoding` met."""
+    """By way of sharing, what the three processes of `tests.core.models.encoding` met."""
     folder = tmp_path_factory.mktemp("shared")
     (folder / "weights").write_bytes(b"weights")
-    words = [sys.executable, "-m", "tests.core.training.encoding", str(folder)]
+    words = [sys.executable, "-m", "tests.core.models.encoding", str(folder)]
     processes = [
         subprocess.Popen([*words, str(rank)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
         for rank in range(3)
