@@ -10,7 +10,7 @@ from tests.tiny import PIPELINES, sample, sd15, sdxl
 
 from selfnpo_core import InputError, NegativeDelta
 from selfnpo_core.adapters import NegativeLayers
-from selfnpo_core.adapters.layers import Stored
+from selfnpo_core.adapters.negative_layers import Stored
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

@@ -20,8 +20,8 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
-from selfnpo_core.adapters.branches import forward_of, replace_forward
-from selfnpo_core.adapters.delta import is_compiled
+from selfnpo_core.adapters.hooks import forward_of, replace_forward
+from selfnpo_core.adapters.negative_delta import is_compiled
 from selfnpo_core.errors import InputError
 from selfnpo_video.positions import window_at
 

@@ -7,10 +7,10 @@ another rule of guidance around them.
 """
 
 from selfnpo_core.adapters.attach import attach_npo
-from selfnpo_core.adapters.delta import NegativeDelta
-from selfnpo_core.adapters.guider import NPOGuidance
-from selfnpo_core.adapters.layers import NegativeLayers
-from selfnpo_core.adapters.rows import NegativeAdapters
-from selfnpo_core.adapters.rule import GuidanceRule
+from selfnpo_core.adapters.guidance_rule import GuidanceRule
+from selfnpo_core.adapters.negative_adapters import NegativeAdapters
+from selfnpo_core.adapters.negative_delta import NegativeDelta
+from selfnpo_core.adapters.negative_layers import NegativeLayers
+from selfnpo_core.adapters.npo_guidance import NPOGuidance
 
 __all__ = ["GuidanceRule", "NPOGuidance", "NegativeAdapters", "NegativeDelta", "NegativeLayers", "attach_npo"]

@@ -12,10 +12,11 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from selfnpo_core.adapters.branches import Condition, find_denoisers, strength
-from selfnpo_core.adapters.delta import NegativeDelta
-from selfnpo_core.adapters.layers import NegativeLayers, Store
-from selfnpo_core.adapters.rows import NegativeAdapters
+from selfnpo_core.adapters.branches import Condition, find_denoisers
+from selfnpo_core.adapters.hooks import strength
+from selfnpo_core.adapters.negative_adapters import NegativeAdapters
+from selfnpo_core.adapters.negative_delta import NegativeDelta
+from selfnpo_core.adapters.negative_layers import NegativeLayers, Store
 from selfnpo_core.errors import InputError
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from selfnpo_core.adapters.branches import LAYOUTS, bare, known_denoisers, replace
-from selfnpo_core.adapters.delta import NegativeDelta
+from selfnpo_core.adapters.branches import LAYOUTS, known_denoisers
+from selfnpo_core.adapters.hooks import bare, replace
+from selfnpo_core.adapters.negative_delta import NegativeDelta
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.loading import quiet
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from selfnpo_core.adapters.hooks import bare, replace
 from selfnpo_core.errors import InputError
 
 Order = Literal["negative first", "positive first", "separate"]
@@ -227,85 +225,3 @@ def known_denoisers(pipe: Any) -> dict[str, nn.Module]:
 
 def _has_text(prompt: str | list[str] | None) -> bool:
     return any(prompt) if isinstance(prompt, list | tuple) else bool(prompt)
-
-
-def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Rows of a denoiser's forward, from its arguments: the noisy sample comes first, or by one of two names."""
-    sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-    assert isinstance(sample, Tensor), "every denoiser in the table takes its sample as a tensor"
-    return sample.shape[0]
-
-
-def strength(value: float, name: str) -> float:
-    """A finite number, or an error that names what it is of."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}: give a finite number")
-    return float(value)
-
-
-def replace(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an instance attribute, perhaps over a method of its class, until `undo` closes."""
-    own = vars(owner)
-    if name in own:
-        undo.callback(own.__setitem__, name, own[name])
-    else:
-        undo.callback(own.pop, name)
-    own[name] = value
-
-
-def forward_of(module: nn.Module) -> Any:
-    """The module's forward, inside of what accelerate's hooks (model offload) put around it."""
-    return vars(module).get("_old_forward") or module.forward
-
-
-def replace_forward(undo: ExitStack, module: nn.Module, value: Any) -> None:
-    """Put `value` in the place of `forward_of(module)` until `undo` closes.
-
-    accelerate's hooks keep the forward that they wrap as `_old_forward`, and hand it on when they are taken off and put
-    on again, as diffusers does after every call of a pipeline that offloads. There the replacement outlives them.
-    """
-    inner = forward_of(module)
-    vars(module)["_old_forward" if "_old_forward" in vars(module) else "forward"] = value
-
-    def restore() -> None:
-        for name in ("_old_forward", "forward"):
-            if vars(module).get(name) is value:
-                if name == "forward" and getattr(inner, "__func__", None) is type(module).forward:
-                    del vars(module)[name]
-                else:
-                    vars(module)[name] = inner
-
-    undo.callback(restore)
-
-
-def runs(module: nn.Module, forward: Any) -> bool:
-    """Whether `forward` is what the module runs, perhaps within others that tell what is `inside` of them."""
-    outer = forward_of(module)
-    while outer is not forward and hasattr(outer, "inside"):
-        outer = outer.inside
-    return outer is forward
-
-
-def check_not_fused(denoiser: nn.Module) -> None:
-    """Fused projections hold a copy of the weights, which neither a LoRA nor an offset would reach."""
-    for name, module in denoiser.named_modules():
-        # `Attention` keeps the flag when it is unfused: there the processor tells.
-        if getattr(module, "fused_projections", False) and (
-            not isinstance(module, Attention) or type(module.processor).__name__.startswith("Fused")
-        ):
-            raise InputError(f"{name} has fused projections, which pass by the LoRA: unfuse_qkv_projections() first")
-
-
-def bare(denoiser: nn.Module) -> nn.Module:
-    """The network inside of what `torch.compile` made of it."""
-    return getattr(denoiser, "_orig_mod", denoiser)
-
-
-def forget_compiled_graphs() -> None:
-    """Compiled graphs do not see hooks that come or go after they were made: have them made anew.
-
-    It is asked of every graph of the process, since a compiled denoiser cannot be told from one within a compiled
-    function. Where nothing was compiled it costs nothing.
-    """
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from selfnpo_core.adapters.branches import batch_of, forward_of, replace_forward
+from selfnpo_core.adapters.hooks import batch_of, forward_of, replace_forward
 from selfnpo_core.evaluation import Interval, Moments, bootstrap, frechet_distance, wilson, win_rate
 from selfnpo_core.worlds.world import Task, World, correct
 

@@ -16,12 +16,12 @@ from filelock import FileLock
 
 from selfnpo_core.adapters import GuidanceRule
 from selfnpo_core.adapters.autoguidance import autoguidance, load_earlier
-from selfnpo_core.adapters.weakened import identity_attention, skipped_blocks
+from selfnpo_core.adapters.rules import Interval, Perturbed, Projected, Rescaled, Rule, ZeroStar
+from selfnpo_core.adapters.weakening import identity_attention, skipped_blocks
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.arms import make_arm
 from selfnpo_core.experiments.cells import Arm
 from selfnpo_core.experiments.measure import Attach
-from selfnpo_core.rivals import Interval, Perturbed, Projected, Rescaled, Rule, ZeroStar
 from selfnpo_core.system.files import file_sha256
 from selfnpo_core.worlds.world import Demo
 

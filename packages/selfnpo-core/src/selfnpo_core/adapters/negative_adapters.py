@@ -18,15 +18,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from selfnpo_core.adapters.branches import (
-    Branches,
-    Condition,
-    batch_of,
-    check_not_fused,
-    forget_compiled_graphs,
-    replace,
-    strength,
-)
+from selfnpo_core.adapters.branches import Branches, Condition
+from selfnpo_core.adapters.hooks import batch_of, check_not_fused, forget_compiled_graphs, replace, strength
 from selfnpo_core.errors import InputError
 
 

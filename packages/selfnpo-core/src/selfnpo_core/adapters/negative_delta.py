@@ -17,9 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selfnpo_core.adapters.branches import (
-    Branches,
-    Condition,
+from selfnpo_core.adapters.branches import Branches, Condition
+from selfnpo_core.adapters.hooks import (
     bare,
     batch_of,
     check_not_fused,

@@ -13,8 +13,8 @@ from diffusers import ClassifierFreeGuidance
 from diffusers.configuration_utils import register_to_config
 from peft.tuners.lora import LoraLayer
 
-from selfnpo_core.adapters.branches import strength
-from selfnpo_core.adapters.rows import trained_scale
+from selfnpo_core.adapters.hooks import strength
+from selfnpo_core.adapters.negative_adapters import trained_scale
 from selfnpo_core.errors import InputError
 
 

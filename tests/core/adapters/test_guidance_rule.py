@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, NegativeLayers
 from selfnpo_core.adapters import GuidanceRule
-from selfnpo_core.adapters.weakened import identity_attention, skipped_blocks
+from selfnpo_core.adapters.rules import Interval, Perturbed, Projected, Rescaled, Rule, ZeroStar, plain
+from selfnpo_core.adapters.weakening import identity_attention, skipped_blocks
 from selfnpo_core.experiments.measure import counted_rows
-from selfnpo_core.rivals import Interval, Perturbed, Projected, Rescaled, Rule, ZeroStar, plain
 from selfnpo_core.schedule import NoiseSchedule
 
 PROMPTS = ["a red fox", "two blue birds"]

@@ -172,7 +172,7 @@ class Perturbed:
 
     Perturbed-attention guidance (2403.17377) with `identity_attention` at all steps; skip-layer guidance (SD3.5's
     reference code: s 2.8 at 0.01 < step/steps < 0.2) with `skipped_blocks`. Both are in
-    `selfnpo_core.adapters.weakened`.
+    `selfnpo_core.adapters.weakening`.
     """
 
     weaken: Weaken

@@ -12,9 +12,9 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from torch import Tensor
 
 from selfnpo_core import InputError
+from selfnpo_core.adapters.rules import Interval, Perturbed, Projected, Rescaled, Rule, Step, ZeroStar, plain
 from selfnpo_core.guidance import guide
 from selfnpo_core.prediction import Estimate, from_estimate
-from selfnpo_core.rivals import Interval, Perturbed, Projected, Rescaled, Rule, Step, ZeroStar, plain
 from selfnpo_core.schedule import NoiseLevel
 
 SHAPES = [(3, 4, 8, 8), (2, 3, 4, 6, 6)]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from selfnpo_core.adapters.branches import forward_of, replace_forward
+from selfnpo_core.adapters.hooks import forward_of, replace_forward
+from selfnpo_core.adapters.rules import Weaken
 from selfnpo_core.errors import InputError
-from selfnpo_core.rivals import Weaken
 
 
 def identity_attention(layers: Sequence[str]) -> Weaken:

@@ -18,16 +18,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from selfnpo_core.adapters.branches import (
-    Branches,
-    Condition,
-    batch_of,
-    check_not_fused,
-    forward_of,
-    replace_forward,
-    strength,
-)
-from selfnpo_core.adapters.delta import base_parameters, is_compiled, load_delta
+from selfnpo_core.adapters.branches import Branches, Condition
+from selfnpo_core.adapters.hooks import batch_of, check_not_fused, forward_of, replace_forward, strength
+from selfnpo_core.adapters.negative_delta import base_parameters, is_compiled, load_delta
 from selfnpo_core.errors import InputError
 from selfnpo_core.negative import Factors, compose, nearest
 

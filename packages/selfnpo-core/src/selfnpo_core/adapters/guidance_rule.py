@@ -1,4 +1,4 @@
-"""A rule of guidance (`selfnpo_core.rivals`) in a stock pipeline: the call stays as it is.
+"""A rule of guidance (`selfnpo_core.adapters.rules`) in a stock pipeline: the call stays as it is.
 
 The denoiser's forward is replaced by one that runs what the rule asks for and returns the rule's two predictions, which
 the pipeline then combines as always. Negative weights may be attached before it: they act inside.
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfnpo_core.adapters.branches import NEGATIVE, RULE, Branches, batch_of, forward_of, replace_forward
-from selfnpo_core.adapters.delta import is_compiled, take
+from selfnpo_core.adapters.branches import NEGATIVE, RULE, Branches
+from selfnpo_core.adapters.hooks import batch_of, forward_of, replace_forward
+from selfnpo_core.adapters.negative_delta import is_compiled, take
+from selfnpo_core.adapters.rules import Pair, Rule, Step, Weaken
 from selfnpo_core.errors import InputError
-from selfnpo_core.rivals import Pair, Rule, Step, Weaken
 from selfnpo_core.schedule import NoiseSchedule
 
 
