@@ -24,7 +24,7 @@ from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_source, make_teacher
 from selfnpo_core.training.steps import Step, make_steps
-from selfnpo_core.training.student import make_student
+from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
 
 

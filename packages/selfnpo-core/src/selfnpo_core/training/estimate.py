@@ -20,7 +20,8 @@ from selfnpo_core.models.storage import is_kept
 from selfnpo_core.system.memory import available
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
-from selfnpo_core.training.student import Student, make_student
+from selfnpo_core.training.student import Student
+from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_fused": 8, "adamw8bit": 2}

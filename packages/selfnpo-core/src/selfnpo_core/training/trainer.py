@@ -27,10 +27,10 @@ from selfnpo_core.training.accelerators import AMP, make_accelerator, start_trac
 from selfnpo_core.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from selfnpo_core.training.engine import Engine, Update
 from selfnpo_core.training.estimate import check_pool, out_of_memory
+from selfnpo_core.training.lora_student import lora_target_modules
 from selfnpo_core.training.pictures import sample_grid
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import RunFolder, holds_run
-from selfnpo_core.training.student import lora_target_modules
 from selfnpo_core.training.updates import check_window
 from selfnpo_core.weights.npo_folder import NpoConfig, write_npo
 

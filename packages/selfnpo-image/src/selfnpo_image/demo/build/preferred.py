@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from selfnpo_core.objective import diffusion_dpo_loss
-from selfnpo_core.training.student import lora_target_modules
+from selfnpo_core.training.lora_student import lora_target_modules
 from selfnpo_core.worlds.building import cosine, progress
 from selfnpo_core.worlds.shapes import to_uint8
 from selfnpo_core.worlds.world import Demo, Task

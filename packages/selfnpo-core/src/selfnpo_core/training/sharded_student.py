@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from selfnpo_core.ema import ema_update
 from selfnpo_core.errors import RunError
 from selfnpo_core.system.processes import total
+from selfnpo_core.training.full_student import FullStudent
 from selfnpo_core.training.sharding import collect, fill, pieces, release, split
-from selfnpo_core.training.student import FullStudent, Role
+from selfnpo_core.training.student import Role
 
 
 class SplitStudent(FullStudent):
