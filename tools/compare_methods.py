@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import torch
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Table
 from selfnpo_core.experiments.equal_cost import entries, fill

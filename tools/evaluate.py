@@ -8,12 +8,13 @@ The same command again goes on after a kill. --help lists the family's options.
 """
 
 import sys
-from importlib import import_module
 from typing import Any
 
 import click
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.family import family_named
+from selfnpo_core.commands.program import program
+from selfnpo_core.commands.running import run
 
 
 @click.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -21,12 +22,7 @@ from selfnpo_core.commands.program import run
 @click.pass_context
 def evaluate(ctx: click.Context, family: str) -> Any:
     """Every word but --family goes to that family's own command."""
-    try:
-        command = import_module(f"selfnpo_{family}.commands.evaluate").evaluate
-    except ModuleNotFoundError as error:
-        if error.name != f"selfnpo_{family}":
-            raise
-        raise click.UsageError(f"--family {family} needs the package selfnpo-{family}: pip install it") from None
+    command = program(family_named(family)).commands["evaluate"]
     return command.main(ctx.args, prog_name="evaluate.py", standalone_mode=False)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from selfnpo_core.commands.options import sampling_options
-from selfnpo_core.commands.program import run
-from selfnpo_video.commands.sample import clip_options
+from selfnpo_core.commands.running import run
+from selfnpo_video.family import clip_options
 
 
 @click.command(help=__doc__)

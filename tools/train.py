@@ -10,13 +10,13 @@ number of them, as long as batch_size × grad_accumulation × processes stays th
 """
 
 import sys
-from importlib import import_module
 from typing import Any
 
 import click
 
+from selfnpo_core.commands.family import family_named
 from selfnpo_core.commands.options import train_options
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 
 
 @click.command(help=__doc__)
@@ -26,13 +26,7 @@ from selfnpo_core.commands.program import run
 def train(family: str, local_rank: int | None, **options: Any) -> None:
     from selfnpo_core.commands.train import run_train
 
-    try:
-        commands = import_module(f"selfnpo_{family}.commands.train")
-    except ModuleNotFoundError as error:
-        if error.name != f"selfnpo_{family}":
-            raise
-        raise click.UsageError(f"--family {family} needs the package selfnpo-{family}: pip install it") from None
-    run_train(commands.family(), options)
+    run_train(family_named(family), options)
 
 
 if __name__ == "__main__":

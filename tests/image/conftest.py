@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.tiny import sd15
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_image.cli import selfnpo_image
 
 QUICK = ("batch_size=2", "pool_size=4", "grid_steps=4", "trackers=[]", "device=cpu", "sample_every=0")

@@ -22,7 +22,7 @@ from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.training import build_recipe, dry_run, train
 from selfnpo_core.training.measuring import measure
 from selfnpo_image import compare as comparing
-from selfnpo_image.commands.train import family
+from selfnpo_image.family import IMAGE
 from selfnpo_image.recipes import SD15 as PRESETS
 from selfnpo_image.sd15 import SD15
 
@@ -233,11 +233,11 @@ def test_a_signal_saves_and_says_how_to_go_on(
 
 def test_presets_and_dtypes() -> None:
     options = {"model": "sd15", "prompts": None, "output": None, "config": None, "resume": False}
-    full = resolve(family(), {**options, "overrides": ["train=full"]})
+    full = resolve(IMAGE, {**options, "overrides": ["train=full"]})
     published = (full.learning_rate, full.steps, full.batch_size, full.teacher_guidance, full.grid_steps, full.loss)
     assert published == (1e-6, 1000, 20, -1.0, 25, "huber")
     assert full.ema_decay == 0.999
-    lora = resolve(family(), {**options, "overrides": ["mixed_precision=bf16"]})
+    lora = resolve(IMAGE, {**options, "overrides": ["mixed_precision=bf16"]})
     assert (lora.train, lora.rank) == ("lora", PRESETS["lora"]["rank"])
     assert base_dtype(lora) == "bf16"
     assert base_dtype(full.model_copy(update={"mixed_precision": "bf16"})) == "fp32"

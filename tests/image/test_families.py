@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tests.image.conftest import QUICK, Command
 from tests.tiny import PIPELINES
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
 from selfnpo_core.models.backbone import Backbone

@@ -20,7 +20,7 @@ from selfnpo_core.commands import study as study_command
 from selfnpo_core.study.pairs import digest, read_pairs
 from selfnpo_core.study.trials import plan_trials
 from selfnpo_core.study.votes import Votes
-from selfnpo_image.study import PICTURES
+from selfnpo_image.medium import PICTURES
 
 DATABASE = "study-red-blue.sqlite"
 

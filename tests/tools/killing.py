@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_core.training import holds_run
 from selfnpo_video.cli import selfnpo_video
 

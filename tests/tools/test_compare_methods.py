@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "compare_methods.py"
 

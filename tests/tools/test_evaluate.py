@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.image.conftest import selfnpo
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_image.demo import world
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "evaluate.py"

@@ -10,10 +10,8 @@ from selfnpo_core.commands.train import base_dtype
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.training import dry_run, resolve_recipe
 from selfnpo_core.training.accelerators import check_engine
-from selfnpo_image.commands import train as image
-from selfnpo_image.models import KNOWN as IMAGE
-from selfnpo_video.commands import train as video
-from selfnpo_video.models import KNOWN as VIDEO
+from selfnpo_image.family import IMAGE
+from selfnpo_video.family import VIDEO
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 PLACES = ("one GPU", "one node", "several nodes")
@@ -21,7 +19,7 @@ SIMULATED = ("sd15-full", "sdxl-nodes", "cogvideox-2b-zero3")  # in every run; t
 
 
 def family_of(model: str) -> Family:
-    return image.family() if model in IMAGE else video.family()
+    return IMAGE if model in IMAGE.known() else VIDEO
 
 
 @pytest.mark.parametrize("model", ["sd15", "sdxl", "cogvideox-2b", "cogvideox-5b", "cogvideox-1.5-5b"])
@@ -34,7 +32,7 @@ def test_every_model_has_a_recipe_for_every_place(model):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_resolves_and_its_engine_would_start(path, monkeypatch):
     model = resolve_recipe({}, path).model
-    assert model in {**IMAGE, **VIDEO}
+    assert model in {**IMAGE.known(), **VIDEO.known()}
     recipe = resolve_recipe(family_of(model).presets(model), path)
     assert recipe.model == model
     assert f"--config recipes/{path.name}" in path.read_text()

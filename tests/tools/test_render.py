@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig
 from tests.tiny import cogvideox
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.sample_folder import read_records
 from selfnpo_video import rendering, sampling
@@ -59,7 +59,7 @@ def job(folder: Path, lora: Path, tmp_path: Path) -> sampling.Job:
     import click
 
     from selfnpo_core.commands.options import sampling_options
-    from selfnpo_video.commands.sample import clip_options
+    from selfnpo_video.family import clip_options
 
     @click.command()
     @sampling_options

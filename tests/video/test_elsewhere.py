@@ -7,7 +7,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from tests.tiny import cogvideox
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.cogvideox import load_pipeline

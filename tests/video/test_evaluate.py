@@ -10,7 +10,7 @@ import torch
 import transformers
 from tests.tiny import clip_model
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation import Moments, frechet_distance
 from selfnpo_core.evaluation.clip import REPO
@@ -18,9 +18,10 @@ from selfnpo_core.evaluation.networks import Ready
 from selfnpo_core.sampling.sample_folder import read_records
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.demo import moving, world
-from selfnpo_video.evaluation import read_clip, vbench
+from selfnpo_video.evaluation import vbench
 from selfnpo_video.evaluation.features import feature_network, spaced
 from selfnpo_video.evaluation.motion import measured
+from selfnpo_video.medium import read_clip
 from selfnpo_video.video_files import write_video
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tests.core.reporting.pages import Page
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.video_files import write_video
 

@@ -9,7 +9,7 @@ from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file
 from transformers import T5EncoderModel
 
-from selfnpo_core.commands.program import run
+from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.ranks import Ranks
 from selfnpo_core.training import build_recipe, dry_run, estimate, train

@@ -9,12 +9,15 @@ import click
 import pytest
 
 from selfnpo_core.commands.options import set_key
-from selfnpo_core.commands.program import LazyGroup, describe_error, run
+from selfnpo_core.commands.program import program
+from selfnpo_core.commands.running import describe_error, run
 from selfnpo_core.commands.train import folder_name
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.prompts import read_prompts
 from selfnpo_core.system.signals import Interrupted
 from selfnpo_core.training.recipe import resolve_recipe
+from selfnpo_image.family import IMAGE
+from selfnpo_video.family import VIDEO
 
 
 class OutOfMemoryError(RuntimeError):
@@ -67,19 +70,23 @@ def test_a_commands_number_is_the_exit_code() -> None:
     assert run(click.command("c")(lambda: None), [], name="tool") == 0
 
 
-def test_a_lazy_group_imports_a_command_only_when_called(capsys: pytest.CaptureFixture[str]) -> None:
-    group = LazyGroup(name="g", lazy={"gone": ("no.such.module:command", "What it would do.")})
+def test_a_program_lists_its_commands_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
+    group = program(IMAGE)
     assert run(group, ["--help"], name="tool") == 0
-    assert "What it would do." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "What negative weights are, and how strong." in told
+    assert all(f"  {name} " in told for name in group.commands)
     assert run(group, ["other"], name="tool") == 2
     assert "No such command 'other'" in capsys.readouterr().err
-    with pytest.raises(ModuleNotFoundError):
-        run(group, ["gone"], name="tool")
+
+
+def test_every_program_has_the_same_commands() -> None:
+    assert list(program(IMAGE).commands) == list(program(VIDEO).commands)
 
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, selfnpo_core.commands.program, selfnpo_core.errors\n"
+        "import sys, selfnpo_image.cli, selfnpo_video.cli\n"
         "print(*[m for m in ('torch', 'diffusers', 'numpy', 'PIL', 'pydantic') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

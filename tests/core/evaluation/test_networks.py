@@ -12,10 +12,11 @@ import torch
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.evaluation.networks import Cache, Network, Ready, look
-from selfnpo_core.evaluation.samples import Media, Sample
+from selfnpo_core.evaluation.samples import Sample
 from selfnpo_core.ranks import ALONE, Ranks
+from selfnpo_core.sampling.medium import Medium
 
-MEDIA = Media(
+MEDIA = Medium(
     unit="number", suffixes=frozenset({".txt"}), read=lambda path: np.full((1, 1, 1, 3), int(path.read_text()))
 )
 CPU = torch.device("cpu")

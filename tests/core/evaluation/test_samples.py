@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.evaluation.samples import Media, Samples, pair, read_reference, read_samples, refuse_bad
+from selfnpo_core.evaluation.samples import Samples, pair, read_reference, read_samples, refuse_bad
+from selfnpo_core.sampling.medium import Medium
 
 
 def read(path: Path) -> np.ndarray:
@@ -20,7 +21,7 @@ def read(path: Path) -> np.ndarray:
         raise InputError(f"{path} is no picture") from None
 
 
-MEDIA = Media(unit="picture", suffixes=frozenset({".png"}), read=read)
+MEDIA = Medium(unit="picture", suffixes=frozenset({".png"}), read=read)
 
 
 def folder(path: Path, count: int = 4, *, shade: int = 0, first: int = 0, size: int = 6, **more: Any) -> Path:

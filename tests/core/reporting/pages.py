@@ -18,7 +18,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.metrics import Metric
 from selfnpo_core.evaluation.networks import Network
 from selfnpo_core.evaluation.run import MetricSet
-from selfnpo_core.evaluation.samples import Media
+from selfnpo_core.sampling.medium import Medium
 
 LINKS = ("https://arxiv.org/",)
 
@@ -47,23 +47,22 @@ METRICS = [
     Metric(name="red", kind="score", network=NETWORK),
     Metric(name="blue", kind="score", network=NETWORK, better="neither"),
 ]
-FAMILY = MetricSet(
-    media=Media(unit="picture", suffixes=frozenset({".png"}), read=read), metrics=lambda options: METRICS, groups={}
-)
+PICTURES = Medium(unit="picture", suffixes=frozenset({".png"}), read=read)
+OFFERED = MetricSet(metrics=lambda options: METRICS, groups={})
 
 
 def evaluate(folder: Path, against: Path | None, json_: Path, **options: Any) -> dict[str, Any]:
     """What the command does, and its file as it is read back."""
     given = {"metrics": "red,blue", "reference": None, "weights": None, "cache": None, "skip_bad": False}
     given |= {"allow_different": False, "batch_size": None, "device": "cpu", "json": json_}
-    run_evaluate(FAMILY, {**given, "folder": folder, "against": against, **options})
+    run_evaluate(OFFERED, PICTURES, {**given, "folder": folder, "against": against, **options})
     return json.loads(json_.read_text(encoding="utf-8"))
 
 
 def report(folder: Path, **options: Any) -> str:
     """The page that the command writes."""
     given = {"against": None, "figures": (), "output": None, "markdown": None, "by": None, "count": 6, "seed": 0}
-    run_report(FAMILY.media, {**given, "folder": folder, **options})
+    run_report(PICTURES, {**given, "folder": folder, **options})
     return Path(options.get("output") or folder / "report.html").read_text(encoding="utf-8")
 
 

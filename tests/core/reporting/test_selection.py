@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.evaluation.samples import Media
 from selfnpo_core.reporting.figures import Evaluated
 from selfnpo_core.reporting.selection import choose, choose_score, gains
 from selfnpo_core.reporting.shown import CLIP_EDGE, EDGE, FRAMES, _moving_mean, shown, some
+from selfnpo_core.sampling.medium import Medium
 
 ARM = {"path": "x", "samples": 5, "made": {}}
 FILES = [f"{n}.png" for n in range(5)]
@@ -77,7 +77,7 @@ def test_the_score_that_is_chosen_by() -> None:
 
 def test_pictures_are_bounded(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 500, 900, 3), dtype=np.uint8)
-    media = {n: Media(unit="", suffixes=frozenset(), read=lambda path, n=n: noise[:n]) for n in (1, 60)}
+    media = {n: Medium(unit="", suffixes=frozenset(), read=lambda path, n=n: noise[:n]) for n in (1, 60)}
     picture, clip = (shown(tmp_path, each, 8) for each in media.values())
     assert (picture.width, picture.height) == (EDGE, round(EDGE * 5 / 9))
     assert clip.width == CLIP_EDGE
@@ -91,7 +91,7 @@ def test_pictures_are_bounded(tmp_path: Path) -> None:
             lasts.append(read.info["duration"])
         assert sum(lasts) == pytest.approx(1000 * 60 / 8, abs=FRAMES)
     pixels = noise[:1, :32, :32]
-    small = shown(tmp_path, Media(unit="", suffixes=frozenset(), read=lambda path: pixels))
+    small = shown(tmp_path, Medium(unit="", suffixes=frozenset(), read=lambda path: pixels))
     with Image.open(BytesIO(b64decode(small.uri.partition(",")[2]))) as read:
         assert (np.asarray(read.convert("RGB")) == pixels[0]).all()  # without loss
     assert small.is_small

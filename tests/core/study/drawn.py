@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sampling.medium import Medium, damaged
+from selfnpo_core.sampling.medium import ShownMedium, damaged
 from selfnpo_core.sampling.sample_folder import METADATA, sample_name
 from selfnpo_core.study.pairs import Arm
 
@@ -29,9 +29,10 @@ def _damage(source: Path, target: Path) -> None:
         Image.fromarray(damaged(np.asarray(picture)[None])[0]).save(target)
 
 
-MEDIUM = Medium(
-    package="selfnpo-image",
-    word="picture",
+MEDIUM = ShownMedium(
+    unit="picture",
+    suffixes=frozenset({".png"}),
+    read=lambda path: np.asarray(Image.open(path))[None],
     suffix="png",
     content_type="image/png",
     size=_size,

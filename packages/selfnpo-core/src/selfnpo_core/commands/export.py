@@ -10,13 +10,12 @@ import torch
 from selfnpo_core.commands.family import Family
 from selfnpo_core.errors import InputError
 from selfnpo_core.training.recipe import build_recipe
+from selfnpo_core.weights import exporting
 from selfnpo_core.weights.npo_folder import Npo, Recommended, load_npo
 
 
 def run_export(family: Family, options: Mapping[str, Any]) -> None:
     """`export`: negative weights in the forms that other programs read."""
-    from selfnpo_core.weights import exporting
-
     npo, output, form, rank = load_npo(options["npo"]), Path(options["output"]), options["form"], options["rank"]
     model = options["model"] or (npo.config.base_model if npo.config else None)
     recommended = npo.config.recommended if npo.config else Recommended()
@@ -34,7 +33,7 @@ def run_export(family: Family, options: Mapping[str, Any]) -> None:
     if form in ("diffusers", "lora"):
         done = exporting.to_diffusers(npo, backbone, output, rank=rank)
     elif form == "kohya":
-        if family.kohya is None:
+        if not family.has_kohya:
             raise InputError(f"{family.program} has no kohya format, which is for UNets: use --format diffusers")
         lora, errors = exporting.near_lora(npo, backbone, rank)
         output = output if output.suffix == ".safetensors" else output.with_name(f"{output.name}.safetensors")

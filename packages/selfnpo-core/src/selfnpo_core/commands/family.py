@@ -1,37 +1,124 @@
-"""What a family of models brings to the commands."""
+"""What a distribution of this project, for pictures or for clips, tells the commands that all of them share.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+A module of a family imports click only: a method imports what it needs when it is called, so that `--help` answers at
+once.
+"""
 
-import torch
+from __future__ import annotations
 
-from selfnpo_core.models.backbone import Backbone
-from selfnpo_core.models.sources import Source
-from selfnpo_core.training.recipe import Presets, Recipe
-from selfnpo_core.weights.npo_folder import Npo
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import click
 
 if TYPE_CHECKING:
+    import torch
+
+    from selfnpo_core.evaluation.run import MetricSet
+    from selfnpo_core.models.backbone import Backbone
+    from selfnpo_core.models.sources import KnownModel, Source
+    from selfnpo_core.sampling.medium import ShownMedium
+    from selfnpo_core.training.recipe import Presets, Recipe
     from selfnpo_core.weights.exporting import KohyaFiles
+    from selfnpo_core.weights.npo_folder import Npo
     from selfnpo_core.weights.offsets import Lora
+    from selfnpo_core.worlds.world import Demo
+
+Options = Mapping[str, Any]
+"""What click made of a command line, by parameter."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """What a distribution brings to the command."""
+class Family(ABC):
+    """One distribution: its models, its samples, its demo."""
 
-    program: str
-    """Name of its command line."""
-    presets: Callable[[str | None], Presets]
-    """Presets of a model by the name its user gave it."""
-    source: Callable[[str, str | None], Source]
-    """What --model and --model-config stand for."""
-    prompts: Callable[[str, str], list[str]]
-    """(file or `builtin`, model) → prompts."""
-    backbone: Callable[[Source, Recipe, torch.dtype, str], Backbone]
-    """(source, recipe, dtype of the base, device) → the model, loaded."""
-    sketch: Callable[[Source, Recipe, torch.dtype], Backbone | None] | None = None
-    """The model without weights, so that sizes and memory are checked before any are read or fetched; `None` where its
-    configuration is not known yet."""
-    kohya: "Callable[[Lora, Npo, Source, float, float, str], KohyaFiles] | None" = None
-    """(LoRA, negative weights, base, beta, guidance scale, file name) → tensors in kohya's names, and a workflow."""
+    program: ClassVar[str]
+    """Name of its command line and of its package, such as selfnpo-image."""
+    about: ClassVar[str]
+    """One sentence, in the program's help."""
+    unit: ClassVar[str]
+    """What a sample is called: picture, clip."""
+    suffix: ClassVar[str]
+    """Of a sample's file."""
+    helps: ClassVar[Mapping[str, str]]
+    """Sentences that differ: "models" in the list of commands, "models: all" and "evaluate: all" in their own help,
+    "models: also" below the table."""
+    made_by_compare: ClassVar[str]
+    """What `compare` says that there is now, after their number."""
+    options: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    """Command → click options that this family's has beside those of all."""
+    has_kohya: ClassVar[bool] = False
+    """Whether LoRAs of this family have a form in kohya's names."""
+    recipe_options: ClassVar[Sequence[str]] = ()
+    """Those of `train` that are keys of the recipe."""
+
+    @abstractmethod
+    def known(self) -> Mapping[str, KnownModel]:
+        """Models that go by a name."""
+
+    @abstractmethod
+    def row(self, model: Any) -> Mapping[str, str]:
+        """A line of `models`, by the heads of its columns."""
+
+    @abstractmethod
+    def source(self, name: str, config: str | None) -> Source:
+        """What --model and --model-config stand for."""
+
+    @abstractmethod
+    def prompts(self, name: str, model: str) -> list[str]:
+        """Those of a file, or of `builtin`, for a model by the name its user gave it."""
+
+    @abstractmethod
+    def presets(self, model: str | None) -> Presets:
+        """Of a model by the name its user gave it."""
+
+    @abstractmethod
+    def backbone(self, source: Source, recipe: Recipe, dtype: torch.dtype, device: str) -> Backbone:
+        """The model, loaded. dtype: of the base."""
+
+    @abstractmethod
+    def sketch(self, source: Source, recipe: Recipe, dtype: torch.dtype) -> Backbone | None:
+        """The model without weights, so that sizes and memory are checked before any are read or fetched.
+
+        `None` where its configuration is not known yet.
+        """
+
+    @abstractmethod
+    def plan(self, options: Options) -> Any:
+        """A job of `sample` and `compare` from their options."""
+
+    @abstractmethod
+    def sample(self, job: Any, output: str) -> int:
+        """Draw what is missing in the folder; returns how many were drawn."""
+
+    @abstractmethod
+    def compare(self, job: Any, output: str) -> Mapping[str, Any] | None:
+        """Draw with and without the negative weights. Returns figures where an oracle knows the model."""
+
+    @abstractmethod
+    def medium(self) -> ShownMedium:
+        """How samples are read and shown."""
+
+    @abstractmethod
+    def metrics(self) -> MetricSet:
+        """What can be measured of samples."""
+
+    @abstractmethod
+    def demo(self) -> Demo:
+        """The shipped model and its world."""
+
+    def kohya(self, lora: Lora, npo: Npo, source: Source, beta: float, scale: float, file: str) -> KohyaFiles:
+        """Tensors in kohya's names, and a workflow for these settings. Asked only where `has_kohya`."""
+        raise AssertionError(f"{self.program} has no kohya format")
+
+
+def family_named(name: str) -> Family:
+    """The family "image" or "video", if its package is installed."""
+    try:
+        found: Family = getattr(import_module(f"selfnpo_{name}.family"), name.upper())
+    except ModuleNotFoundError as error:
+        if error.name != f"selfnpo_{name}":
+            raise
+        raise click.UsageError(f"--family {name} needs the package selfnpo-{name}: pip install it") from None
+    return found

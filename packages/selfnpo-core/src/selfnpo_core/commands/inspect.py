@@ -8,18 +8,16 @@ from typing import Any
 import click
 import torch
 
-from selfnpo_core.commands.family import Family
+from selfnpo_core.commands.family import Family, Options
 from selfnpo_core.commands.printing import echo_json
 from selfnpo_core.training.recipe import build_recipe
+from selfnpo_core.weights import inspection
 
 
-def run_inspect(
-    family: Family, path: str, model: str | None, model_config: str | None, *, as_json: bool, plot: str | None = None
-) -> int:
-    """`inspect`: what negative weights are; 1 if they do nothing."""
-    from selfnpo_core.weights import inspection
-
-    npo = inspection.inspect_npo(path)
+def run_inspect(family: Family, options: Options) -> int:
+    """Say what negative weights are. Returns the exit code: 1 if they do nothing."""
+    model = options["model"]
+    npo = inspection.inspect_npo(options["path"])
     facts = inspection.describe(npo)
     if model is None and facts["base_model"] == "demo":
         model = "demo"
@@ -27,11 +25,13 @@ def run_inspect(
     if model is not None and facts["has_effect"]:
         stored = npo.config.recipe if npo.config else {}
         size = {key: stored.get(key) for key in ("frames", "height", "width")}
-        backbone = family.backbone(family.source(model, model_config), build_recipe(size), torch.float32, "auto")
+        backbone = family.backbone(
+            family.source(model, options["model_config"]), build_recipe(size), torch.float32, "auto"
+        )
         facts["strength"] = asdict(inspection.measure_strength(npo, backbone))
-    if plot is not None:
-        inspection.plot(facts, Path(plot))
-    if as_json:
+    if options["plot"] is not None:
+        inspection.plot(facts, Path(options["plot"]))
+    if options["as_json"]:
         echo_json(facts)
     else:
         click.echo(_describe(facts))

@@ -86,6 +86,14 @@ train_options = stack(
 """Options of `train`."""
 
 
+inspect_options = stack(
+    click.argument("path", metavar="FILE|RUN"),
+    model_options,
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("--plot", metavar="FILE", help="Write a picture: strength over timesteps, and which layers carry it."),
+)
+"""Argument and options of `inspect`."""
+
 export_options = stack(
     click.option(
         "--npo", metavar="RUN|FILE", required=True, help="Negative weights: a run, its npo folder, or a file."

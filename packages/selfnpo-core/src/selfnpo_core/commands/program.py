@@ -1,113 +1,165 @@
-"""What the commands of all families share: how errors end, and commands loaded when called.
+"""The program of a family: its commands, each a line of help, options and a call.
 
-Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 128 + n ended by signal n. A message is one line on stderr.
-Only click is imported here, so that `--help` answers at once; a command's own module is imported when it is called.
+Only click is imported here, so that `--help` answers at once; what a command does is imported when it is called.
 """
 
-import errno
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-from selfnpo_core.errors import InputError, RunError
-
-Lazy = Mapping[str, tuple[str, str]]
-"""Commands by name: ("module:attribute", one line of help)."""
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
+from selfnpo_core.commands import options as common
+from selfnpo_core.commands.family import Family
 
 
-class LazyGroup(click.Group):
-    """A group whose commands' modules are imported only when one is called; listing them imports none."""
-
-    def __init__(self, *args: Any, lazy: Lazy, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.lazy = lazy
+class Program(click.Group):
+    """A group that lists its commands in the order in which they were added, each with its whole line of help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.lazy)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.lazy:
-            return None
-        module, _, attribute = self.lazy[name][0].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
+        return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in self.lazy.items()])
+            formatter.write_dl([(name, command.short_help or "") for name, command in self.commands.items()])
 
 
-def run(command: click.Command, args: Sequence[str] | None = None, *, name: str) -> int:
-    """Run a command line to its exit code, which is also what a command's function returned if that is a number."""
-    _prepare_messages()
-    try:
-        result = command.main(args=None if args is None else list(args), prog_name=name, standalone_mode=False)
-    except BaseException as error:
-        code, message = describe_error(error, name)
-        if message and os.environ.get("RANK", "0") == "0":  # of processes with the same mistake, one says so
-            click.echo(message, err=True)
-        return code
-    return result if isinstance(result, int) else 0
+def program(family: Family) -> click.Group:
+    """`selfnpo-image` or `selfnpo-video`: the same commands for every family."""
+    group = Program(
+        name=family.program.replace("-", "_"),
+        help=family.about,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for command in _commands(family):
+        group.add_command(command)
+    return click.version_option(package_name=family.program)(group)
 
 
-def _prepare_messages() -> None:
-    """Our own messages on stderr; of the libraries', errors only, unless their environment variables say otherwise."""
-    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(variable, "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-    warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # we never merge into 8 bits
-    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # they speak of kernels, and of each other
-        logging.getLogger(library).setLevel(logging.ERROR)
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-    shown = logging.StreamHandler(sys.stderr)
-    shown.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("selfnpo_"))
-    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
+def _commands(family: Family) -> Iterator[click.Command]:
+    units, own = f"{family.unit}s", _own_options(family)
+
+    @click.command(short_help=family.helps["models"], help=family.helps["models: all"])
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    def models(as_json: bool) -> None:
+        from selfnpo_core.commands.models import list_models
+
+        list_models(family, as_json=as_json)
+
+    yield models
+
+    @click.command(
+        short_help="Train negative weights for a model, from prompts only.",
+        help="Train negative weights. The result is RUN/npo; --resume goes on from RUN's last checkpoint.",
+    )
+    @common.train_options
+    @own("train")
+    def train(**options: Any) -> None:
+        from selfnpo_core.commands.train import run_train
+
+        run_train(family, options)
+
+    yield train
+
+    @click.command(
+        short_help=f"Draw {units}, with negative weights or without.",
+        help=f"Draw {units} as 00000-SEED.{family.suffix} with a metadata.jsonl. The same command again goes on.",
+    )
+    @common.sampling_options
+    @own("sample")
+    def sample(**options: Any) -> None:
+        from selfnpo_core.commands.sample import run_sample
+
+        run_sample(family, options)
+
+    yield sample
+
+    @click.command(
+        short_help=f"The same {units} with and without, side by side.",
+        help="Draw the same prompts and seeds with and without --npo, side by side under captions.",
+    )
+    @common.sampling_options
+    @own("sample")
+    def compare(**options: Any) -> None:
+        from selfnpo_core.commands.sample import run_compare
+
+        run_compare(family, options)
+
+    yield compare
+
+    @click.command(short_help="Figures of a sample folder, and paired tests.", help=family.helps["evaluate: all"])
+    @common.evaluate_options
+    @own("evaluate")
+    def evaluate(**options: Any) -> None:
+        from selfnpo_core.commands.evaluate import run_evaluate
+
+        run_evaluate(family.metrics(), family.medium(), options)
+
+    yield evaluate
+
+    @click.command(
+        short_help="What negative weights are, and how strong.",
+        help="Say what FILE or RUN is. Exit 1 if it does nothing. --model measures its strength on the base.",
+    )
+    @common.inspect_options
+    def inspect(**options: Any) -> int:
+        from selfnpo_core.commands.inspect import run_inspect
+
+        return run_inspect(family, options)
+
+    yield inspect
+
+    @click.command(
+        short_help="Negative weights for diffusers, ComfyUI, or merged.",
+        help="Write negative weights in a form that other programs read. --model defaults to their own base.",
+    )
+    @common.export_options
+    def export(**options: Any) -> None:
+        from selfnpo_core.commands.export import run_export
+
+        run_export(family, options)
+
+    yield export
+
+    @click.command(
+        short_help=f"A page on which people compare two folders of {units}, blind.",
+        help=f"A page on which people compare two folders of {units}, blind. Votes are kept; Ctrl-C ends it.",
+    )
+    @common.study_options
+    def study(**options: Any) -> None:
+        from selfnpo_core.commands.study import run_study
+
+        run_study(family, options)
+
+    yield study
+
+    @click.command(
+        short_help="One page of what was measured of a run, or of samples.",
+        help=f"Write one HTML page of a training run, of a folder that `compare` made, or of {units}: what was "
+        "measured, how sure it is, and the samples that gained most, lost most, and some at random. It opens anywhere, "
+        "offline.",
+    )
+    @common.report_options
+    def report(**options: Any) -> None:
+        from selfnpo_core.commands.report import run_report
+
+        run_report(family.medium(), options)
+
+    yield report
+
+    @click.command(
+        short_help="The whole story on the model that ships with this package.",
+        help="Train negative weights for the shipped toy model, sample with and without them, measure.",
+    )
+    @common.demo_options
+    def demo(output: Path | None, full: bool, seed: int, samples: int | None) -> None:
+        from selfnpo_core.commands.demo import tell
+
+        tell(family.demo(), output=output, full=full, seed=seed, samples=samples)
+
+    yield demo
 
 
-def describe_error(error: BaseException, name: str) -> tuple[int, str]:
-    """Exit code and message of an error; what is nobody's mistake but ours is raised again."""
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return 2, error.format_message()
-    if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx else name
-        return 2, _line(name, f"{error.format_message()} (see {path} --help)")
-    if isinstance(error, click.ClickException):
-        return 2, _line(name, error.format_message())
-    if isinstance(error, InputError):
-        return 2, _line(name, error)
-    if isinstance(error, RunError):
-        return getattr(error, "exit_code", 1), _line(name, error)
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return 130, _line(name, "interrupted")
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1, ""
-    if _is_disk_full(error):
-        return 1, _line(name, "the disk is full: free some space and repeat the command; what is written stays")
-    if type(error).__name__ == "OutOfMemoryError":
-        return 1, _line(name, "out of memory on the device: lower the batch size, or use a 16-bit dtype")
-    if isinstance(error, _PATH_ERRORS):
-        return 2, _line(name, f"{error.filename}: {error.strerror}")
-    raise error
-
-
-def _line(name: str, message: object) -> str:
-    return f"{name}: error: " + " ".join(str(message).split())
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _own_options(family: Family) -> Any:
+    """Command → a decorator with the family's own options of it."""
+    return lambda command: family.options.get(command, common.stack())

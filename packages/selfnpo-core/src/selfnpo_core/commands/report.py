@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.intervals import Interval
-from selfnpo_core.evaluation.samples import Media
 from selfnpo_core.reporting import arms as comparing
 from selfnpo_core.reporting import runs, words
 from selfnpo_core.reporting.figures import Figure, read_figures
 from selfnpo_core.reporting.words import Names, Verdict, escaped
+from selfnpo_core.sampling.medium import Medium
 from selfnpo_core.sampling.sample_folder import METADATA, REPORT
 from selfnpo_core.system.files import write_text
 from selfnpo_core.training.run_folder import holds_run
@@ -30,7 +30,7 @@ _HEAD = 1024
 """Characters, within which a file says that it is ours."""
 
 
-def run_report(media: Media, options: Mapping[str, Any]) -> None:
+def run_report(medium: Medium, options: Mapping[str, Any]) -> None:
     """Write the page, and Markdown if it is asked for. Of a run, its model card gets what was measured."""
     folder = Path(options["folder"])
     if not folder.is_dir():
@@ -44,7 +44,7 @@ def run_report(media: Media, options: Mapping[str, Any]) -> None:
     if holds_run(folder):
         html, markdown = _of_run(folder, options)
     elif comparing.is_compared(folder) or (folder / METADATA).is_file():
-        html, markdown = _of_arms(folder, media, options)
+        html, markdown = _of_arms(folder, medium, options)
     else:
         raise InputError(f"{folder} is neither a run nor a folder of samples: it has no config.yaml, no {METADATA}")
     for target, text in zip(targets, (html, markdown), strict=False):
@@ -68,19 +68,19 @@ def _check_target(target: Path) -> None:
             raise InputError(f"{target} is no report, and is not written over: choose another name")
 
 
-def _of_arms(folder: Path, media: Media, options: Mapping[str, Any]) -> tuple[str, str]:
+def _of_arms(folder: Path, medium: Medium, options: Mapping[str, Any]) -> tuple[str, str]:
     against = None if options["against"] is None else Path(options["against"])
     given = {name: read_figures(Path(name)) for name in options["figures"]}
-    arms = comparing.read_arms(folder, against, media)
+    arms = comparing.read_arms(folder, against, medium)
     told = comparing.gather(arms, given)
-    groups, why = comparing.groups(arms, told, media, by=options["by"], most=options["count"], seed=options["seed"])
+    groups, why = comparing.groups(arms, told, medium, by=options["by"], most=options["count"], seed=options["seed"])
     figures, names = told.metrics, arms.names
     studies = [
         {**study.model_dump(), "verdicts": [words.preferred(question, study) for question in study.questions]}
         for study in told.studies
     ]
     about = {
-        "kind": f"Report of {media.unit}s",
+        "kind": f"Report of {medium.unit}s",
         "title": comparing.title(arms),
         "warnings": comparing.warnings(arms, told),
         "conditions": comparing.conditions(arms),

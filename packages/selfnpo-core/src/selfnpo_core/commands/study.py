@@ -14,9 +14,10 @@ from typing import Any
 import click
 import torch
 
+from selfnpo_core.commands.family import Family, Options
 from selfnpo_core.commands.printing import echo_table
 from selfnpo_core.errors import InputError
-from selfnpo_core.sampling.medium import Medium
+from selfnpo_core.sampling.medium import ShownMedium
 from selfnpo_core.study.pairs import Arm, check_samples, digest, read_pairs, some
 from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import default_checks
@@ -34,9 +35,10 @@ QUESTIONS = {
 _KEY = re.compile(r"[a-z0-9_-]{1,64}", re.IGNORECASE)
 
 
-def run_study(medium: Medium, dir_a: str, dir_b: str, options: Mapping[str, Any]) -> None:
+def run_study(family: Family, options: Options) -> None:
     """Serve the page until Ctrl-C, or with --results say what the votes say."""
-    folders: dict[Arm, Path] = {"a": Path(dir_a), "b": Path(dir_b)}
+    medium = family.medium()
+    folders: dict[Arm, Path] = {"a": Path(options["dir_a"]), "b": Path(options["dir_b"])}
     database = Path(options["database"] or f"study-{_name(folders['a'])}-{_name(folders['b'])}.sqlite")
     if options["results"]:
         _tell_results(medium, folders, database, options)
@@ -46,7 +48,7 @@ def run_study(medium: Medium, dir_a: str, dir_b: str, options: Mapping[str, Any]
             raise InputError(f"--{option} needs --results: the page has both files too")
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise InputError(f"study needs {' and '.join(missing)}: pip install '{medium.package}[study]'")
+        raise InputError(f"study needs {' and '.join(missing)}: pip install '{family.program}[study]'")
     _serve(medium, folders, database, options)
 
 
@@ -63,15 +65,15 @@ def parse_questions(given: Sequence[str]) -> dict[str, str]:
     return questions or dict(QUESTIONS)
 
 
-def _serve(medium: Medium, folders: Mapping[Arm, Path], database: Path, options: Mapping[str, Any]) -> None:
-    from selfnpo_core.study.server import Media, Page, application, is_loopback, serve
+def _serve(medium: ShownMedium, folders: Mapping[Arm, Path], database: Path, options: Mapping[str, Any]) -> None:
+    from selfnpo_core.study.server import Page, Shown, application, is_loopback, serve
 
     different = options["allow_different"]
     every = read_pairs(folders, medium, allow_different=different)
     pairs = some(every, options["limit"], torch.Generator().manual_seed(options["seed"]))
     checks = default_checks(len(pairs)) if options["attention_checks"] is None else options["attention_checks"]
     questions = parse_questions(options["question"])
-    log.info("reading %d %ss", 2 * len(pairs), medium.word)
+    log.info("reading %d %ss", 2 * len(pairs), medium.unit)
     check_samples(pairs, medium, allow_different=different)
     study = {
         "folders": digest(every),
@@ -88,7 +90,7 @@ def _serve(medium: Medium, folders: Mapping[Arm, Path], database: Path, options:
         token = None if is_loopback(options["host"]) else votes.link_token
         page = Page(
             votes,
-            Media(pairs=pairs, medium=medium, folder=Path(aside)),
+            Shown(pairs=pairs, medium=medium, folder=Path(aside)),
             _names(folders),
             options["allow_failures"],
         )
@@ -129,7 +131,7 @@ def _root(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
 
 
-def _tell_results(medium: Medium, folders: Mapping[Arm, Path], database: Path, options: Mapping[str, Any]) -> None:
+def _tell_results(medium: ShownMedium, folders: Mapping[Arm, Path], database: Path, options: Mapping[str, Any]) -> None:
     """All but the folders comes from the database."""
     every = read_pairs(folders, medium, allow_different=True)
     votes = Votes.open(database)

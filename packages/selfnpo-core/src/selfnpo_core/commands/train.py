@@ -31,7 +31,7 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
     _check_output(recipe, resume=options["resume"])
     device = "cpu" if recipe.device == "cpu" else "auto"
     dtype = DTYPES[base_dtype(recipe)]
-    sketched = family.sketch(source, recipe, dtype) if family.sketch else None
+    sketched = family.sketch(source, recipe, dtype)
     if options["dry_run"]:
         click.echo(dry_run(sketched or family.backbone(source, recipe, dtype, device), recipe, prompts, processes))
         return
@@ -58,7 +58,8 @@ def resolve(family: Family, options: Mapping[str, Any]) -> Recipe:
     config = options["config"]
     if options["resume"]:
         config = config or _stored_config(options["output"])
-    given = [set_key(key, options[key]) for key in ("model", "prompts", "output") if options[key] is not None]
+    keys = (*family.recipe_options, "model", "prompts", "output")
+    given = [set_key(key, options[key]) for key in keys if options.get(key) is not None]
     overrides = [*options["overrides"], *given]
     model = resolve_recipe({}, config, overrides).model
     if not model:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.networks import Look, Network
-from selfnpo_core.evaluation.samples import Frames
 from selfnpo_core.evaluation.weights import Wanted, library
 from selfnpo_core.models.loading import quiet
+from selfnpo_core.sampling.medium import Frames
 
 REPO = "openai/clip-vit-large-patch14"
 CONFIG, PIXELS = "config.json", "preprocessor_config.json|processor_config.json"

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.evaluation.distances import Moments
-from selfnpo_core.evaluation.samples import Frames, Media, Sample
+from selfnpo_core.evaluation.samples import Sample
 from selfnpo_core.evaluation.weights import Wanted, locate, weights_sha256
 from selfnpo_core.ranks import Ranks
+from selfnpo_core.sampling.medium import Frames, Medium
 from selfnpo_core.system.files import load_tensors, save_tensors
 from selfnpo_core.system.locks import FolderLock
 
@@ -161,7 +162,7 @@ class Cache:
 def look(
     ready: Ready,
     samples: Sequence[Sample],
-    media: Media,
+    medium: Medium,
     *,
     cache: Cache,
     device: torch.device,
@@ -173,11 +174,11 @@ def look(
     files: set[str] = set()
     keys = [_key(network, sample) for sample in samples]
     unique = dict(zip(keys, samples, strict=True))
-    ranks, eyes = cache.ranks, _Eyes(ready, media, device)
+    ranks, eyes = cache.ranks, _Eyes(ready, medium, device)
     cache.read(ready.folder, seen, files)
 
     def do(todo: list[str]) -> None:
-        bar = tqdm(total=len(todo), desc=network.name, unit=media.unit, disable=not todo, mininterval=1)
+        bar = tqdm(total=len(todo), desc=network.name, unit=medium.unit, disable=not todo, mininterval=1)
         size = batch or network.batch
         with bar:
             for start in range(0, len(todo), size):
@@ -203,8 +204,8 @@ def look(
 class _Eyes:
     """A network that is loaded when there is something to look at."""
 
-    def __init__(self, ready: Ready, media: Media, device: torch.device):
-        self._ready, self._media, self._device = ready, media, device
+    def __init__(self, ready: Ready, medium: Medium, device: torch.device):
+        self._ready, self._medium, self._device = ready, medium, device
         self._look: Look | None = None
 
     @torch.no_grad()
@@ -212,7 +213,7 @@ class _Eyes:
         if self._look is None:
             self._look = self._ready.network.load(self._ready.places, self._device)
         with ThreadPoolExecutor(4) as pool:
-            frames = list(pool.map(lambda sample: self._media.read(sample.path), samples))
+            frames = list(pool.map(lambda sample: self._medium.read(sample.path), samples))
         rows = self._look(frames, [sample.prompt or "" for sample in samples]).float().cpu()
         if not rows.isfinite().all():
             row = int((~rows.isfinite()).any(dim=1).nonzero()[0])

@@ -24,17 +24,9 @@ from selfnpo_core.evaluation.metrics import (
     per_sample,
 )
 from selfnpo_core.evaluation.networks import Cache, Ready, look
-from selfnpo_core.evaluation.samples import (
-    Media,
-    Problem,
-    Samples,
-    digest,
-    pair,
-    read_reference,
-    read_samples,
-    refuse_bad,
-)
+from selfnpo_core.evaluation.samples import Problem, Samples, digest, pair, read_reference, read_samples, refuse_bad
 from selfnpo_core.ranks import Ranks
+from selfnpo_core.sampling.medium import Medium
 from selfnpo_core.system.devices import best_device
 from selfnpo_core.system.files import write_text
 
@@ -50,12 +42,13 @@ class MetricSet:
     metrics: the options of the command line → all metrics by name. groups: names that stand for several.
     others: figures that are not what a network says, by the name that asks for them; of the options at once, so that
     mistakes are found early, and then of the samples.
+    export: puts samples elsewhere if the options ask for it, and says what it did.
     """
 
-    media: Media
     metrics: Callable[[Mapping[str, Any]], Sequence[Metric]]
     groups: Mapping[str, Sequence[str]]
     others: Mapping[str, Callable[[Mapping[str, Any]], Others]] = field(default_factory=dict)
+    export: Callable[[Mapping[str, Any]], str | None] = lambda options: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +69,7 @@ class Folders:
 Others = Callable[[Folders], dict[str, dict[str, Any]]]
 
 
-def evaluate(offered: MetricSet, options: Mapping[str, Any]) -> dict[str, Any] | None:
+def evaluate(offered: MetricSet, medium: Medium, options: Mapping[str, Any]) -> dict[str, Any] | None:
     """Measure, and write --json. Returns the results, or None of any process but the first.
 
     Several processes share the work when RANK and WORLD_SIZE say so, as torchrun sets them.
@@ -88,7 +81,7 @@ def evaluate(offered: MetricSet, options: Mapping[str, Any]) -> dict[str, Any] |
     target = None if options["json"] is None else Path(options["json"])
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
         raise InputError(f"--json {target} cannot be written: give a file in a folder that is there")
-    folders = read_folders(offered.media, options)
+    folders = read_folders(medium, options)
     if ranks.index == 0:
         for problem in folders.skipped:
             log.warning("left out: %s", problem)
@@ -98,7 +91,7 @@ def evaluate(offered: MetricSet, options: Mapping[str, Any]) -> dict[str, Any] |
     for metric in chosen:
         if metric.network.name not in ready:
             ready[metric.network.name] = Ready.of(metric.network, weights, metric.name)
-    said = _looked(offered.media, chosen, ready, folders, ranks, options)
+    said = _looked(medium, chosen, ready, folders, ranks, options)
     if said is None:
         return None
     figures: dict[str, dict[str, Any]] = {}
@@ -135,11 +128,11 @@ def choose(offered: MetricSet, options: Mapping[str, Any]) -> tuple[list[Metric]
     return [known[name] for name in names if name in known], others
 
 
-def read_folders(media: Media, options: Mapping[str, Any]) -> Folders:
+def read_folders(medium: Medium, options: Mapping[str, Any]) -> Folders:
     """Every file is opened. Raises `InputError` for what cannot be read or compared, before any network is loaded."""
-    one = read_samples(options["folder"], media)
-    other = None if options["against"] is None else read_samples(options["against"], media)
-    reference = None if options["reference"] is None else read_reference(options["reference"], media)
+    one = read_samples(options["folder"], medium)
+    other = None if options["against"] is None else read_samples(options["against"], medium)
+    reference = None if options["reference"] is None else read_reference(options["reference"], medium)
     before = [each for each in (one, other, reference) if each is not None]
     if not options["skip_bad"]:
         refuse_bad(before, skip=False)
@@ -164,7 +157,7 @@ def _check(chosen: Sequence[Metric], folders: Folders) -> None:
 
 
 def _looked(
-    media: Media,
+    medium: Medium,
     chosen: Sequence[Metric],
     ready: Mapping[str, Ready],
     folders: Folders,
@@ -185,7 +178,7 @@ def _looked(
                 [] if real is None else real.good,
             ]
             everything = [sample for part in parts for sample in part]
-            rows = look(ready[name], everything, media, cache=cache, device=device, batch=options["batch_size"])
+            rows = look(ready[name], everything, medium, cache=cache, device=device, batch=options["batch_size"])
             if rows is not None:
                 one, other, reference = rows.split([len(part) for part in parts])
                 said[name] = (one, other if len(other) else None, reference if len(reference) else None)

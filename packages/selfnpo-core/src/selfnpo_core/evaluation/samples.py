@@ -8,36 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.sampling.medium import Medium
 from selfnpo_core.sampling.sample_folder import ALIKE, METADATA, read_records
 from selfnpo_core.system.files import file_sha256
 
-Frames = np.ndarray
-"""A sample's pixels (F, H, W, 3) uint8; a picture is one frame."""
 Key = tuple[str, int]
 """Prompt and seed."""
 _NAMED = 3
 """Problems that a message names; the others are counted."""
 _THREADS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Media:
-    """What a family's samples are. read: raises `InputError` for what cannot be read whole."""
-
-    unit: str
-    suffixes: frozenset[str]
-    """Of files; "" is a folder of PNG files."""
-    read: Callable[[Path], Frames]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +72,13 @@ class Samples:
         return {key: value for key, value in record.items() if key not in ("file", "prompt", "seed")}
 
 
-def read_samples(path: str | Path, media: Media) -> Samples:
+def read_samples(path: str | Path, medium: Medium) -> Samples:
     """A folder with its metadata.jsonl, all of whose samples are opened."""
     path = _folder(path)
     if not (path / METADATA).is_file():
         raise InputError(f"{path} has no {METADATA}, which says the prompts: give a folder that `sample` made")
     records = {record["file"]: record for record in read_records(path / METADATA)}
-    files = {file.name: file for file in _files(path, media)}
+    files = {file.name: file for file in _files(path, medium)}
     problems: list[Problem] = []
     asked: dict[str, Mapping[str, Any]] = {}
     for name in sorted({*records, *files}):
@@ -104,7 +92,7 @@ def read_samples(path: str | Path, media: Media) -> Samples:
     nameless = len(problems)
     _refuse_twice(path, asked)
     good, bad = [], set()
-    for name, found in _opened(path, [path / name for name in asked], media):
+    for name, found in _opened(path, [path / name for name in asked], medium):
         record = asked[name]
         if isinstance(found, str):
             problems.append(Problem(folder=str(path), file=name, reason=found))
@@ -123,16 +111,16 @@ def read_samples(path: str | Path, media: Media) -> Samples:
     return Samples(path=path, good=good, problems=problems, bad=frozenset(bad), nameless=nameless)
 
 
-def read_reference(path: str | Path, media: Media) -> Samples:
+def read_reference(path: str | Path, medium: Medium) -> Samples:
     """Every picture or clip in a folder and the folders in it."""
     path = _folder(path)
-    files = sorted(file for file in path.rglob("*") if file.suffix in media.suffixes - {""} and _shown(file, path))
+    files = sorted(file for file in path.rglob("*") if file.suffix in medium.suffixes - {""} and _shown(file, path))
     if not files:
         raise InputError(
-            f"reference {path} holds no {media.unit}: give a folder with {', '.join(sorted(media.suffixes))}"
+            f"reference {path} holds no {medium.unit}: give a folder with {', '.join(sorted(medium.suffixes))}"
         )
     good, problems = [], []
-    for name, found in _opened(path, files, media):
+    for name, found in _opened(path, files, medium):
         if isinstance(found, str):
             problems.append(Problem(folder=str(path), file=name, reason=found))
         else:
@@ -198,11 +186,11 @@ def _shown(file: Path, root: Path) -> bool:
     return not any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _files(path: Path, media: Media) -> list[Path]:
+def _files(path: Path, medium: Medium) -> list[Path]:
     """Files, and folders of PNG files where those are samples."""
     there = [file for file in path.iterdir() if _shown(file, path)]
-    folders = [file for file in there if "" in media.suffixes and file.is_dir() and any(file.glob("*.png"))]
-    return folders + [file for file in there if file.is_file() and file.suffix in media.suffixes - {""}]
+    folders = [file for file in there if "" in medium.suffixes and file.is_dir() and any(file.glob("*.png"))]
+    return folders + [file for file in there if file.is_file() and file.suffix in medium.suffixes - {""}]
 
 
 def _refuse_twice(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -216,19 +204,19 @@ def _refuse_twice(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
         seen[key] = name
 
 
-def _opened(root: Path, files: Sequence[Path], media: Media) -> list[tuple[str, tuple[str, tuple[int, ...]] | str]]:
+def _opened(root: Path, files: Sequence[Path], medium: Medium) -> list[tuple[str, tuple[str, tuple[int, ...]] | str]]:
     """Each file's name below `root`, with its hash and shape, or why it cannot be read."""
 
     def opened(file: Path) -> tuple[str, tuple[int, ...]] | str:
         if not file.exists():
             return "the file is missing"
         try:
-            frames = media.read(file)
+            frames = medium.read(file)
         except InputError as error:
             return " ".join(str(error).removeprefix(str(file)).split())
         return content_sha256(file), frames.shape[:3]
 
-    bar = tqdm(total=len(files), desc=f"check {root.name}", unit=media.unit, leave=False, mininterval=1)
+    bar = tqdm(total=len(files), desc=f"check {root.name}", unit=medium.unit, leave=False, mininterval=1)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
         found = []
         for file, result in zip(files, pool.map(opened, files), strict=True):

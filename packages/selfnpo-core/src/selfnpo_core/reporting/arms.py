@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.evaluation.samples import Media, Sample, Samples, digest, pair, read_samples
+from selfnpo_core.evaluation.samples import Sample, Samples, digest, pair, read_samples
 from selfnpo_core.reporting import words
 from selfnpo_core.reporting.figures import (
     Evaluated,
@@ -24,6 +24,7 @@ from selfnpo_core.reporting.figures import (
 from selfnpo_core.reporting.selection import Group, choose, choose_score, gains
 from selfnpo_core.reporting.shown import Shown, shown
 from selfnpo_core.reporting.words import Names
+from selfnpo_core.sampling.medium import Medium
 from selfnpo_core.sampling.sample_folder import METADATA
 
 log = logging.getLogger(__name__)
@@ -82,14 +83,14 @@ def is_compared(path: Path) -> bool:
     return all((path / arm / METADATA).is_file() for arm in (WITHOUT, WITH))
 
 
-def read_arms(folder: Path, against: Path | None, media: Media) -> Arms:
+def read_arms(folder: Path, against: Path | None, medium: Medium) -> Arms:
     """The samples are not opened, but for the hash of their bytes: figures are of bytes, and few are shown."""
     root = folder
     if is_compared(folder):
         if against is not None:
             raise InputError(f"{folder} holds both arms already: leave --against out, or give {folder / WITH}")
         folder, against = folder / WITH, folder / WITHOUT
-    unopened = replace(media, read=lambda path: np.empty((0, 0, 0, 3), np.uint8))
+    unopened = replace(medium, read=lambda path: np.empty((0, 0, 0, 3), np.uint8))
     one = read_samples(folder, unopened)
     other = None if against is None else read_samples(against, unopened)
     for samples in (one, other):
@@ -254,7 +255,7 @@ def _value(value: Any) -> str:
 
 
 def groups(
-    arms: Arms, told: Told, media: Media, *, by: str | None, most: int, seed: int
+    arms: Arms, told: Told, medium: Medium, *, by: str | None, most: int, seed: int
 ) -> tuple[list[tuple[Group, list[Card]]], str | None]:
     """Groups of cards to show, and why there is none by a score."""
     evaluated = told.evaluated
@@ -264,7 +265,7 @@ def groups(
         assert evaluated is not None
         scored = _in_order(arms, evaluated, gains(evaluated, score))
     chosen = choose(len(arms.one.good), scored, score=score, most=most, seed=seed, paired=arms.other is not None)
-    return [(group, [_card(arms, evaluated, row, media) for row in group.rows]) for group in chosen], why
+    return [(group, [_card(arms, evaluated, row, medium) for row in group.rows]) for group in chosen], why
 
 
 def _in_order(arms: Arms, evaluated: Evaluated, values: Sequence[float | None]) -> list[float | None]:
@@ -274,14 +275,14 @@ def _in_order(arms: Arms, evaluated: Evaluated, values: Sequence[float | None]) 
     return [by_file.get(sample.path.name) for sample in arms.one.good]
 
 
-def _card(arms: Arms, evaluated: Evaluated | None, row: int, media: Media) -> Card:
+def _card(arms: Arms, evaluated: Evaluated | None, row: int, medium: Medium) -> Card:
     sample = arms.one.good[row]
     samples = [sample] if arms.other is None else [arms.other.good[row], sample]
     return Card(
         prompt=str(sample.prompt),
         seed=sample.seed or 0,
         sides=[
-            (name, shown(each.path, media, each.record.get("fps")))
+            (name, shown(each.path, medium, each.record.get("fps")))
             for name, each in zip(arms.names.sides, samples, strict=True)
         ],
         scores=_scores(arms, evaluated, sample.path.name),

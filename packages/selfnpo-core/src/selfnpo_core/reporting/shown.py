@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.evaluation.samples import Frames, Media
+from selfnpo_core.sampling.medium import Frames, Medium
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,10 +46,10 @@ class Shown:
         return max(self.width, self.height) <= PIXELATED
 
 
-def shown(path: Path, media: Media, fps: float | None = None) -> Shown:
+def shown(path: Path, medium: Medium, fps: float | None = None) -> Shown:
     """A sample as webp, which browsers loop by themselves if it moves. fps: of clips; 8 if it is not known."""
     try:
-        frames = media.read(path)
+        frames = medium.read(path)
     except InputError as error:
         return Shown(uri=None, problem=" ".join(str(error).split()))
     duration = 1000 * len(frames) / (fps or 8)

@@ -1,25 +1,36 @@
-"""What a family tells of its samples, so that they can be checked, shown and damaged."""
+"""What a sample is: how its file is read, shown and damaged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
 COARSE, NOISE = 12, 0.12
+Frames = np.ndarray
+"""A sample's pixels (F, H, W, 3) uint8; a picture is one frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Medium:
-    """One kind of sample."""
+    """One kind of sample, as it is read."""
 
-    package: str
-    """The distribution that brings the command, such as selfnpo-image."""
-    word: Literal["picture", "clip"]
+    unit: str
+    """What a sample is called: picture, clip."""
+    suffixes: frozenset[str]
+    """Of files that can be read; "" is a folder of PNG files."""
+    read: Callable[[Path], Frames]
+    """Raises `InputError` for what cannot be read whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownMedium(Medium):
+    """One kind of sample that a page in a browser can show."""
+
     suffix: str
+    """Of the files that can be shown."""
     content_type: str
     size: Callable[[Path], tuple[int, int]]
     """Width and height of a file that was read to its end. Raises `InputError` for one that cannot be."""

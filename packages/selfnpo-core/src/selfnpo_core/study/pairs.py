@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sampling.medium import Medium
+from selfnpo_core.sampling.medium import ShownMedium
 from selfnpo_core.sampling.sample_folder import ALIKE, METADATA, Record, read_records
 from selfnpo_core.system.files import file_sha256
 
@@ -32,7 +32,7 @@ class Pair:
     files: Mapping[Arm, Path]
 
 
-def read_pairs(folders: Mapping[Arm, Path], medium: Medium, *, allow_different: bool = False) -> list[Pair]:
+def read_pairs(folders: Mapping[Arm, Path], medium: ShownMedium, *, allow_different: bool = False) -> list[Pair]:
     """All pairs, in the order of folder a. Raises `InputError` for what cannot be paired; opens no sample."""
     if folders["a"].resolve() == folders["b"].resolve():
         raise InputError(f"{folders['a']} and {folders['b']} are one folder: give two")
@@ -62,7 +62,7 @@ def some(pairs: Sequence[Pair], limit: int | None, generator: torch.Generator) -
     return [pairs[i] for i in sorted(torch.randperm(len(pairs), generator=generator)[:limit].tolist())]
 
 
-def check_samples(pairs: Sequence[Pair], medium: Medium, *, allow_different: bool = False) -> None:
+def check_samples(pairs: Sequence[Pair], medium: ShownMedium, *, allow_different: bool = False) -> None:
     """Read every file. Raises `InputError` for a damaged one, or for a pair of two sizes."""
     for pair in pairs:
         sizes = {arm: medium.size(pair.files[arm]) for arm in ARMS}
@@ -80,7 +80,7 @@ def digest(pairs: Sequence[Pair]) -> str:
     return total.hexdigest()
 
 
-def _records(folder: Path, medium: Medium) -> dict[Key, Record]:
+def _records(folder: Path, medium: ShownMedium) -> dict[Key, Record]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give a folder that `sample` wrote")
     if not (folder / METADATA).is_file():
@@ -94,7 +94,7 @@ def _records(folder: Path, medium: Medium) -> dict[Key, Record]:
             raise InputError(f"{folder} has prompt {prompt!r} with seed {seed} twice: draw it with other seeds")
         found[prompt, seed] = record
     if not found:
-        raise InputError(f"{folder} has no samples: draw {medium.word}s into it first")
+        raise InputError(f"{folder} has no samples: draw {medium.unit}s into it first")
     return found
 
 
@@ -108,14 +108,14 @@ def _compare(folders: Mapping[Arm, Path], one: Record, two: Record) -> None:
             raise InputError(f"{told}: a difference in {key} would be judged too; draw anew, or say --allow-different")
 
 
-def _file(folder: Path, record: Record, medium: Medium) -> Path:
+def _file(folder: Path, record: Record, medium: ShownMedium) -> Path:
     """A record's file. A plain name, in the folder itself and not by a link out of it."""
     name = str(record["file"])
     if Path(name).name != name:
         raise InputError(f"{folder / METADATA} names {name!r}, which is no file of that folder")
     path = folder / name
     if path.suffix != f".{medium.suffix}":
-        raise InputError(f"{path} cannot be shown: a study of {medium.word}s takes .{medium.suffix} files")
+        raise InputError(f"{path} cannot be shown: a study of {medium.unit}s takes .{medium.suffix} files")
     if not path.is_file():
         raise InputError(f"{path} is missing: draw it again with the command that made {folder}")
     if folder.resolve() not in path.resolve().parents:

@@ -37,7 +37,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from selfnpo_core.sampling.medium import Medium
+from selfnpo_core.sampling.medium import ShownMedium
 from selfnpo_core.study.pairs import Pair
 from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import DAMAGED, Trial, plan_trials
@@ -71,11 +71,11 @@ class _Ballot(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Media:
+class Shown:
     """Copies of samples to send, made when they are first asked for."""
 
     pairs: Sequence[Pair]
-    medium: Medium
+    medium: ShownMedium
     folder: Path
     _lock: Lock = field(default_factory=Lock)
 
@@ -94,7 +94,7 @@ class Media:
 class Page:
     """All that the addresses answer with."""
 
-    def __init__(self, votes: Votes, media: Media, names: Mapping[str, str], allowed_failures: int | None):
+    def __init__(self, votes: Votes, media: Shown, names: Mapping[str, str], allowed_failures: int | None):
         """names: of the arms, for the results. allowed_failures: as of `summarise`."""
         self.votes, self.media, self.names, self.allowed_failures = votes, media, names, allowed_failures
         self.study = votes.study
@@ -188,7 +188,7 @@ class Page:
             code=request.path_params.get("code"),
             questions=self.questions,
             trials=self.study["pairs"] + self.study["attention_checks"],
-            word=self.media.medium.word,
+            word=self.media.medium.unit,
             **values,
         )
         return HTMLResponse(text, status)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from selfnpo_core.evaluation.metrics import Metric
 from selfnpo_core.evaluation.networks import Look, Network
-from selfnpo_core.evaluation.samples import Frames, Sample
+from selfnpo_core.evaluation.samples import Sample
 from selfnpo_core.evaluation.weights import library
+from selfnpo_core.sampling.medium import Frames
 from selfnpo_core.system.files import file_sha256
 from selfnpo_core.worlds.world import World, correct
 

@@ -1,26 +1,17 @@
 """What `evaluate` can measure of pictures."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.clip import clip
 from selfnpo_core.evaluation.metrics import Metric, manifold_metrics
 from selfnpo_core.evaluation.run import MetricSet
-from selfnpo_core.evaluation.samples import Frames, Media
 from selfnpo_core.worlds.oracle_metrics import ORACLE, oracle_metrics, oracle_network
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
 
 def metric_set() -> MetricSet:
     """What can be measured of pictures, by name."""
     return MetricSet(
-        media=Media(unit="picture", suffixes=SUFFIXES, read=read_picture),
         metrics=metrics,
         groups={"oracle": ORACLE},
     )
@@ -44,13 +35,3 @@ def metrics(options: Mapping[str, Any]) -> list[Metric]:
         Metric(name="aesthetic", kind="score", network=aesthetic()),
         *oracle_metrics(oracle),
     ]
-
-
-def read_picture(path: Path) -> Frames:
-    """(1, H, W, 3) uint8."""
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"))[None]
-    except Exception as error:  # PIL raises several kinds
-        detail = " ".join(str(error).split())[:100]
-        raise InputError(f"{path} cannot be read as a picture ({type(error).__name__}: {detail})") from None

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from selfnpo_core.evaluation import fidelity
 from selfnpo_core.evaluation.networks import Look, Network
-from selfnpo_core.evaluation.samples import Frames
 from selfnpo_core.evaluation.weights import Wanted, library
+from selfnpo_core.sampling.medium import Frames
 
 
 def inception_network() -> Network:

@@ -29,8 +29,8 @@ from selfnpo_core.evaluation.clip import (
     readable,
 )
 from selfnpo_core.evaluation.networks import Look, Network
-from selfnpo_core.evaluation.samples import Frames
 from selfnpo_core.evaluation.weights import Wanted, library, pick, read_weights
+from selfnpo_core.sampling.medium import Frames
 from selfnpo_image.evaluation.conversion import blip_tensors, clip_tensors
 
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

@@ -1,27 +1,22 @@
 """What `evaluate` can measure of clips."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from selfnpo_core.evaluation.clip import clip
 from selfnpo_core.evaluation.metrics import Metric, manifold_metrics
 from selfnpo_core.evaluation.run import MetricSet
-from selfnpo_core.evaluation.samples import Frames, Media
 from selfnpo_core.worlds.oracle_metrics import ORACLE, oracle_metrics, oracle_network
 from selfnpo_video.evaluation import vbench
-from selfnpo_video.video_files import read_video
-
-SUFFIXES = frozenset({".mp4", ".webp", ".gif", ".webm", ".mov", ".avi", ""})
 
 
 def metric_set() -> MetricSet:
     """What can be measured of clips, by name."""
     return MetricSet(
-        media=Media(unit="clip", suffixes=SUFFIXES, read=read_clip),
         metrics=metrics,
         groups={"oracle": ORACLE},
         others={"vbench": vbench.reader},
+        export=vbench.export,
     )
 
 
@@ -44,7 +39,3 @@ def metrics(options: Mapping[str, Any]) -> list[Metric]:
         *(Metric(name=column, kind="score", network=moves, better="neither") for column in moves.columns),
         *oracle_metrics(oracle),
     ]
-
-
-def read_clip(path: Path) -> Frames:
-    return read_video(path)[0]

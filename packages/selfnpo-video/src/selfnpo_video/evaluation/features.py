@@ -16,8 +16,8 @@ from torch import Tensor
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.clip import CONFIG, PIXELS, readable, whole
 from selfnpo_core.evaluation.networks import Look, Network
-from selfnpo_core.evaluation.samples import Frames
 from selfnpo_core.evaluation.weights import Wanted, library
+from selfnpo_core.sampling.medium import Frames
 from selfnpo_core.system.files import file_sha256
 
 NAMED = {"videomae": "MCG-NJU/videomae-base-finetuned-kinetics"}

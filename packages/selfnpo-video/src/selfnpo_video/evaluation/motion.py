@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.evaluation.networks import Look, Network
-from selfnpo_core.evaluation.samples import Frames
 from selfnpo_core.evaluation.weights import library
+from selfnpo_core.sampling.medium import Frames
 
 GREY = torch.tensor([0.299, 0.587, 0.114])
 """ITU-R BT.601."""

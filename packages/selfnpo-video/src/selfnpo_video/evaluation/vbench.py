@@ -21,9 +21,10 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.intervals import bootstrap
 from selfnpo_core.evaluation.metrics import REPEATS, paired
 from selfnpo_core.evaluation.run import Folders, Others
-from selfnpo_core.evaluation.samples import Key, Media, Samples, read_samples, refuse_bad
+from selfnpo_core.evaluation.samples import Key, Samples, read_samples, refuse_bad
 from selfnpo_core.sampling.sample_folder import METADATA, read_records
 from selfnpo_core.system.files import write_json, write_text, written_aside
+from selfnpo_video.medium import CLIPS
 
 log = logging.getLogger(__name__)
 VIDEOS, PROMPTS, FILES, ORIGIN = "videos", "prompts.txt", "prompts.json", "samples.json"
@@ -48,15 +49,18 @@ def names(folder: Path) -> dict[Key, str]:
     return found
 
 
-def export(media: Media, options: Mapping[str, Any]) -> int:
-    """OUT/videos as VBench reads it, OUT/prompts.txt, and OUT/prompts.json for its --mode custom_input --prompt_file.
+def export(options: Mapping[str, Any]) -> str | None:
+    """What --vbench-export OUT asks for, in words; None where it is not given.
 
-    Clips are linked where the disk can, else copied. Returns how many there are.
+    OUT/videos is as VBench reads it; OUT/prompts.txt, and OUT/prompts.json for its --mode custom_input --prompt_file.
+    Clips are linked where the disk can, else copied.
     """
+    if options["vbench_export"] is None:
+        return None
     output = Path(options["vbench_export"])
     if output.exists():
         raise InputError(f"--vbench-export {output} exists: give a new folder")
-    samples = read_samples(options["folder"], media)
+    samples = read_samples(options["folder"], CLIPS)
     refuse_bad([samples], skip=options["skip_bad"])
     called = names(samples.path)
     prompts = list(dict.fromkeys(str(sample.prompt) for sample in samples.good))
@@ -76,7 +80,7 @@ def export(media: Media, options: Mapping[str, Any]) -> int:
         write_text(aside / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts))
         write_json(aside / FILES, about)
         write_json(aside / ORIGIN, {"schema": 1, "samples": origin})
-    return len(samples.good)
+    return f"{len(samples.good)} clips and {PROMPTS} in {output}"
 
 
 def _check_names(samples: Samples, prompts: list[str]) -> None:

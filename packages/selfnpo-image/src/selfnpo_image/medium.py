@@ -1,4 +1,4 @@
-"""Pictures in a blind study: read, shown without what else a PNG may hold, damaged for attention checks."""
+"""Pictures: read, shown without what else a PNG may hold, damaged for attention checks."""
 
 from pathlib import Path
 
@@ -6,7 +6,19 @@ import numpy as np
 from PIL import Image
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.sampling.medium import Medium, damaged
+from selfnpo_core.sampling.medium import Frames, ShownMedium, damaged
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+
+
+def read_picture(path: Path) -> Frames:
+    """(1, H, W, 3) uint8."""
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture.convert("RGB"))[None]
+    except Exception as error:  # PIL raises several kinds
+        detail = " ".join(str(error).split())[:100]
+        raise InputError(f"{path} cannot be read as a picture ({type(error).__name__}: {detail})") from None
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -29,9 +41,10 @@ def _open(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-PICTURES = Medium(
-    package="selfnpo-image",
-    word="picture",
+PICTURES = ShownMedium(
+    unit="picture",
+    suffixes=SUFFIXES,
+    read=read_picture,
     suffix="png",
     content_type="image/png",
     size=_size,

@@ -1,12 +1,18 @@
-"""Clips in a blind study: read, shown without what else an mp4 may hold, damaged for attention checks."""
+"""Clips: read, shown without what else an mp4 may hold, damaged for attention checks."""
 
 import subprocess
 from pathlib import Path
 
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from selfnpo_core.sampling.medium import Medium, damaged
+from selfnpo_core.sampling.medium import Frames, ShownMedium, damaged
 from selfnpo_video.video_files import read_video, write_video
+
+SUFFIXES = frozenset({".mp4", ".webp", ".gif", ".webm", ".mov", ".avi", ""})
+
+
+def read_clip(path: Path) -> Frames:
+    return read_video(path)[0]
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -26,9 +32,10 @@ def _damage(source: Path, target: Path) -> None:
     write_video(target, damaged(frames), fps=max(1, round(fps)))
 
 
-CLIPS = Medium(
-    package="selfnpo-video",
-    word="clip",
+CLIPS = ShownMedium(
+    unit="clip",
+    suffixes=SUFFIXES,
+    read=read_clip,
     suffix="mp4",
     content_type="video/mp4",
     size=_size,

@@ -1,0 +1,85 @@
+"""How a command line runs and ends.
+
+Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 128 + n ended by signal n. A message is one line on stderr.
+"""
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from selfnpo_core.errors import InputError, RunError
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
+
+
+def run(command: click.Command, args: Sequence[str] | None = None, *, name: str) -> int:
+    """Run a command line to its exit code, which is also what a command's function returned if that is a number."""
+    _prepare_messages()
+    try:
+        result = command.main(args=None if args is None else list(args), prog_name=name, standalone_mode=False)
+    except BaseException as error:
+        code, message = describe_error(error, name)
+        if message and os.environ.get("RANK", "0") == "0":  # of processes with the same mistake, one says so
+            click.echo(message, err=True)
+        return code
+    return result if isinstance(result, int) else 0
+
+
+def _prepare_messages() -> None:
+    """Our own messages on stderr; of the libraries', errors only, unless their environment variables say otherwise."""
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+    warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # we never merge into 8 bits
+    for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # they speak of kernels, and of each other
+        logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("selfnpo_"))
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
+
+
+def describe_error(error: BaseException, name: str) -> tuple[int, str]:
+    """Exit code and message of an error; what is nobody's mistake but ours is raised again."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return 2, error.format_message()
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else name
+        return 2, _line(name, f"{error.format_message()} (see {path} --help)")
+    if isinstance(error, click.ClickException):
+        return 2, _line(name, error.format_message())
+    if isinstance(error, InputError):
+        return 2, _line(name, error)
+    if isinstance(error, RunError):
+        return getattr(error, "exit_code", 1), _line(name, error)
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return 130, _line(name, "interrupted")
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1, ""
+    if _is_disk_full(error):
+        return 1, _line(name, "the disk is full: free some space and repeat the command; what is written stays")
+    if type(error).__name__ == "OutOfMemoryError":
+        return 1, _line(name, "out of memory on the device: lower the batch size, or use a 16-bit dtype")
+    if isinstance(error, _PATH_ERRORS):
+        return 2, _line(name, f"{error.filename}: {error.strerror}")
+    raise error
+
+
+def _line(name: str, message: object) -> str:
+    return f"{name}: error: " + " ".join(str(message).split())
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

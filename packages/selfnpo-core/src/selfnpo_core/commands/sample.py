@@ -1,0 +1,23 @@
+"""`sample` and `compare`: samples into folders, and both arms side by side."""
+
+import json
+
+import click
+
+from selfnpo_core.commands.family import Family, Options
+
+
+def run_sample(family: Family, options: Options) -> None:
+    """Draw what is missing in --output."""
+    job = family.plan(options)
+    drawn = family.sample(job, options["output"])
+    click.echo(f"{drawn} {family.unit}s drawn, {len(job.prompts)} in {options['output']}")
+
+
+def run_compare(family: Family, options: Options) -> None:
+    """Draw both arms, and print what the world's oracle says, if there is one."""
+    job = family.plan(options)
+    metrics = family.compare(job, options["output"])
+    click.echo(f"{len(job.prompts)} {family.made_by_compare} in {options['output']}")
+    if metrics is not None:
+        click.echo(json.dumps(metrics, indent=1))

@@ -1,0 +1,148 @@
+"""Image models as the commands know them. What a command needs is imported when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import click
+
+from selfnpo_core.commands.family import Family, Options
+from selfnpo_core.commands.options import stack
+from selfnpo_core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from selfnpo_core.evaluation.run import MetricSet
+    from selfnpo_core.models.sources import KnownModel, Source
+    from selfnpo_core.sampling.medium import ShownMedium
+    from selfnpo_core.training.recipe import Presets, Recipe
+    from selfnpo_core.weights.exporting import KohyaFiles
+    from selfnpo_core.weights.npo_folder import Npo
+    from selfnpo_core.weights.offsets import Lora
+    from selfnpo_core.worlds.world import Demo
+    from selfnpo_image.backbone import ImageBackbone
+    from selfnpo_image.sampling import Job
+
+
+class ImageFamily(Family):
+    """SD1.5, SDXL, SD3 and their demo."""
+
+    program = "selfnpo-image"
+    about = "Self-NPO for image diffusion models: negative weights, trained from prompts only."
+    unit, suffix = "picture", "png"
+    made_by_compare = "pairs and sheet.png"
+    has_kohya = True
+    helps: ClassVar[Mapping[str, str]] = {
+        "models": "Known models: hub id, licence, size, prediction type, dtype.",
+        "models: all": "List the models that go by a name. Any other model of these families works too.",
+        "models: also": "Also: a hub id owner/name or a diffusers folder of these families, or a .safetensors file of "
+        "SD1.5, SDXL.",
+        "evaluate: all": "Measure a sample folder: fid, kid, precision, recall, density, coverage, clip_score, "
+        "pickscore, hpsv2.1, imagereward, aesthetic; oracle, of the demo's pictures.",
+    }
+    options: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+        "evaluate": stack(
+            click.option(
+                "--feature-network",
+                type=click.Choice(["inception", "oracle"]),
+                default="inception",
+                show_default=True,
+                help="Whose features fid, kid, precision, recall, density and coverage are of; oracle: the demo's.",
+            ),
+        )
+    }
+
+    def known(self) -> Mapping[str, KnownModel]:
+        from selfnpo_image.models import KNOWN
+
+        return KNOWN
+
+    def row(self, model: KnownModel) -> Mapping[str, str]:
+        return {
+            "name": model.name,
+            "family": model.family,
+            "hub id": model.hub_id or "(in the package)",
+            "parameters": f"{model.parameters / 1e6:,.1f} M",
+            "predicts": model.prediction_type,
+            "dtype": model.dtype,
+            "memory": model.memory or "—",
+            "licence": model.licence,
+        }
+
+    def source(self, name: str, config: str | None) -> Source:
+        from selfnpo_image.models import find_source
+
+        return find_source(name, config)
+
+    def prompts(self, name: str, model: str) -> list[str]:
+        from selfnpo_image.prompts import load_prompts
+
+        return load_prompts(name, model)
+
+    def presets(self, model: str | None) -> Presets:
+        from selfnpo_image.recipes import presets_for
+
+        return presets_for(model)
+
+    def backbone(self, source: Source, recipe: Recipe, dtype: torch.dtype, device: str) -> ImageBackbone:
+        from selfnpo_image.families import backbone_of
+        from selfnpo_image.loading import kind_of
+
+        _refuse_frames(source, recipe)
+        made = backbone_of(kind_of(source).name)
+        return made(source, height=recipe.height, width=recipe.width, dtype=dtype, device=device)
+
+    def sketch(self, source: Source, recipe: Recipe, dtype: torch.dtype) -> ImageBackbone | None:
+        from selfnpo_image.families import backbone_of
+        from selfnpo_image.loading import known_configs
+
+        _refuse_frames(source, recipe)
+        family, configs = known_configs(source)
+        if configs is None:
+            return None
+        return backbone_of(family).sketch(source.name, configs, height=recipe.height, width=recipe.width, dtype=dtype)
+
+    def plan(self, options: Options) -> Job:
+        from selfnpo_image import sampling
+
+        return sampling.plan(options)
+
+    def sample(self, job: Job, output: str) -> int:
+        from selfnpo_image import sampling
+
+        return sampling.sample(job, output)
+
+    def compare(self, job: Job, output: str) -> Mapping[str, Any] | None:
+        from selfnpo_image import compare
+
+        return compare.compare(job, output)
+
+    def medium(self) -> ShownMedium:
+        from selfnpo_image.medium import PICTURES
+
+        return PICTURES
+
+    def metrics(self) -> MetricSet:
+        from selfnpo_image.evaluation import metric_set
+
+        return metric_set()
+
+    def demo(self) -> Demo:
+        from selfnpo_image.demo import shapes
+
+        return shapes.demo()
+
+    def kohya(self, lora: Lora, npo: Npo, source: Source, beta: float, scale: float, file: str) -> KohyaFiles:
+        from selfnpo_image import kohya
+
+        return kohya.files(lora, npo, source, beta, scale, file)
+
+
+def _refuse_frames(source: Source, recipe: Recipe) -> None:
+    if recipe.frames is not None:
+        raise InputError(f"frames is {recipe.frames}, but {source.name} makes pictures: leave it out")
+
+
+IMAGE = ImageFamily()

@@ -1,0 +1,175 @@
+"""Video models as the commands know them. What a command needs is imported when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import click
+
+from selfnpo_core.commands.family import Family, Options
+from selfnpo_core.commands.options import stack
+
+if TYPE_CHECKING:
+    import torch
+
+    from selfnpo_core.evaluation.run import MetricSet
+    from selfnpo_core.models.sources import KnownModel, Source
+    from selfnpo_core.sampling.medium import ShownMedium
+    from selfnpo_core.training.recipe import Presets, Recipe
+    from selfnpo_core.worlds.world import Demo
+    from selfnpo_video.cogvideox import CogVideoX
+    from selfnpo_video.models import KnownVideoModel
+    from selfnpo_video.sampling import Job
+
+ATTENTION = click.Choice(["auto", "sdpa", "xformers", "flash"])
+
+clip_options = stack(
+    click.option("--frames", type=click.IntRange(min=1), help="Of each clip. Default: what the model was made for."),
+    click.option(
+        "--window",
+        type=click.IntRange(min=1),
+        help="Frames that the model sees at a time, for long clips. A step's time grows with the number of windows.",
+    ),
+    click.option(
+        "--window-place",
+        type=click.IntRange(min=0),
+        help="Latent frame at which the model takes windows but the first to begin. Default: what it was trained on, "
+        "else 0, a clip's beginning.",
+    ),
+    click.option(
+        "--tiling",
+        is_flag=True,
+        help="Decode tile by tile: less memory for large frames, slightly other pixels where tiles meet.",
+    ),
+    click.option("--fps", type=click.IntRange(min=1), help="Frames a second. Default: the model's."),
+    click.option("--format", type=click.Choice(["mp4", "webp", "gif", "frames"]), default="mp4", show_default=True),
+    click.option("--attention", type=ATTENTION, default="auto", show_default=True, help="What computes attention."),
+    click.option("--image", metavar="FILE", help="First frame, for image-to-video models."),
+    click.option(
+        "--dynamic-guidance", is_flag=True, help="A guidance scale that depends on the timestep, as CogVideoX's own."
+    ),
+)
+"""Options of `sample` and `compare` beside the common ones."""
+
+
+class VideoFamily(Family):
+    """CogVideoX and its demo."""
+
+    program = "selfnpo-video"
+    about = "Self-NPO for video diffusion transformers (CogVideoX): negative weights, trained from prompts only."
+    unit, suffix = "clip", "mp4"
+    made_by_compare = "pairs"
+    helps: ClassVar[Mapping[str, str]] = {
+        "models": "Known models: hub id, licence, size, dtype, clip size.",
+        "models: all": "List the models that go by a name. Any other CogVideoX model works too.",
+        "models: also": "Also: a hub id owner/name or a diffusers folder of CogVideoX.",
+        "evaluate: all": "Measure a sample folder: fvd, kvd, precision, recall, density, coverage, clip_score, "
+        "frame_consistency, motion, speed; oracle, of the demo's clips; vbench, of VBench's own results.",
+    }
+    recipe_options = ("attention",)
+    options: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+        "train": stack(
+            click.option("--attention", type=ATTENTION, help="What computes attention. Default: the recipe's, auto.")
+        ),
+        "sample": clip_options,
+        "evaluate": stack(
+            click.option(
+                "--feature-network",
+                metavar="NAME|DIR",
+                default="videomae",
+                show_default=True,
+                help="Whose features fvd, kvd, precision, … are of: videomae, a folder or hub id of a VideoMAE or "
+                "TimeSformer of transformers, or oracle, the demo's.",
+            ),
+            click.option(
+                "--vbench-export", metavar="OUT", help="Put the clips there under the names that VBench wants."
+            ),
+            click.option(
+                "--vbench-results", metavar="FILE", help="VBench's …_eval_results.json of DIR, for the metric vbench."
+            ),
+            click.option("--vbench-against", metavar="FILE", help="The same, of --against."),
+        ),
+    }
+
+    def known(self) -> Mapping[str, KnownModel]:
+        from selfnpo_video.models import KNOWN
+
+        return KNOWN
+
+    def row(self, model: KnownVideoModel) -> Mapping[str, str]:
+        small = model.parameters < 1e9
+        return {
+            "name": model.name,
+            "hub id": model.hub_id or "(in the package)",
+            "parameters": f"{model.parameters / 1e6:,.1f} M" if small else f"{model.parameters / 1e9:,.2f} G",
+            "clip": str(model.size),
+            "dtype": model.dtype,
+            "memory": model.memory or "—",
+            "licence": model.licence,
+            "for": "sample" if model.from_image else "train, sample",
+        }
+
+    def source(self, name: str, config: str | None) -> Source:
+        from selfnpo_video.models import find_source
+
+        return find_source(name, config)
+
+    def prompts(self, name: str, model: str) -> list[str]:
+        from selfnpo_video.prompts import load_prompts
+
+        return load_prompts(name, model)
+
+    def presets(self, model: str | None) -> Presets:
+        from selfnpo_video.recipes import presets_for
+
+        return presets_for(model)
+
+    def backbone(self, source: Source, recipe: Recipe, dtype: torch.dtype, device: str) -> CogVideoX:
+        from selfnpo_video.cogvideox import CogVideoX
+
+        size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
+        return CogVideoX(source, **size, dtype=dtype, device=device)
+
+    def sketch(self, source: Source, recipe: Recipe, dtype: torch.dtype) -> CogVideoX | None:
+        from selfnpo_video.cogvideox import CogVideoX
+        from selfnpo_video.models import KNOWN
+
+        size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
+        if source.kind == "folder":
+            return CogVideoX.sketch(source, **size, dtype=dtype)
+        known = next((model for model in KNOWN.values() if source.name in (model.name, model.hub_id)), None)
+        return None if known is None else CogVideoX.sketch(known.name, **size, dtype=dtype)
+
+    def plan(self, options: Options) -> Job:
+        from selfnpo_video import sampling
+
+        return sampling.plan(options)
+
+    def sample(self, job: Job, output: str) -> int:
+        from selfnpo_video import sampling
+
+        return sampling.sample(job, output)
+
+    def compare(self, job: Job, output: str) -> Mapping[str, Any] | None:
+        from selfnpo_video import compare
+
+        return compare.compare(job, output)
+
+    def medium(self) -> ShownMedium:
+        from selfnpo_video.medium import CLIPS
+
+        return CLIPS
+
+    def metrics(self) -> MetricSet:
+        from selfnpo_video.evaluation import metric_set
+
+        return metric_set()
+
+    def demo(self) -> Demo:
+        from selfnpo_video.demo import moving
+
+        return moving.demo()
+
+
+VIDEO = VideoFamily()
