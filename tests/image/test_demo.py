@@ -17,13 +17,13 @@ from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds.world import Task
 from selfnpo_image.demo import assets, shapes, world
 from selfnpo_image.demo.build import pack
+from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
-from selfnpo_image.models import find_source
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return load_pipeline(find_source("demo"))
+    return load_pipeline(find_base("demo"))
 
 
 SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "rank": 4, "learning_rate": 1e-3}

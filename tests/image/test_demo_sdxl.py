@@ -7,8 +7,8 @@ from torch import nn
 
 from selfnpo_image.cli import selfnpo_image
 from selfnpo_image.demo.build import sdxl
+from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
-from selfnpo_image.models import find_source
 from selfnpo_image.sdxl import SDXL
 
 CAPTIONS = ["a red circle", "a blue square"]
@@ -16,14 +16,14 @@ CAPTIONS = ["a red circle", "a blue square"]
 
 @pytest.fixture(scope="module")
 def shipped():
-    return load_pipeline(find_source("demo"))
+    return load_pipeline(find_base("demo"))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Three updates."""
     work = tmp_path_factory.mktemp("sdxl")
-    shipped = load_pipeline(find_source("demo"))
+    shipped = load_pipeline(find_base("demo"))
     sdxl.train(work / "denoiser.safetensors", shipped, steps=3, batch=4, count=256).save_pretrained(work / "model")
     return work / "model"
 
@@ -44,7 +44,7 @@ def test_it_begins_as_the_shipped_model(shipped):
 
 def test_training_asks_as_the_pipeline_does(model):
     """The null prompt too, which is zeros."""
-    pipe, backbone = load_pipeline(find_source(str(model))), SDXL(str(model), device="cpu")
+    pipe, backbone = load_pipeline(find_base(str(model))), SDXL(find_base(str(model)), device="cpu")
     backbone.embed(CAPTIONS)
     net = nn.ModuleDict({name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")})
     x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([10, 500, 900])

@@ -17,9 +17,8 @@ from selfnpo_core.guidance import NULL
 from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.training import build_recipe, train
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.families import backbone_of
+from selfnpo_image.families import FAMILIES, find_base
 from selfnpo_image.loading import load_pipeline
-from selfnpo_image.models import find_source
 from selfnpo_image.sd15 import SD15
 
 PROMPTS = ["a red fox", "a very small boat on a very large lake", "", "a red fox"]
@@ -39,7 +38,7 @@ def cache(tmp_path: Path) -> EmbeddingsCache:
 
 
 def made(model: Path, **changes: object) -> ImageBackbone:
-    return backbone_of(model.name)(str(model), device="cpu", **changes)  # type: ignore[arg-type]
+    return FAMILIES[model.name](find_base(str(model)), device="cpu", **changes)  # type: ignore[arg-type]
 
 
 def table(
@@ -80,7 +79,7 @@ def test_the_table_is_the_same_with_and_without(
 
 def test_the_table_is_the_stock_pipelines(model: Path) -> None:
     """But for rounding, which depends on how many texts T5 is given at once."""
-    pipe, backbone = load_pipeline(str(model)), made(model)
+    pipe, backbone = load_pipeline(find_base(str(model))), made(model)
     texts = backbone._encode(pipe, PROMPTS[:2])
     for mine, theirs in zip(table(backbone), texts, strict=True):
         torch.testing.assert_close(mine[:2], theirs, rtol=1e-4, atol=1e-5)
@@ -101,7 +100,7 @@ def test_another_encoder_or_tokenizer_is_another(model: Path, cache: EmbeddingsC
         copy = shutil.copytree(model, tmp_path / change / model.name)
         others.append(copy)
         if change == "weights":
-            (file,) = (copy / backbone_of(model.name).kind.text_encoders[-1]).glob("*.safetensors")
+            (file,) = (copy / FAMILIES[model.name].kind.text_encoders[-1]).glob("*.safetensors")
             weights = load_file(file)
             save_file({name: tensor * 1.1 for name, tensor in weights.items()}, file, metadata={"format": "pt"})
         else:
@@ -131,9 +130,9 @@ def test_a_single_file_is_known_again(
     save_file(single_file(sd15()), file)
 
     def backbone() -> SD15:
-        return SD15(find_source(str(file), folder), device="cpu")
+        return SD15(find_base(str(file), folder), device="cpu")
 
-    plain = table(SD15(str(folder), device="cpu"))
+    plain = table(SD15(find_base(str(folder)), device="cpu"))
     assert same(table(backbone(), cache), plain)
     monkeypatch.setattr(ImageBackbone, "_load_encoders", lambda _: pytest.fail("an encoder is read"))
     assert same(table(backbone(), cache), plain)
@@ -144,7 +143,7 @@ def test_a_cut_text_encoder_is_named_before_training(folder: Path, tmp_path: Pat
     (file,) = (copy / "text_encoder").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"text_encoder\S+ is not a whole safetensors file"):
-        SD15(str(copy), device="cpu")
+        SD15(find_base(str(copy)), device="cpu")
 
 
 def test_a_run_is_the_same_with_and_without(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +153,12 @@ def test_a_run_is_the_same_with_and_without(folder: Path, tmp_path: Path, monkey
         if name == "full":
             no_encoder_is_read(monkeypatch)
         recipe = build_recipe({**RECIPE, "embeddings_cache": setting and str(setting)})
-        npo = train(SD15(str(folder), device="cpu"), recipe, PROMPTS, tmp_path / name, progress=False)
+        npo = train(SD15(find_base(str(folder)), device="cpu"), recipe, PROMPTS, tmp_path / name, progress=False)
         found.append(load_file(npo / "pytorch_lora_weights.safetensors"))
     for other in found[1:]:
         assert found[0].keys() == other.keys()
         assert all(torch.equal(found[0][key], other[key]) for key in other)
     monkeypatch.undo()
     recipe = build_recipe({**RECIPE, "embeddings_cache": str(tmp_path / "cache"), "sample_every": 2, "sample_steps": 2})
-    train(SD15(str(folder), device="cpu"), recipe, PROMPTS, tmp_path / "drawn", progress=False)
+    train(SD15(find_base(str(folder)), device="cpu"), recipe, PROMPTS, tmp_path / "drawn", progress=False)
     assert (tmp_path / "drawn/samples/step-000002.png").exists()

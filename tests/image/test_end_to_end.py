@@ -22,6 +22,7 @@ from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.training import build_recipe, dry_run, train
 from selfnpo_core.training.measuring import measure
 from selfnpo_image import compare as comparing
+from selfnpo_image.families import find_base
 from selfnpo_image.family import IMAGE
 from selfnpo_image.recipes import SD15 as PRESETS
 from selfnpo_image.sd15 import SD15
@@ -143,7 +144,7 @@ def test_rows_of_an_update(folder: Path, tmp_path: Path, guidance: float, rows: 
     """Counted by a hook on the UNet: the teacher's row or two, and the student's."""
     counts = []
     for steps in (1, 3):
-        backbone, seen = SD15(str(folder), device="cpu"), []
+        backbone, seen = SD15(find_base(str(folder)), device="cpu"), []
         backbone.denoiser.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
         recipe = build_recipe({**RECIPE, "steps": steps, "teacher_guidance": guidance})
         train(backbone, recipe, ["a", "b"], tmp_path / str(steps), progress=False)
@@ -154,7 +155,7 @@ def test_rows_of_an_update(folder: Path, tmp_path: Path, guidance: float, rows: 
 def test_updates_touch_neither_vae_nor_text_encoder_nor_pictures(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone = SD15(str(folder), device="cpu")
+    backbone = SD15(find_base(str(folder)), device="cpu")
     opened, resident, plain, predict = [], [], builtins.open, backbone.predict
 
     def watch_open(file: Any, *args: Any, **kwargs: Any) -> Any:
@@ -189,7 +190,7 @@ def test_sample_grids_bring_the_vae_in_and_put_it_away(folder: Path, tmp_path: P
     recipe = build_recipe(
         {**RECIPE, "steps": 1, "sample_every": 1, "sample_steps": 2, "train": kind, "mixed_precision": precision}
     )
-    backbone = SD15(str(folder), device="cpu", dtype=DTYPES[base_dtype(recipe)])
+    backbone = SD15(find_base(str(folder)), device="cpu", dtype=DTYPES[base_dtype(recipe)])
     train(backbone, recipe, ["a", "b"], tmp_path / "run", progress=False)
     with PIL.Image.open(tmp_path / "run" / "samples" / "step-000001.png") as grid:
         assert grid.width == 2 * 32
@@ -203,7 +204,7 @@ def test_sample_grids_bring_the_vae_in_and_put_it_away(folder: Path, tmp_path: P
 )
 def test_the_estimate_for_the_demo_model_is_what_is_seen(changes: dict[str, Any], checkpointing: bool) -> None:
     values = {**RECIPE, "steps": 9, "batch_size": 16, "pool_size": 16, "gradient_checkpointing": checkpointing}
-    recipe, backbone = build_recipe({**values, **changes}), SD15("demo", device="cpu")
+    recipe, backbone = build_recipe({**values, **changes}), SD15(find_base("demo"), device="cpu")
     asked = dry_run(backbone, recipe, ["a", "b"]).device_bytes
     assert asked == pytest.approx(measure(backbone, recipe, ["a", "b"]).bytes, rel=0.15)
 
@@ -233,11 +234,11 @@ def test_a_signal_saves_and_says_how_to_go_on(
 
 def test_presets_and_dtypes() -> None:
     options = {"model": "sd15", "prompts": None, "output": None, "config": None, "resume": False}
-    full = resolve(IMAGE, {**options, "overrides": ["train=full"]})
+    _, full = resolve(IMAGE, {**options, "overrides": ["train=full"]})
     published = (full.learning_rate, full.steps, full.batch_size, full.teacher_guidance, full.grid_steps, full.loss)
     assert published == (1e-6, 1000, 20, -1.0, 25, "huber")
     assert full.ema_decay == 0.999
-    lora = resolve(IMAGE, {**options, "overrides": ["mixed_precision=bf16"]})
+    _, lora = resolve(IMAGE, {**options, "overrides": ["mixed_precision=bf16"]})
     assert (lora.train, lora.rank) == ("lora", PRESETS["lora"]["rank"])
     assert base_dtype(lora) == "bf16"
     assert base_dtype(full.model_copy(update={"mixed_precision": "bf16"})) == "fp32"

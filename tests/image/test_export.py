@@ -20,9 +20,11 @@ from selfnpo_core.weights.inspection import effect_errors
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import lora_of, offset_of, to_lora
 from selfnpo_image import kohya
-from selfnpo_image import single_file as single
+from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sd15 import SD15, UNET_TARGETS
+from selfnpo_image.sdxl import SDXL
+from selfnpo_image.single_file import configs_for
 
 ENDS = ["conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"]
 XL_ENDS = ["add_embedding.linear_1", "add_embedding.linear_2"]
@@ -47,7 +49,7 @@ def lora_run(folder: Path, prompts_file: Path, tmp_path_factory: pytest.TempPath
 
 
 def loaded(folder: Path) -> Any:
-    return load_pipeline(str(folder))
+    return load_pipeline(find_base(str(folder)))
 
 
 @torch.no_grad()
@@ -73,7 +75,7 @@ def test_the_offset_of_a_lora_is_what_it_does(lora_run: Path, folder: Path) -> N
 @pytest.mark.parametrize("rslora", [False, True])
 def test_alpha_is_the_one_of_training(folder: Path, tmp_path: Path, rslora: bool) -> None:
     """Where alpha is not the rank, and differs from layer to layer."""
-    backbone = SD15(str(folder), device="cpu")
+    backbone = SD15(find_base(str(folder)), device="cpu")
     unet: Any = backbone.denoiser
     patterns = {"rank_pattern": {"to_v": 2}, "alpha_pattern": {"attn1.to_q": 12}}
     config = LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "to_v"], use_rslora=rslora, **patterns)
@@ -110,7 +112,7 @@ def test_the_nearest_lora() -> None:
 
 def test_effects_shrink_with_the_rank_and_whole_weights_have_no_error(full_run: Path, folder: Path) -> None:
     delta = offset_of(load_npo(full_run))
-    backbone = SD15(str(folder), device="cpu")
+    backbone = SD15(find_base(str(folder)), device="cpu")
     before = {name: p.clone() for name, p in backbone.denoiser.named_parameters()}
     others: dict[str, Any] = {"same": delta, "none": {}}
     for rank in (2, 16):
@@ -174,7 +176,9 @@ def test_neon(which: str, folder: Path, tmp_path: Path, command: Command, reques
     words = ("export", "--npo", run, "--format", "neon", "--strength", 0.5, "--output")
     assert command(*words, tmp_path / "merged", "--into", "merged") == 0
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(sample("sd15", load_pipeline(str(folder), unet=unet)), wanted, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        sample("sd15", load_pipeline(find_base(str(folder)), unet=unet)), wanted, atol=1e-4, rtol=1e-3
+    )
     if which == "lora_run":
         assert command(*words, tmp_path / "lora") == 0
         pipe = loaded(folder)
@@ -242,7 +246,7 @@ def test_the_map_of_names() -> None:
         "time_embedding.linear_1": "time_embed.0",
         "conv_out": "out.2",
     }
-    unet = single.configs_for(single.SDXL, {})["unet/config.json"]
+    unet = configs_for(SDXL.kind.layout, {})["unet/config.json"]
     assert {layer: kohya.first_release(layer, unet) for layer in golden} == golden
     factors = Factors(down=torch.zeros(4, 8), up=torch.zeros(8, 4), alpha=2.0)
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"

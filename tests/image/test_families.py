@@ -23,21 +23,20 @@ from selfnpo_core.guidance import NULL
 from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.training import build_recipe, dry_run
-from selfnpo_image import single_file as single
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.cli import selfnpo_image
-from selfnpo_image.families import backbone_of
-from selfnpo_image.loading import known_configs, load_pipeline
-from selfnpo_image.models import KNOWN, defaults, find_source
-from selfnpo_image.recipes import presets_for
+from selfnpo_image.families import FAMILIES, find_base, presets_for
+from selfnpo_image.loading import load_pipeline
+from selfnpo_image.models import KNOWN, defaults
 from selfnpo_image.sd15 import SD15
 from selfnpo_image.sdxl import SDXL
+from selfnpo_image.single_file import configs_for
 
 PROMPTS = ["a red fox", "a very small boat on a very large lake"]
-FAMILIES = ["sdxl", "sd3"]
+NAMES = ["sdxl", "sd3"]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=NAMES)
 def family(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -52,13 +51,13 @@ def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def backbone(family: str, model: Path) -> ImageBackbone:
-    made = backbone_of(family)(str(model), device="cpu")
+    made = FAMILIES[family](find_base(str(model)), device="cpu")
     made.embed(PROMPTS)
     return made
 
 
 def stock(model: Path) -> Any:
-    pipe = load_pipeline(str(model))
+    pipe = load_pipeline(find_base(str(model)))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -114,7 +113,7 @@ def test_a_lora_comes_back_whole(backbone: ImageBackbone, model: Path, tmp_path:
     with torch.no_grad():
         wanted = backbone.predict(x_t, t, prompt)
     backbone.save_lora(tmp_path, "npo")
-    other = type(backbone)(str(model), device="cpu")
+    other = type(backbone)(find_base(str(model)), device="cpu")
     other.embed(PROMPTS)
     with torch.no_grad():
         plain = other.predict(x_t, t, prompt)
@@ -177,7 +176,7 @@ def test_another_familys_negative_weights_are_refused(
     assert len(error) == 1
     assert "was made for sd15 base" in error[0]
     with pytest.raises(InputError, match=r"an? SD\S+ model, not of the SD1.5 family"):
-        SD15(str(model))
+        SD15(find_base(str(model)))
 
 
 def test_the_empty_text_where_the_model_says_so(tmp_path: Path) -> None:
@@ -187,7 +186,7 @@ def test_the_empty_text_where_the_model_says_so(tmp_path: Path) -> None:
     nulls = []
     for zeros in (True, False):
         file.write_text(json.dumps({**json.loads(file.read_text()), "force_zeros_for_empty_prompt": zeros}))
-        backbone = SDXL(str(tmp_path / "xl"), device="cpu")
+        backbone = SDXL(find_base(str(tmp_path / "xl")), device="cpu")
         backbone.embed(["a cat"])
         nulls.append([part[NULL] for part in backbone._table])
     assert not any(part.any() for part in nulls[0])
@@ -197,13 +196,13 @@ def test_the_empty_text_where_the_model_says_so(tmp_path: Path) -> None:
 def test_the_size_is_told(tmp_path: Path) -> None:
     """The UNet hears of the size of the pictures that it is trained on."""
     PIPELINES["sdxl"]().save_pretrained(tmp_path / "xl")
-    backbone = SDXL(str(tmp_path / "xl"), height=64, width=40, device="cpu")
+    backbone = SDXL(find_base(str(tmp_path / "xl")), height=64, width=40, device="cpu")
     backbone.embed([])
     assert backbone.latent_shape == (4, 32, 20)
     told = backbone._told(tuple(part[:1] for part in backbone._table))
     assert told["added_cond_kwargs"]["time_ids"].tolist() == [[64, 40, 0, 0, 64, 40]]
     with pytest.raises(InputError, match="multiples of 4"):
-        SDXL(str(tmp_path / "xl"), height=63, device="cpu")
+        SDXL(find_base(str(tmp_path / "xl")), height=63, device="cpu")
 
 
 def test_refiners_and_models_without_t5(tmp_path: Path) -> None:
@@ -211,16 +210,16 @@ def test_refiners_and_models_without_t5(tmp_path: Path) -> None:
     file = tmp_path / "xl" / "unet" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "addition_embed_type": None}))
     with pytest.raises(InputError, match="addition_embed_type None, not of the SDXL family"):
-        load_pipeline(str(tmp_path / "xl"))
+        load_pipeline(find_base(str(tmp_path / "xl")))
     pipe = PIPELINES["sd3"]()
     pipe.text_encoder_3 = pipe.tokenizer_3 = None
     pipe.save_pretrained(tmp_path / "small")
-    backbone = backbone_of("sd3")(str(tmp_path / "small"), device="cpu")
+    backbone = FAMILIES["sd3"](find_base(str(tmp_path / "small")), device="cpu")
     backbone.embed(PROMPTS)
     assert backbone._table[0].shape[0] == len(PROMPTS) + 1
     shutil.rmtree(tmp_path / "small" / "text_encoder_2")
     with pytest.raises(InputError, match="no weights in text_encoder_2"):
-        load_pipeline(str(tmp_path / "small"))
+        load_pipeline(find_base(str(tmp_path / "small")))
 
 
 @pytest.mark.slow
@@ -231,7 +230,7 @@ def test_the_known_names_have_the_published_sizes() -> None:
     large = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192}
     with init_empty_weights():
         networks = {
-            "sdxl": UNet2DConditionModel.from_config(single.configs_for(single.SDXL, {})["unet/config.json"]),
+            "sdxl": UNet2DConditionModel.from_config(configs_for(SDXL.kind.layout, {})["unet/config.json"]),
             "sd3.5-medium": SD3Transformer2DModel(**sd3, **medium, dual_attention_layers=tuple(range(13))),
             "sd3.5-large": SD3Transformer2DModel(**sd3, **large),
         }
@@ -240,23 +239,22 @@ def test_the_known_names_have_the_published_sizes() -> None:
 
 
 def test_presets_and_defaults_follow_the_family(model: Path, family: str) -> None:
-    assert presets_for(str(model)) is backbone_of(family).kind.presets
-    assert presets_for("juggernaut-xl") is SDXL.kind.presets
-    assert defaults(str(model), find_source(str(model))).family == family
+    assert presets_for(find_base(str(model))) is FAMILIES[family].kind.presets
+    assert presets_for(find_base("juggernaut-xl")) is SDXL.kind.presets
+    assert defaults(find_base(str(model))).family == family
     assert SDXL.kind.presets["full"]["teacher_guidance"] == -5.0
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
 def test_a_sketch_costs_what_the_model_costs(family, tmp_path):
     PIPELINES[family]().save_pretrained(tmp_path)
-    source, prompts = find_source(str(tmp_path)), ["a red circle", "a blue square"]
+    base, prompts = find_base(str(tmp_path)), ["a red circle", "a blue square"]
     recipe = build_recipe(
         {"batch_size": 2, "pool_size": 4, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
     )
-    real = backbone_of(family)(source, device="cpu")
-    name, configs = known_configs(source)
-    assert name == family
-    sketch = backbone_of(family).sketch(source.name, configs)
+    real = FAMILIES[family](base, device="cpu")
+    assert base.family == family
+    sketch = FAMILIES[family].sketch(base)
     assert all(parameter.is_meta for parameter in sketch.denoiser.parameters())
     assert sketch.latent_shape == real.latent_shape
     assert sketch.bytes_per_prompt == real.bytes_per_prompt

@@ -10,17 +10,18 @@ from safetensors.torch import save_file
 from selfnpo_core.errors import InputError
 from selfnpo_core.weights import inspection
 from selfnpo_core.weights.npo_folder import LORA_FILE, Npo, load_npo
+from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sd15 import SD15
 
 
 def test_strength_of_an_offset_that_scales_the_output(folder: Path) -> None:
     """conv_out(1 + c)(x) = (1 + c)·ε, so ‖Δε‖/‖ε‖ = |c| at every point."""
-    output = load_pipeline(str(folder)).unet.conv_out
+    output = load_pipeline(find_base(str(folder))).unet.conv_out
     for c in (0.25, -0.1):
         tensors = {f"conv_out.{name}": c * p.detach() for name, p in output.named_parameters()}
         npo = Npo(path=Path("delta.safetensors"), kind="delta", tensors=tensors, config=None)
-        strength = inspection.measure_strength(npo, SD15(str(folder), device="cpu"), rows=2, steps=3)
+        strength = inspection.measure_strength(npo, SD15(find_base(str(folder)), device="cpu"), rows=2, steps=3)
         assert strength.overall == pytest.approx(abs(c), rel=1e-4)
         assert strength.noisiest == pytest.approx(abs(c), rel=1e-4)
         assert strength.cleanest == pytest.approx(abs(c), rel=1e-4)
@@ -31,21 +32,21 @@ def test_strength_of_a_lora_grows_with_it(folder: Path, finished_run: Path, tmp_
     weak = {name: tensor * (0.01 if "lora_B" in name else 1) for name, tensor in npo.tensors.items()}
     save_file(weak, tmp_path / LORA_FILE)
     whole, part = (
-        inspection.measure_strength(some, SD15(str(folder), device="cpu"), rows=2, steps=3).overall
+        inspection.measure_strength(some, SD15(find_base(str(folder)), device="cpu"), rows=2, steps=3).overall
         for some in (npo, load_npo(tmp_path))
     )
     assert 0 < part < 0.5 * whole
 
 
 def test_strength_on_another_base_is_refused(finished_run: Path, folder: Path, tmp_path: Path) -> None:
-    other = load_pipeline(str(folder))
+    other = load_pipeline(find_base(str(folder)))
     with torch.no_grad():
         for parameter in other.unet.parameters():
             parameter.mul_(1.1)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="was made for"):
         inspection.measure_strength(
-            load_npo(finished_run), SD15(str(tmp_path / "other"), device="cpu"), rows=1, steps=2
+            load_npo(finished_run), SD15(find_base(str(tmp_path / "other")), device="cpu"), rows=1, steps=2
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from selfnpo_image.families import find_base
 from selfnpo_image.sd15 import SD15
 
 LOADER = """
@@ -30,12 +31,12 @@ save_file({"y": y.contiguous()}, output)
 @pytest.mark.slow
 @pytest.mark.parametrize("targets", ["attention", "all"])
 def test_a_fresh_python_gives_the_same_output(folder: Path, tmp_path: Path, targets: str) -> None:
-    unet = SD15(str(folder), device="cpu").denoiser
+    unet = SD15(find_base(str(folder)), device="cpu").denoiser
     unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=SD15.lora_targets[targets]), adapter_name="npo")
     for name, parameter in unet.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    backbone = SD15(str(folder), device="cpu")
+    backbone = SD15(find_base(str(folder)), device="cpu")
     backbone.denoiser = unet
     backbone.save_lora(tmp_path / "npo", "npo")
     inputs = {"x": torch.randn(2, 4, 16, 16), "t": torch.tensor([100, 900]), "text": torch.randn(2, 77, 32)}
@@ -53,7 +54,7 @@ def test_a_fresh_python_gives_the_same_output(folder: Path, tmp_path: Path, targ
 
 
 def test_all_reaches_every_kind_of_layer(folder: Path) -> None:
-    unet = SD15(str(folder), device="cpu").denoiser
+    unet = SD15(find_base(str(folder)), device="cpu").denoiser
     unet.add_adapter(LoraConfig(r=1, target_modules=SD15.lora_targets["all"]), adapter_name="npo")
     reached = {name.split(".lora_A")[0] for name, _ in unet.named_parameters() if ".lora_A." in name}
     for part in ("to_q", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"):

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from tests.image.conftest import Command
 from tests.image.ldm import single_file
@@ -16,11 +17,12 @@ from tests.tiny import sdxl
 
 from selfnpo_core import attach_npo
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.sources import Source
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of
 from selfnpo_image import loading
-from selfnpo_image.loading import find_preference, load_pipeline
+from selfnpo_image.families import find_base
+from selfnpo_image.loading import load_pipeline
+from selfnpo_image.sampling import find_preference
 
 WORDS = ("--prompt", "a red fox", "--prompt", "a boat", "--steps", 2, "--device", "cpu", "--guidance-scale", 4)
 
@@ -28,7 +30,7 @@ WORDS = ("--prompt", "a red fox", "--prompt", "a boat", "--steps", 2, "--device"
 @pytest.fixture(scope="module")
 def tuned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fine-tune of the tiny model: all weights a little off."""
-    pipe, generator = load_pipeline(str(folder)), torch.Generator().manual_seed(1)
+    pipe, generator = load_pipeline(find_base(str(folder))), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in pipe.unet.parameters():
             parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
@@ -51,7 +53,7 @@ def test_whole_models_in_every_form(folder: Path, tuned: Path, tmp_path: Path, c
     """A pipeline's folder, a bare UNet's, one under unet/: all draw what the tuned model draws."""
     assert command("sample", "--model", tuned, *WORDS, "--output", tmp_path / "wanted") == 0
     bare = tmp_path / "bare" / "unet"
-    load_pipeline(str(tuned)).unet.save_pretrained(bare)
+    load_pipeline(find_base(str(tuned))).unet.save_pretrained(bare)
     for number, place in enumerate((tuned, tuned / "unet", bare.parent)):
         output = tmp_path / str(number)
         assert command("sample", "--model", folder, "--preference", place, *WORDS, "--output", output) == 0
@@ -71,7 +73,7 @@ def test_its_share_of_the_negative_branch(
     assert same(pictures(tmp_path / "one"), pictures(tmp_path / "wanted"), within=0)
     assert command(*words, "--output", tmp_path / "none", "--alpha", 0) == 0
     assert not same(pictures(tmp_path / "none"), pictures(tmp_path / "one"))
-    base, pipe = load_pipeline(str(folder)), load_pipeline(str(tuned))
+    base, pipe = load_pipeline(find_base(str(folder))), load_pipeline(find_base(str(tuned)))
     eta = {n: p.detach() - base.unet.get_parameter(n).detach() for n, p in pipe.unet.named_parameters()}
     negative = {n: -tensor for n, tensor in eta.items()}
     for name, tensor in offset_of(load_npo(finished_run)).items():
@@ -90,10 +92,10 @@ def test_its_share_of_the_negative_branch(
 
 def test_a_single_file(folder: Path, tuned: Path, offline: None) -> None:
     """A whole checkpoint in one file, whose configuration is the model's own where sizes agree."""
-    pipe = load_pipeline(str(folder))
-    file = tuned.parent / "tuned.safetensors"
+    base, file = find_base(str(folder)), tuned.parent / "tuned.safetensors"
+    pipe = load_pipeline(base)
     with pytest.raises(Exception, match="--model-config"):
-        find_preference(str(file), pipe).apply(pipe, "unet", keep=False)
+        find_preference(str(file), base).apply(pipe, "unet", keep=False)
 
 
 def test_what_the_hub_has(
@@ -101,7 +103,7 @@ def test_what_the_hub_has(
 ) -> None:
     """A whole model, a denoiser alone (as Diffusion-DPO's), a LoRA alone (as SPO's)."""
     kinds = {"whole/model": tuned, "unet/only": tmp_path / "only", "lora/only": finished_run / "npo"}
-    load_pipeline(str(tuned)).unet.save_pretrained(kinds["unet/only"] / "unet")
+    load_pipeline(find_base(str(tuned))).unet.save_pretrained(kinds["unet/only"] / "unet")
 
     def files(repo: str) -> list[str]:
         return [str(p.relative_to(kinds[repo])) for p in kinds[repo].rglob("*") if p.is_file() and p.suffix != ".md"]
@@ -109,20 +111,20 @@ def test_what_the_hub_has(
     monkeypatch.setattr(huggingface_hub, "list_repo_files", files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, allow_patterns: str(kinds[repo]))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: str(kinds[repo] / file))
-    monkeypatch.setattr(
-        loading, "local", lambda source, kind=None: Source(name="x", kind="folder", location=str(tuned))
-    )
-    pipe, wanted = load_pipeline(str(tuned)), load_pipeline(str(tuned)).unet.state_dict()
+    monkeypatch.setattr(loading, "hf_hub_download", lambda repo, file: str(kinds[repo] / file))
+    monkeypatch.setattr(StableDiffusionPipeline, "download", lambda repo, **_: str(kinds[repo]))
+    base = find_base(str(tuned))
+    wanted = load_pipeline(base).unet.state_dict()
     for repo in ("whole/model", "unet/only"):
-        found = find_preference(repo, pipe)
+        found = find_preference(repo, base)
         assert found.denoiser is not None
         assert all(torch.equal(wanted[name], tensor) for name, tensor in found.denoiser().state_dict().items())
-    lora = find_preference("lora/only", pipe).lora
+    lora = find_preference("lora/only", base).lora
     assert lora is not None
     assert lora.samefile(finished_run / "npo" / "pytorch_lora_weights.safetensors")
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: ["README.md"])
     with pytest.raises(InputError, match="neither a model, nor a unet, nor one LoRA"):
-        find_preference("some/thing", pipe)
+        find_preference("some/thing", base)
 
 
 def test_what_is_refused(
@@ -168,6 +170,6 @@ def _other(run: Path, folder: Path) -> Path:
 
 
 def test_attach_npo_says_how_it_keeps_weights(folder: Path, finished_run: Path, caplog: Any) -> None:
-    pipe = load_pipeline(str(folder))
+    pipe = load_pipeline(find_base(str(folder)))
     with caplog.at_level("INFO"), attach_npo(pipe, finished_run, mode="lowrank", rank=4):
         assert "negative weights kept as lowrank" in caplog.text

@@ -15,8 +15,9 @@ from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds.world import Task
 from selfnpo_image.demo import assets, shapes
 from selfnpo_image.demo.build import preferred
-from selfnpo_image.loading import find_preference, load_pipeline
-from selfnpo_image.models import find_source
+from selfnpo_image.families import find_base
+from selfnpo_image.loading import load_pipeline
+from selfnpo_image.sampling import find_preference
 from selfnpo_image.sd15 import SD15
 
 SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "rank": 4, "learning_rate": 1e-3}
@@ -25,7 +26,7 @@ DEMO = shapes.demo(presets={"lora": SMALL, "full": {**SMALL, "learning_rate": 1e
 
 @pytest.fixture(scope="module")
 def pipe():
-    return load_pipeline(find_source("demo"))
+    return load_pipeline(find_base("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_the_oracle_prefers_the_winners(pipe, pairs):
 
 
 def test_the_loss_begins_at_log_2_and_moves_towards_the_winners(pairs):
-    backbone = SD15("demo", device="cpu")
+    backbone = SD15(find_base("demo"), device="cpu")
     backbone.embed(pairs.prompts)
     torch.manual_seed(0)
     backbone.denoiser.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v", "to_out.0"]), adapter_name="eta")
@@ -65,7 +66,7 @@ def test_what_ships_is_better_by_the_oracle_and_found_by_its_name(pipe):
     card = json.loads((assets.PREFERRED.parent / "card.json").read_text(encoding="utf-8"))
     assert card["after"]["1"]["accuracy"] > card["before"]["1"]["accuracy"]
     assert assets.PREFERRED.stat().st_size < 4 * 2**20
-    assert find_preference("demo-preferred", pipe).lora == assets.PREFERRED
+    assert find_preference("demo-preferred", find_base("demo")).lora == assets.PREFERRED
     assert norm(offset_of(load_npo(assets.PREFERRED))) > 0
 
 

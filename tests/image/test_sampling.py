@@ -11,6 +11,7 @@ from PIL import Image
 
 from selfnpo_core.errors import InputError
 from selfnpo_image import sampling
+from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.prompts import builtin_prompts, load_prompts
 
@@ -52,7 +53,7 @@ def pixels(folder: Path) -> list[np.ndarray]:
 @pytest.mark.parametrize("refused", [None, "blurry"])
 def test_without_negative_weights_it_is_the_stock_pipeline(folder: Path, tmp_path: Path, refused: str | None) -> None:
     sampling.sample(sampling.plan(options(folder, negative_prompt=refused)), tmp_path)
-    pipe = load_pipeline(str(folder))
+    pipe = load_pipeline(find_base(str(folder)))
     pipe.set_progress_bar_config(disable=True)
     wanted = pipe(
         PROMPTS,
@@ -145,7 +146,7 @@ def test_a_share_of_a_preference_tuned_lora_on_the_negative_branch(
 
 
 def test_weights_for_a_relative_of_their_base(folder: Path, finished_run: Path, tmp_path: Path) -> None:
-    relative = load_pipeline(str(folder))
+    relative = load_pipeline(find_base(str(folder)))
     with torch.no_grad():
         for parameter in relative.unet.parameters():
             parameter.mul_(1.1)

@@ -17,6 +17,7 @@ from selfnpo_core.guidance import NULL
 from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.system.devices import best_device
+from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sd15 import SD15
 
@@ -25,7 +26,7 @@ PROMPTS = ["a red fox", "a very small boat on a very large lake"]
 
 @pytest.fixture
 def backbone(folder: Path) -> SD15:
-    made = SD15(str(folder), device="cpu")
+    made = SD15(find_base(str(folder)), device="cpu")
     made.embed(PROMPTS)
     return made
 
@@ -33,11 +34,11 @@ def backbone(folder: Path) -> SD15:
 def test_it_is_a_backbone(backbone: SD15, folder: Path) -> None:
     assert isinstance(backbone, Backbone)
     assert (backbone.name, backbone.family, backbone.latent_shape) == (str(folder), "sd15", (4, 16, 16))
-    assert backbone.base_hash == weights_hash(load_pipeline(str(folder)).unet)
+    assert backbone.base_hash == weights_hash(load_pipeline(find_base(str(folder))).unet)
 
 
 def test_embed_is_encode_prompt(backbone: SD15, folder: Path) -> None:
-    wanted, null = load_pipeline(str(folder)).encode_prompt(PROMPTS, "cpu", 1, True)
+    wanted, null = load_pipeline(find_base(str(folder))).encode_prompt(PROMPTS, "cpu", 1, True)
     table = backbone._table
     (texts,) = table
     assert torch.equal(texts[:2], wanted)
@@ -46,18 +47,18 @@ def test_embed_is_encode_prompt(backbone: SD15, folder: Path) -> None:
 
 
 def test_embed_in_several_batches(folder: Path, backbone: SD15) -> None:
-    many = SD15(str(folder), device="cpu")
+    many = SD15(find_base(str(folder)), device="cpu")
     many.embed([*["a cat"] * 40, *PROMPTS])
     assert torch.allclose(many._table[0][40:], backbone._table[0], atol=1e-6)
 
 
 def test_prompts_that_are_too_long_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    SD15(str(folder), device="cpu").embed(["a cat", "a very long tale " * 40])
+    SD15(find_base(str(folder)), device="cpu").embed(["a cat", "a very long tale " * 40])
     assert "1 of 2 prompts are longer than 77 tokens" in caplog.text
 
 
 def test_predict_is_the_unets_answer(backbone: SD15, folder: Path) -> None:
-    pipe = load_pipeline(str(folder))
+    pipe = load_pipeline(find_base(str(folder)))
     x_t, t = torch.randn(3, 4, 16, 16), torch.tensor([5, 500, 980])
     texts = pipe.encode_prompt([PROMPTS[1], "", PROMPTS[0]], "cpu", 1, False)[0]
     with torch.no_grad():
@@ -69,7 +70,7 @@ def test_predict_is_the_unets_answer(backbone: SD15, folder: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sixteen_bits(folder: Path, backbone: SD15, dtype: torch.dtype) -> None:
     """Another dtype, the same base: hashed before the cast."""
-    half = SD15(str(folder), dtype=dtype, device="cpu")
+    half = SD15(find_base(str(folder)), dtype=dtype, device="cpu")
     half.embed(PROMPTS)
     x_t, t, prompt = torch.randn(2, 4, 16, 16), torch.tensor([100, 700]), torch.tensor([0, NULL])
     with torch.no_grad():
@@ -84,13 +85,13 @@ def test_prediction_type_and_schedule_are_the_schedulers(folder: Path, tmp_path:
     copy = shutil.copytree(folder, tmp_path / "v")
     file = copy / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
-    v = SD15(str(copy), device="cpu")
+    v = SD15(find_base(str(copy)), device="cpu")
     assert v.prediction_type == "v_prediction"
-    assert torch.equal(v.schedule.grid(4), SD15(str(folder), device="cpu").schedule.grid(4))
+    assert torch.equal(v.schedule.grid(4), SD15(find_base(str(folder)), device="cpu").schedule.grid(4))
 
 
 def test_text_encoder_and_vae_are_gone_after_embedding(folder: Path) -> None:
-    backbone = SD15(str(folder), device="cpu")
+    backbone = SD15(find_base(str(folder)), device="cpu")
     assert not backbone.text_encoder_on_device
     pipe = backbone._pipeline(encoders=True)
     assert backbone.text_encoder_on_device
@@ -105,7 +106,7 @@ def test_text_encoder_and_vae_are_gone_after_embedding(folder: Path) -> None:
 
 
 def test_drawn_samples_are_the_stock_pipelines(backbone: SD15, folder: Path) -> None:
-    pipe = load_pipeline(str(folder))
+    pipe = load_pipeline(find_base(str(folder)))
     pipe.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     wanted = pipe(PROMPTS, guidance_scale=4.0, num_inference_steps=3, generator=seeds).images

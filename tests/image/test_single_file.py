@@ -12,11 +12,12 @@ from tests.tiny import sample, sd15
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from selfnpo_core.errors import InputError
-from selfnpo_image import single_file as single
 from selfnpo_image.demo.build import sdxl
+from selfnpo_image.families import find_base
+from selfnpo_image.kinds import Layout
 from selfnpo_image.loading import load_pipeline
-from selfnpo_image.models import find_source
 from selfnpo_image.sd15 import SD15
+from selfnpo_image.single_file import configs_for
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_same_pictures_as_the_folder(file: Path, folder: Path, offline: None) -> None:
-    one = load_pipeline(find_source(str(file), folder))
-    other = load_pipeline(str(folder))
+    one = load_pipeline(find_base(str(file), folder))
+    other = load_pipeline(find_base(str(folder)))
     for part in ("unet", "vae", "text_encoder"):
         a, b = getattr(one, part).state_dict(), getattr(other, part).state_dict()
         assert a.keys() == b.keys()
@@ -38,11 +39,11 @@ def test_the_same_pictures_as_the_folder(file: Path, folder: Path, offline: None
 
 def test_the_same_pictures_of_sdxl(tmp_path: Path, offline: None) -> None:
     """Its second text encoder has OpenCLIP's layout, and is told from the first by its width."""
-    pipe = sdxl.build(load_pipeline(find_source("demo")))
+    pipe = sdxl.build(load_pipeline(find_base("demo")))
     pipe.save_pretrained(tmp_path / "folder")
     save_file(single_file(pipe), tmp_path / "tiny-xl.safetensors")
-    one = load_pipeline(find_source(str(tmp_path / "tiny-xl.safetensors"), tmp_path / "folder"))
-    other = load_pipeline(str(tmp_path / "folder"))
+    one = load_pipeline(find_base(str(tmp_path / "tiny-xl.safetensors"), tmp_path / "folder"))
+    other = load_pipeline(find_base(str(tmp_path / "folder")))
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         a, b = getattr(one, part).state_dict(), getattr(other, part).state_dict()
         assert a.keys() == b.keys()
@@ -51,41 +52,41 @@ def test_the_same_pictures_of_sdxl(tmp_path: Path, offline: None) -> None:
 
 
 def test_the_same_base_as_the_folder(file: Path, folder: Path) -> None:
-    one, other = SD15(find_source(str(file), folder), device="cpu"), SD15(str(folder), device="cpu")
+    one, other = SD15(find_base(str(file), folder), device="cpu"), SD15(find_base(str(folder)), device="cpu")
     assert one.base_hash == other.base_hash
     assert one.latent_shape == other.latent_shape
 
 
 def test_another_size_needs_its_configurations(file: Path) -> None:
     with pytest.raises(InputError, match=r"text width 32.*--model-config"):
-        load_pipeline(str(file))
+        load_pipeline(find_base(str(file)))
 
 
 def test_a_tokenizer_is_asked_for_where_there_is_none(
     file: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single.Layout, "text_width", 32)
+    monkeypatch.setattr(Layout, "text_width", 32)
     with pytest.raises(InputError, match=r"has no tokenizer.*--model-config"):
-        load_pipeline(str(file))
+        load_pipeline(find_base(str(file)))
 
 
 def test_a_cut_file_is_named(file: Path, folder: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(InputError, match="not a whole safetensors file"):
-        load_pipeline(find_source(str(cut), folder))
+        load_pipeline(find_base(str(cut), folder))
 
 
 def test_a_file_without_its_autoencoder_is_named(folder: Path, tmp_path: Path) -> None:
     weights = {name: t for name, t in single_file(sd15()).items() if not name.startswith("first_stage_model")}
     save_file(weights, tmp_path / "pruned.safetensors")
     with pytest.raises(InputError, match="pruned"):
-        load_pipeline(find_source(str(tmp_path / "pruned.safetensors"), folder))
+        load_pipeline(find_base(str(tmp_path / "pruned.safetensors"), folder))
 
 
 def test_the_known_configurations_are_those_of_sd15() -> None:
     """Parameters as published: UNet 859.5 M, autoencoder 83.7 M, text encoder 123.1 M."""
-    configs = single.configs_for(single.SD15, {})
+    configs = configs_for(SD15.kind.layout, {})
     with init_empty_weights():
         unet = UNet2DConditionModel.from_config(configs["unet/config.json"])
         vae = AutoencoderKL.from_config(configs["vae/config.json"])
@@ -95,8 +96,8 @@ def test_the_known_configurations_are_those_of_sd15() -> None:
 
 
 def test_marks_of_v_prediction() -> None:
-    configs = single.configs_for(single.SD15, {"v_pred": (0,), "ztsnr": (0,)})
+    configs = configs_for(SD15.kind.layout, {"v_pred": (0,), "ztsnr": (0,)})
     scheduler = configs["scheduler/scheduler_config.json"]
     assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
     assert configs["model_index.json"]["scheduler"] == ["diffusers", scheduler["_class_name"]]
-    assert single.configs_for(single.SD15, {})["scheduler/scheduler_config.json"]["prediction_type"] == "epsilon"
+    assert configs_for(SD15.kind.layout, {})["scheduler/scheduler_config.json"]["prediction_type"] == "epsilon"

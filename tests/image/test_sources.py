@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
 from selfnpo_core.errors import InputError
-from selfnpo_image.families import check_network, check_scheduler, kind_of_index
+from selfnpo_image.families import find_base, kind_of_index
+from selfnpo_image.kinds import check_network, check_scheduler
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import KNOWN, find_source
 from selfnpo_image.sd3 import SD3
@@ -69,10 +70,10 @@ def test_a_folder_with_pickled_weights_is_refused(folder: Path, tmp_path: Path) 
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(InputError, match=r"pickled weights.* in vae"):
-        load_pipeline(str(copy))
+        load_pipeline(find_base(str(copy)))
     weights.with_suffix(".bin").unlink()
     with pytest.raises(InputError, match="no weights in vae"):
-        load_pipeline(str(copy))
+        load_pipeline(find_base(str(copy)))
 
 
 @pytest.mark.parametrize(
@@ -92,25 +93,25 @@ def test_folders_of_other_families(
     (copy / part).write_text(json.dumps({**config, **change}))
     (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"never read")
     with pytest.raises(InputError, match=message) as caught:
-        load_pipeline(str(copy))
+        load_pipeline(find_base(str(copy)))
     assert "\n" not in str(caught.value)
 
 
 def test_damaged_folders(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no model_index\.json"):
-        load_pipeline(str(tmp_path))
+        load_pipeline(find_base(str(tmp_path)))
     copy = shutil.copytree(folder, tmp_path / "copy")
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_pipeline(str(copy))
+        load_pipeline(find_base(str(copy)))
     shutil.rmtree(copy / "tokenizer")
     shutil.copy(folder / "unet" / weights.name, weights)
     with pytest.raises(InputError, match="tokenizer"):
-        load_pipeline(str(copy))
+        load_pipeline(find_base(str(copy)))
     (copy / "unet" / "config.json").write_text("{")
     with pytest.raises(InputError, match="get the model again"):
-        load_pipeline(str(copy))
+        load_pipeline(find_base(str(copy)))
 
 
 def test_configurations_of_the_families_pass() -> None:
@@ -140,17 +141,17 @@ def test_configurations_of_the_families_pass() -> None:
 def test_single_files_of_other_families(tmp_path: Path, name: str, what: str) -> None:
     save_file({name: torch.zeros(1)}, tmp_path / "m.safetensors")
     with pytest.raises(InputError, match=what):
-        load_pipeline(str(tmp_path / "m.safetensors"))
+        load_pipeline(find_base(str(tmp_path / "m.safetensors")))
 
 
 def test_an_inpainting_file_is_refused(tmp_path: Path) -> None:
     tensors = {"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3), "cond_stage_model.transformer.x": (1,)}
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="9 input channels"):
-        load_pipeline(str(tmp_path / "m.safetensors"))
+        load_pipeline(find_base(str(tmp_path / "m.safetensors")))
 
 
 def test_without_a_network_the_error_says_what_to_do(offline: None) -> None:
     with pytest.raises(InputError, match="hf download Lykon/dreamshaper-8 --local-dir DIR") as caught:
-        load_pipeline("dreamshaper")
+        load_pipeline(find_base("dreamshaper"))
     assert "\n" not in str(caught.value)

@@ -48,12 +48,13 @@ def test_every_negative_mode_is_timed_and_weighed(benchmark, tmp_path):
 
 def test_a_lora_of_higher_rank_loses_less(benchmark, tmp_path):
     from selfnpo_core.training import build_recipe, train
+    from selfnpo_image.families import find_base
     from selfnpo_image.sd15 import SD15
 
     recipe = build_recipe(
         {"train": "full", "steps": 1, "batch_size": 2, "pool_size": 2, "grid_steps": 3, "device": "cpu"}
     )
-    train(SD15("demo", device="cpu"), recipe, ["a red circle"], tmp_path / "run", progress=False)
+    train(SD15(find_base("demo"), device="cpu"), recipe, ["a red circle"], tmp_path / "run", progress=False)
     words = ["ranks", "--npo", str(tmp_path / "run"), "--output", str(tmp_path / "ranks.json"), "--ranks", "2,32"]
     benchmark.main(words, standalone_mode=False)
     low, high = json.loads((tmp_path / "ranks.json").read_text())["ranks"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from selfnpo_core.commands.family import Family
+from selfnpo_core.commands.family import AnyFamily
 from selfnpo_core.commands.train import base_dtype
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.training import dry_run, resolve_recipe
@@ -18,7 +18,7 @@ PLACES = ("one GPU", "one node", "several nodes")
 SIMULATED = ("sd15-full", "sdxl-nodes", "cogvideox-2b-zero3")  # in every run; the rest takes minutes
 
 
-def family_of(model: str) -> Family:
+def family_of(model: str) -> AnyFamily:
     return IMAGE if model in IMAGE.known() else VIDEO
 
 
@@ -33,7 +33,8 @@ def test_every_model_has_a_recipe_for_every_place(model):
 def test_a_recipe_resolves_and_its_engine_would_start(path, monkeypatch):
     model = resolve_recipe({}, path).model
     assert model in {**IMAGE.known(), **VIDEO.known()}
-    recipe = resolve_recipe(family_of(model).presets(model), path)
+    family = family_of(model)
+    recipe = resolve_recipe(family.presets(family.find(model, None)), path)
     assert recipe.model == model
     assert f"--config recipes/{path.name}" in path.read_text()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -56,7 +57,8 @@ def test_a_recipe_needs_what_it_says(path):
     model = resolve_recipe({}, path).model
     processes, size = re.search(r"# needs: (\d+) GPUs?, ([\d.]+) GiB", path.read_text()).groups()
     family = family_of(model)
-    recipe = resolve_recipe(family.presets(model), path)
-    sketch = family.sketch(family.source(model, None), recipe, DTYPES[base_dtype(recipe)])
+    base = family.find(model, None)
+    recipe = resolve_recipe(family.presets(base), path)
+    sketch = family.sketch(base, recipe, DTYPES[base_dtype(recipe)])
     asked = dry_run(sketch, recipe, ["a prompt"] * 500, int(processes)).device_bytes / 2**30
     assert asked == pytest.approx(float(size), rel=0.02)

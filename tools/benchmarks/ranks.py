@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from selfnpo_core.weights.exporting import near_lora
 from selfnpo_core.weights.npo_folder import load_npo
+from selfnpo_image.families import find_base
 from selfnpo_image.sd15 import SD15
 
 
@@ -17,7 +18,7 @@ from selfnpo_image.sd15 import SD15
 @click.option("--ranks", default="4,8,16,32,64", show_default=True)
 def ranks(output: Path, npo: str, ranks: str) -> None:
     """What `export --format lora --rank R` loses of an offset of all weights, on the image demo's model."""
-    loaded, backbone = load_npo(npo), SD15("demo", device="cpu")
+    loaded, backbone = load_npo(npo), SD15(find_base("demo"), device="cpu")
     rows = []
     for rank in tqdm([int(n) for n in ranks.split(",")], unit="rank"):
         factors, errors = near_lora(loaded, backbone, rank)

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.models.identity import weights_hash
-from selfnpo_core.models.sources import Source
 from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.devices import best_device
-from selfnpo_image.families import Kind, check_scheduler
-from selfnpo_image.loading import encoder_files, load_pipeline, local
-from selfnpo_image.models import find_source
+from selfnpo_image.base import ImageBase
+from selfnpo_image.drawing import Settings, draw
+from selfnpo_image.kinds import Kind, check_scheduler
+from selfnpo_image.loading import encoder_files, known_configs, load_pipeline, local
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,6 +47,7 @@ class ImageBackbone:
     """A model as the training engine sees it (`selfnpo_core.models.backbone.Backbone`).
 
     height, width: of the pictures, in pixels; None is what the model was made for.
+    Raises `InputError` for a base of another family.
     """
 
     kind: ClassVar[Kind]
@@ -54,19 +55,19 @@ class ImageBackbone:
 
     def __init__(
         self,
-        model: Source | str,
+        base: ImageBase,
         *,
         height: int | None = None,
         width: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "auto",
     ):
-        source = find_source(model) if isinstance(model, str) else model
-        self.name, self.dtype = source.name, dtype
+        base.must_be(self.kind)
+        self.name, self.dtype = base.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
-        self._source = local(source, self.kind)
-        self._encoder_files = encoder_files(self._source, self.kind)
-        pipe = load_pipeline(self._source, kind=self.kind, **dict.fromkeys(self.kind.text_encoders))
+        self._base = local(base)
+        self._encoder_files = encoder_files(self._base)
+        pipe = load_pipeline(self._base, **dict.fromkeys(self.kind.text_encoders))
         denoiser = getattr(pipe, self.kind.denoiser)
         self.base_hash = weights_hash(denoiser)
         if dtype != torch.float32:
@@ -80,19 +81,22 @@ class ImageBackbone:
     @classmethod
     def sketch(
         cls,
-        name: str,
-        configs: Mapping[str, Mapping[str, Any]],
+        base: ImageBase,
         *,
         height: int | None = None,
         width: int | None = None,
         dtype: torch.dtype = torch.float32,
-    ) -> ImageBackbone:
+    ) -> ImageBackbone | None:
         """A model without its weights, on the meta device: enough to tell what training it will take.
 
-        configs: by place in its diffusers folder, of the denoiser, the VAE and the scheduler.
+        `None` where its configurations would have to be fetched.
         """
+        base.must_be(cls.kind)
+        configs = known_configs(base)
+        if configs is None:
+            return None
         made = cls.__new__(cls)
-        made.name, made.dtype, made.base_hash, made.device = name, dtype, "", torch.device("meta")
+        made.name, made.dtype, made.base_hash, made.device = base.name, dtype, "", torch.device("meta")
         network, scheduler = configs[f"{cls.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
         with torch.device("meta"):
             denoiser = getattr(diffusers, cls.kind.network).from_config(dict(network)).to(dtype)
@@ -148,7 +152,7 @@ class ImageBackbone:
         """The denoiser's arguments beside x_t and t. rows: of `_encode`, in the network's dtype."""
 
     def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
-        """Table of what the prompts say, the null prompt's row last; then drop what made it."""
+        """Table of what the prompts say, on this device, the null prompt's row last; then drop what made it."""
         if self.device.type == "meta":
             shapes = [(len(prompts) + 1, *shape) for shape in self._row_shapes]
             self._table = tuple(torch.empty(shape, dtype=self.dtype, device="meta") for shape in shapes)
@@ -167,7 +171,7 @@ class ImageBackbone:
             },
             device=self.device,
         )
-        self._table = embedded([*prompts, None], encoder, cache)
+        self._table = tuple(part.to(self.device) for part in embedded([*prompts, None], encoder, cache))
         self._release()
 
     def _load_encoders(self) -> Encode:
@@ -186,11 +190,8 @@ class ImageBackbone:
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         """The network's raw output at x_t: (B, C, H, W), t: (B,), prompt: (B,) rows of the table."""
         assert self._table, "embed() comes before predict()"
-        table = tuple(tensor.to(x_t.device) for tensor in self._table)
-        if type(x_t) is Tensor:  # else a simulation, whose tensors are worth nothing after it
-            self._table = table
         dtype = compute_dtype(self.denoiser)
-        rows = tuple(tensor[prompt.to(x_t.device)].to(dtype) for tensor in table)
+        rows = tuple(part[prompt.to(part.device)].to(x_t.device, dtype) for part in self._table)
         output: Tensor = self._call(x_t.to(dtype), t, self._told(rows))
         return output
 
@@ -221,7 +222,6 @@ class ImageBackbone:
     ) -> Sequence[Image]:
         """One picture a prompt by the stock pipeline, with the negative weights on its negative branch."""
         from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
-        from selfnpo_image.sampling import Settings, draw
 
         device = next(self.denoiser.parameters()).device
         pipe = self._pipeline(encoders=True)
@@ -272,7 +272,7 @@ class ImageBackbone:
             given = {} if encoders else dict.fromkeys(self.kind.text_encoders)
             given |= {name: part for name, part in held.items() if part is not None}
             given[self.kind.denoiser] = self.denoiser
-            pipe = load_pipeline(self._source, kind=self.kind, dtype=self.dtype, **given)
+            pipe = load_pipeline(self._base, dtype=self.dtype, **given)
             setattr(pipe, self.kind.denoiser, None)
             self._rest = pipe
         return self._rest

@@ -39,7 +39,7 @@ def compare(job: Job, output: str | Path) -> Mapping[str, Any] | None:
             picture = pair(*_both(output, names[index]), titles, job.prompts[index])
             pairs.add(index, picture.save)
         _replace(output / SHEET, lambda path: sheet(output, names[:SHEET_PAIRS], job.prompts, titles).save(path))
-        oracle = oracle_for(job.source.name)
+        oracle = oracle_for(job.base.name)
         if oracle is None:
             return None
         metrics = oracle(job.prompts, *([_open(output / arm / name) for name in names] for arm in (WITHOUT, WITH)))

@@ -1,37 +1,29 @@
-"""What a family of image models is, and the checks that tell which one a checkpoint is of, before weights are read.
+"""All families of image models, and which of them a model is of. No other file knows more than one of them.
 
-A family is one file: a `Kind`, and a subclass of `selfnpo_image.backbone.ImageBackbone` that says how its network is
-asked. It is found by the class of the pipeline in model_index.json, or by the names in a single file.
+A family is one file: a `Kind`, and a subclass of `ImageBackbone` that says how its network is asked. A model's is found
+by the class of the pipeline in model_index.json, or by the names in a single file.
 """
 
-from __future__ import annotations
-
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import import_module
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.schedule import NoiseSchedule
+from selfnpo_core.models.sources import KnownModel, Source
+from selfnpo_core.training.recipe import Presets
+from selfnpo_image.backbone import ImageBackbone
+from selfnpo_image.base import ImageBase, of_folder
+from selfnpo_image.kinds import Kind, Shapes, check_network, read_config
+from selfnpo_image.loading import fetched_config
+from selfnpo_image.models import KNOWN, find_source
+from selfnpo_image.sd3 import SD3
+from selfnpo_image.sd15 import SD15
+from selfnpo_image.sdxl import SDXL
+from selfnpo_image.single_file import of_file, tensor_shapes
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from selfnpo_core.training.recipe import Presets
-    from selfnpo_image.backbone import ImageBackbone
-    from selfnpo_image.single_file import Layout
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Of the tensors in a single-file checkpoint, by name."""
-
-_MODULES = {"sd15": "selfnpo_image.sd15:SD15", "sdxl": "selfnpo_image.sdxl:SDXL", "sd3": "selfnpo_image.sd3:SD3"}
-_PIPELINES = {
-    "StableDiffusionPipeline": "sd15",
-    "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusion3Pipeline": "sd3",
-}
+FAMILIES: dict[str, type[ImageBackbone]] = {made.kind.name: made for made in (SD15, SDXL, SD3)}
+_KINDS = {made.kind.pipeline.__name__: made.kind for made in FAMILIES.values()}
 
 _OTHER_FILES = {
     "a FLUX checkpoint": ("model.diffusion_model.double_blocks.", "double_blocks."),
@@ -52,124 +44,72 @@ _OTHER_FILES = {
 """What a file is if a name in it begins so; asked in this order, of files that are of no family."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A family, without its behaviour.
+def find_base(name: str, config: str | Path | None = None) -> ImageBase:
+    """What `--model NAME` stands for, found and looked at. config: see `selfnpo_core.models.sources.Source`."""
+    return look(find_source(name, config))
 
-    title, examples: for messages. network: class of the denoiser, in the pipeline's component `denoiser`.
-    optional: text encoders that a model may lack. left_out: arguments that keep the loader from what is not needed.
-    check: raises by `wrong` for a configuration of the network that is not of the family.
-    granularity: of a network's configuration → latents' height and width must be multiples of it.
-    layout: of single-file checkpoints, where the family has them.
+
+def look(source: Source) -> ImageBase:
+    """What a model is. Of one on the hub only the index is fetched, and nothing of a known one.
+
+    Raises `InputError` for one that is of no family, or has pickled weights only.
     """
-
-    name: str
-    title: str
-    examples: str
-    pipeline: type[DiffusionPipeline]
-    presets: Presets
-    network: str
-    denoiser: str = "unet"
-    text_encoders: tuple[str, ...] = ("text_encoder",)
-    optional: tuple[str, ...] = ()
-    left_out: Mapping[str, Any] = field(default_factory=dict)
-    predicts: tuple[str, ...] = ("epsilon", "v_prediction", "sample")
-    check: Callable[[Kind, Mapping[str, Any], str], None]
-    granularity: Callable[[Any], int]
-    layout: Layout | None = None
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Components with weights."""
-        return (self.denoiser, "vae", *self.text_encoders)
-
-    def wrong(self, name: str, what: str) -> InputError:
-        return InputError(
-            f"model {name} is {what}, not of the {self.title} family: give one that is, such as {self.examples}"
-        )
+    known = KNOWN.get(source.name)
+    if source.kind == "file":
+        return _look_into_file(source, known)
+    if source.kind == "folder":
+        index = read_config(Path(source.location) / "model_index.json", source.name)
+        return of_folder(source, kind_of_index(index, source.name), known)
+    if known is not None:
+        kind = FAMILIES[known.family].kind
+    else:
+        kind = kind_of_index(fetched_config(source, "model_index.json"), source.name)
+    return ImageBase(source=source, family=kind.name, known=known, kind=kind)
 
 
-def backbone_of(family: str) -> type[ImageBackbone]:
-    """The class of a family, which has its `Kind` as `kind`."""
-    module, _, attribute = _MODULES[family].partition(":")
-    found: type[ImageBackbone] = getattr(import_module(module), attribute)
-    return found
+def presets_for(base: ImageBase) -> Presets:
+    """Training presets: the shipped model has its own, any other its family's."""
+    if base.name == "demo":
+        from selfnpo_image.demo.recipe import PRESETS
+
+        return PRESETS
+    return base.kind.presets
 
 
 def kind_of_index(index: Mapping[str, Any], name: str) -> Kind:
     """By the class that model_index.json names."""
     found = index.get("_class_name")
-    if found not in _PIPELINES:
+    if found not in _KINDS:
         what = f"a {found}" if found else "no diffusers pipeline"
-        raise InputError(f"model {name} is {what}: give one of {', '.join(_PIPELINES)}")
-    return backbone_of(_PIPELINES[found]).kind
+        raise InputError(f"model {name} is {what}: give one of {', '.join(_KINDS)}")
+    return _KINDS[found]
 
 
 def kind_of_file(shapes: Shapes, name: str) -> Kind:
     """By the names in a single-file checkpoint."""
-    for family in _MODULES:
-        kind = backbone_of(family).kind
+    for kind in _KINDS.values():
         if kind.layout is not None and kind.layout.owns(shapes):
             return kind
+    *titles, last = (kind.title for kind in _KINDS.values())
+    ours = f"give a whole checkpoint of {', '.join(titles)} or {last}"
     for what, beginnings in _OTHER_FILES.items():
         if any(key.startswith(beginnings) for key in shapes):
-            raise InputError(f"model {name} is {what}: give a whole checkpoint of SD1.5, SDXL or SD3")
-    raise InputError(f"model {name} is a file of unknown contents: give a whole checkpoint of SD1.5, SDXL or SD3")
+            raise InputError(f"model {name} is {what}: {ours}")
+    raise InputError(f"model {name} is a file of unknown contents: {ours}")
 
 
-def kind_of_folder(folder: Path, name: str) -> Kind:
-    """By its model_index.json; the network's configuration is checked too, and that all weights are safetensors."""
-    kind = kind_of_index(read_config(folder / "model_index.json", name), name)
-    check_network(kind, read_config(folder / kind.denoiser / "config.json", name), name)
-    for part in kind.parts:
-        if part in kind.optional and not (folder / part).is_dir():
-            continue
-        if not any((folder / part).glob("*.safetensors")):
-            pickled = any(p.suffix in (".bin", ".pt", ".pth", ".ckpt") for p in (folder / part).glob("*"))
-            problem = "only pickled weights, which can run code when loaded" if pickled else "no weights"
-            raise InputError(f"model {name} has {problem} in {part}: get it as safetensors")
-    return kind
+def _look_into_file(source: Source, known: KnownModel | None) -> ImageBase:
+    shapes = tensor_shapes(Path(source.location))
+    base = of_file(source, kind_of_file(shapes, source.name), shapes, known)
+    return base if source.config is None else _with_configs(base, source.config)
 
 
-def check_network(kind: Kind, config: Mapping[str, Any], name: str) -> None:
-    """The denoiser's config.json tells inpainting, refining and distilled networks from ours."""
-    if config.get("_class_name", kind.network) != kind.network:
-        raise kind.wrong(name, f"built on a {config['_class_name']}")
-    kind.check(kind, config, name)
-
-
-def check_unet(kind: Kind, config: Mapping[str, Any], name: str, conditions: Sequence[str]) -> None:
-    """A UNet on 4 latent channels that takes none of these added conditions."""
-    if config.get("in_channels", 4) != 4:
-        raise kind.wrong(name, f"an inpainting or editing model ({config['in_channels']} input channels)")
-    for key in conditions:
-        if config.get(key):
-            raise kind.wrong(name, f"a UNet with {key} {config[key]}")
-
-
-def halvings(config: Any) -> int:
-    """A UNet halves latents level by level."""
-    return int(2 ** (len(config.block_out_channels) - 1))
-
-
-def check_scheduler(scheduler: Any, kind: Kind, name: str) -> str:
-    """The prediction type, if it is one of the family's."""
-    flow = NoiseSchedule.from_scheduler(scheduler).is_flow
-    found = "flow" if flow else str(scheduler.config.get("prediction_type", "epsilon"))
-    if found not in kind.predicts:
-        raise InputError(f"model {name} predicts '{found}': use a model that predicts {' or '.join(kind.predicts)}")
-    return found
-
-
-def read_config(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a diffusers folder."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        part = f"{path.parent.name}/{path.name}" if path.name == "config.json" else path.name
-        raise InputError(f"model {name} has no {part}: give a diffusers folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}): get the model again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: get the model again")
-    return value
+def _with_configs(base: ImageBase, folder: Path) -> ImageBase:
+    """A single file with the folder of configurations that its user gave with it."""
+    kind, name = base.kind, str(folder)
+    found = kind_of_index(read_config(folder / "model_index.json", name), name)
+    if found.name != kind.name:
+        raise kind.wrong(name, f"an {found.title} folder")
+    network = read_config(folder / kind.denoiser / "config.json", name)
+    check_network(kind, network, name)
+    return replace(base, network=network)

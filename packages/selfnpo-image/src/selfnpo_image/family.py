@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from selfnpo_core.evaluation.run import MetricSet
-    from selfnpo_core.models.sources import KnownModel, Source
+    from selfnpo_core.models.sources import KnownModel
     from selfnpo_core.sampling.medium import ShownMedium
     from selfnpo_core.training.recipe import Presets, Recipe
     from selfnpo_core.weights.exporting import KohyaFiles
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from selfnpo_core.weights.offsets import Lora
     from selfnpo_core.worlds.world import Demo
     from selfnpo_image.backbone import ImageBackbone
+    from selfnpo_image.base import ImageBase
     from selfnpo_image.sampling import Job
 
 
-class ImageFamily(Family):
+class ImageFamily(Family["ImageBase", "Job"]):
     """SD1.5, SDXL, SD3 and their demo."""
 
     program = "selfnpo-image"
@@ -71,38 +72,33 @@ class ImageFamily(Family):
             "licence": model.licence,
         }
 
-    def source(self, name: str, config: str | None) -> Source:
-        from selfnpo_image.models import find_source
+    def find(self, name: str, config: str | None) -> ImageBase:
+        from selfnpo_image.families import find_base
 
-        return find_source(name, config)
+        return find_base(name, config)
 
     def prompts(self, name: str, model: str) -> list[str]:
         from selfnpo_image.prompts import load_prompts
 
         return load_prompts(name, model)
 
-    def presets(self, model: str | None) -> Presets:
-        from selfnpo_image.recipes import presets_for
+    def presets(self, base: ImageBase) -> Presets:
+        from selfnpo_image.families import presets_for
 
-        return presets_for(model)
+        return presets_for(base)
 
-    def backbone(self, source: Source, recipe: Recipe, dtype: torch.dtype, device: str) -> ImageBackbone:
-        from selfnpo_image.families import backbone_of
-        from selfnpo_image.loading import kind_of
+    def backbone(self, base: ImageBase, recipe: Recipe, dtype: torch.dtype, device: str) -> ImageBackbone:
+        from selfnpo_image.families import FAMILIES
 
-        _refuse_frames(source, recipe)
-        made = backbone_of(kind_of(source).name)
-        return made(source, height=recipe.height, width=recipe.width, dtype=dtype, device=device)
+        _refuse_frames(base, recipe)
+        made = FAMILIES[base.family]
+        return made(base, height=recipe.height, width=recipe.width, dtype=dtype, device=device)
 
-    def sketch(self, source: Source, recipe: Recipe, dtype: torch.dtype) -> ImageBackbone | None:
-        from selfnpo_image.families import backbone_of
-        from selfnpo_image.loading import known_configs
+    def sketch(self, base: ImageBase, recipe: Recipe, dtype: torch.dtype) -> ImageBackbone | None:
+        from selfnpo_image.families import FAMILIES
 
-        _refuse_frames(source, recipe)
-        family, configs = known_configs(source)
-        if configs is None:
-            return None
-        return backbone_of(family).sketch(source.name, configs, height=recipe.height, width=recipe.width, dtype=dtype)
+        _refuse_frames(base, recipe)
+        return FAMILIES[base.family].sketch(base, height=recipe.height, width=recipe.width, dtype=dtype)
 
     def plan(self, options: Options) -> Job:
         from selfnpo_image import sampling
@@ -134,15 +130,15 @@ class ImageFamily(Family):
 
         return shapes.demo()
 
-    def kohya(self, lora: Lora, npo: Npo, source: Source, beta: float, scale: float, file: str) -> KohyaFiles:
+    def kohya(self, lora: Lora, npo: Npo, base: ImageBase, beta: float, scale: float, file: str) -> KohyaFiles:
         from selfnpo_image import kohya
 
-        return kohya.files(lora, npo, source, beta, scale, file)
+        return kohya.files(lora, npo, base, beta, scale, file)
 
 
-def _refuse_frames(source: Source, recipe: Recipe) -> None:
+def _refuse_frames(base: ImageBase, recipe: Recipe) -> None:
     if recipe.frames is not None:
-        raise InputError(f"frames is {recipe.frames}, but {source.name} makes pictures: leave it out")
+        raise InputError(f"frames is {recipe.frames}, but {base.name} makes pictures: leave it out")
 
 
 IMAGE = ImageFamily()

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.sources import Source
 from selfnpo_core.weights.exporting import KohyaFiles
 from selfnpo_core.weights.npo_folder import Npo
 from selfnpo_core.weights.offsets import Lora
-from selfnpo_image.loading import kind_of, network_config
+from selfnpo_image.base import ImageBase
+from selfnpo_image.loading import network_config
 
 _ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -36,15 +36,15 @@ _RESNET = {
 }
 
 
-def files(lora: Lora, npo: Npo, source: Source, beta: float, guidance_scale: float, name: str) -> KohyaFiles:
+def files(lora: Lora, npo: Npo, base: ImageBase, beta: float, guidance_scale: float, name: str) -> KohyaFiles:
     """What `export --format kohya` writes. Of the base, only its configuration is read."""
-    kind = kind_of(source)
+    kind = base.kind
     if kind.denoiser != "unet":
         raise InputError(
-            f"model {source.name} is of the {kind.title} family, and kohya's names are for UNets: use diffusers"
+            f"model {base.name} is of the {kind.title} family, and kohya's names are for UNets: use diffusers"
         )
-    unet = network_config(source, kind)
-    checkpoint = f"{source.name.replace('/', '_').removesuffix('.safetensors')}.safetensors"
+    unet = network_config(base)
+    checkpoint = f"{base.name.replace('/', '_').removesuffix('.safetensors')}.safetensors"
     shown = workflow(name, family=kind.name, beta=beta, guidance_scale=guidance_scale, checkpoint=checkpoint)
     return tensors(lora, kind.name, unet), shown
 

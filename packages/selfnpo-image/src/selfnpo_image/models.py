@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from selfnpo_core.models import sources
+from selfnpo_core.models.base import Base
 from selfnpo_core.models.sources import KnownModel, Source
 
 _SD15: dict[str, Any] = {"family": "sd15", "parameters": 859_520_964, "prediction_type": "epsilon", "dtype": "fp16"}
@@ -88,11 +89,13 @@ def find_source(name: str, config: str | Path | None = None) -> Source:
     return sources.find_source(name, KNOWN, model_folder, config)
 
 
-def defaults(name: str, source: Source) -> KnownModel:
-    """Sampling defaults of a model; for one that is not known, those of the first of its family."""
-    if name in KNOWN:
-        return KNOWN[name]
-    from selfnpo_image.loading import kind_of
+def is_known(source: Source) -> bool:
+    """Whether a model is in the table, by its name there or by its hub id."""
+    return any(source.name in (model.name, model.hub_id) for model in KNOWN.values())
 
-    family = kind_of(source).name
-    return next(model for model in KNOWN.values() if model.family == family and model.hub_id)
+
+def defaults(base: Base) -> KnownModel:
+    """Sampling defaults of a model; for one that is not known, those of the first of its family."""
+    if base.known is not None:
+        return base.known
+    return next(model for model in KNOWN.values() if model.family == base.family and model.hub_id)

@@ -41,19 +41,3 @@ SD3: Presets = {
     "full": {**_LARGE, "teacher_guidance": -1.0, "learning_rate": 1e-6},
     "lora": {**_LARGE, "teacher_guidance": -1.0, "learning_rate": 1e-4, "rank": 32, "targets": "attention"},
 }
-
-
-def presets_for(model: str | None) -> Presets:
-    """The presets of a model by the name its user gave it."""
-    if model == "demo":
-        from selfnpo_image.demo.recipe import PRESETS
-
-        return PRESETS
-    if model is None:
-        return SD15
-    from selfnpo_image.families import backbone_of
-    from selfnpo_image.loading import kind_of
-    from selfnpo_image.models import KNOWN, find_source
-
-    known = KNOWN.get(model)
-    return backbone_of(known.family).kind.presets if known else kind_of(find_source(model)).presets

@@ -1,24 +1,28 @@
-"""Sampling with the stock pipeline. Every picture has its own generator, so its batch does not matter."""
+"""What `sample` and `compare` draw: a job from the command line's options, and its pictures in a folder."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from PIL.Image import Image
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import preference
 from selfnpo_core.sampling.options import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
-from selfnpo_core.sampling.preference import kept_eta, prepare
+from selfnpo_core.sampling.preference import Preference, kept_eta, prepare
 from selfnpo_core.sampling.sample_folder import SampleFolder, sample_name
 from selfnpo_core.system.devices import DTYPES, best_device
-from selfnpo_image.loading import find_preference, kind_of, load_pipeline
+from selfnpo_image.base import ImageBase
+from selfnpo_image.demo.assets import PREFERRED
+from selfnpo_image.drawing import Settings, draw
+from selfnpo_image.families import find_base, look
+from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import defaults, find_source
 from selfnpo_image.prompts import load_prompts
 
@@ -26,22 +30,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How pictures are drawn. guidance_scale: 1 is none. height, width: pixels; None is the model's own."""
-
-    guidance_scale: float
-    steps: int
-    negative_prompt: str | None = None
-    height: int | None = None
-    width: int | None = None
-    batch_size: int = 8
-
-
-@dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that `sample` and `compare` were asked to draw."""
 
-    source: Source
+    base: ImageBase
     prompts: Sequence[str]
     seeds: Sequence[int]
     settings: Settings
@@ -52,20 +44,21 @@ class Job:
     device: torch.device = field(default_factory=best_device)
 
     def load(self) -> Any:
-        pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype])
-        return prepare(pipe, kind_of(self.source).denoiser, self, find_preference).to(self.device)
+        base = self.base
+        pipe = load_pipeline(base, dtype=DTYPES[self.dtype])
+        return prepare(pipe, base.kind.denoiser, self, lambda name, _: find_preference(name, base)).to(self.device)
 
 
 def plan(options: Mapping[str, Any]) -> Job:
     """A job from the options of the command line (`selfnpo_core.commands.options.sampling_options`)."""
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a folder, a file or a hub id")
-    source = find_source(options["model"], options["model_config"])
+    base = find_base(options["model"], options["model_config"])
     prompts = [text for text in prompts_of(options, load_prompts) for _ in range(options["count"])]
     negative, config = negative_of(options)
-    known, device = defaults(options["model"], source), best_device(options["device"])
+    known, device = defaults(base), best_device(options["device"])
     return Job(
-        source=source,
+        base=base,
         prompts=prompts,
         seeds=[options["seed"] + i for i in range(len(prompts))],
         settings=Settings(
@@ -103,27 +96,19 @@ def draw_into(pipe: Any, job: Job, output: str | Path) -> int:
     return len(todo)
 
 
-@torch.no_grad()
-def draw(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Iterator[tuple[int, Image]]:
-    """Index and picture, in order. The pipeline is called as it is, a batch at a time."""
-    pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(prompts), settings.batch_size):
-        part = slice(start, start + settings.batch_size)
-        texts = list(prompts[part])
-        refused = settings.negative_prompt
-        output = pipe(
-            texts,
-            negative_prompt=None if refused is None else [refused] * len(texts),
-            height=settings.height,
-            width=settings.width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-        )
-        for offset, picture in enumerate(output.images):
-            if picture.getextrema() == ((0, 0),) * 3:
-                log.warning("the picture of seed %d is all black: try another dtype", seeds[start + offset])
-            yield start + offset, picture
+def find_preference(name: str, base: ImageBase) -> Preference:
+    """What `--preference` stands for, beside a base: see `selfnpo_core.sampling.preference`."""
+    if name == "demo-preferred":
+        return Preference(name=name, lora=PREFERRED)
+    kind = base.kind
+
+    def whole(source: Source) -> Any:
+        tuned = look(source)
+        tuned.must_be(kind)
+        return getattr(load_pipeline(tuned), kind.denoiser)
+
+    network = getattr(diffusers, kind.network)
+    return preference.find(name, network=network, component=kind.denoiser, locate=find_source, whole=whole)
 
 
 def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
@@ -135,7 +120,7 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
         "height": job.settings.height,
         "width": job.settings.width,
         "scheduler": type(pipe.scheduler).__name__,
-        "model": job.source.name,
+        "model": job.base.name,
         "dtype": job.dtype,
         **preference.record(job.preference),
         **(job.negative.record if job.negative else NO_NEGATIVE),

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.families import Kind, check_unet, halvings
-from selfnpo_image.single_file import SD15 as SD15_LAYOUT
+from selfnpo_image.kinds import CLIP_L, CONFIGS, Kind, Layout, check_unet, halvings
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"]
@@ -18,6 +17,13 @@ UNET_TARGETS = {
     "all": [*_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", *_CONVOLUTIONS],
 }
 """Layers with a LoRA, in the UNets of Stable Diffusion."""
+
+LAYOUT = Layout(
+    text="cond_stage_model.transformer.",
+    cross_attention="model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+    folder=CONFIGS / "sd15",
+    tokenizers={"tokenizer": (CLIP_L, None)},
+)
 
 
 def _check(kind: Kind, config: Mapping[str, Any], name: str) -> None:
@@ -38,7 +44,7 @@ class SD15(ImageBackbone):
         left_out={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
         check=_check,
         granularity=halvings,
-        layout=SD15_LAYOUT,
+        layout=LAYOUT,
     )
     lora_targets = UNET_TARGETS
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from selfnpo_core.errors import InputError
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.families import Kind
+from selfnpo_image.kinds import Kind
 
 T5_TOKENS = 256
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

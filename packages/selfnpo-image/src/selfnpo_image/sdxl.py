@@ -14,9 +14,15 @@ from torch import Tensor
 
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.families import Kind, check_unet, halvings
+from selfnpo_image.kinds import CLIP_L, CONFIGS, Kind, Layout, check_unet, halvings
 from selfnpo_image.sd15 import UNET_TARGETS
-from selfnpo_image.single_file import SDXL as SDXL_LAYOUT
+
+LAYOUT = Layout(
+    text="conditioner.embedders.1.model.",
+    cross_attention="model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
+    folder=CONFIGS / "sdxl",
+    tokenizers={"tokenizer": (CLIP_L, None), "tokenizer_2": ("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "!")},
+)
 
 
 def _check(kind: Kind, config: Mapping[str, Any], name: str) -> None:
@@ -38,7 +44,7 @@ class SDXL(ImageBackbone):
         text_encoders=("text_encoder", "text_encoder_2"),
         check=_check,
         granularity=halvings,
-        layout=SDXL_LAYOUT,
+        layout=LAYOUT,
     )
     lora_targets = UNET_TARGETS
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from selfnpo_core.evaluation.run import MetricSet
-    from selfnpo_core.models.sources import KnownModel, Source
+    from selfnpo_core.models.sources import KnownModel
     from selfnpo_core.sampling.medium import ShownMedium
     from selfnpo_core.training.recipe import Presets, Recipe
     from selfnpo_core.worlds.world import Demo
@@ -110,7 +110,7 @@ class VideoFamily(Family):
             "for": "sample" if model.from_image else "train, sample",
         }
 
-    def source(self, name: str, config: str | None) -> Source:
+    def find(self, name: str, config: str | None) -> Any:
         from selfnpo_video.models import find_source
 
         return find_source(name, config)
@@ -120,25 +120,25 @@ class VideoFamily(Family):
 
         return load_prompts(name, model)
 
-    def presets(self, model: str | None) -> Presets:
+    def presets(self, base: Any) -> Presets:
         from selfnpo_video.recipes import presets_for
 
-        return presets_for(model)
+        return presets_for(base.name)
 
-    def backbone(self, source: Source, recipe: Recipe, dtype: torch.dtype, device: str) -> CogVideoX:
+    def backbone(self, base: Any, recipe: Recipe, dtype: torch.dtype, device: str) -> CogVideoX:
         from selfnpo_video.cogvideox import CogVideoX
 
         size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-        return CogVideoX(source, **size, dtype=dtype, device=device)
+        return CogVideoX(base, **size, dtype=dtype, device=device)
 
-    def sketch(self, source: Source, recipe: Recipe, dtype: torch.dtype) -> CogVideoX | None:
+    def sketch(self, base: Any, recipe: Recipe, dtype: torch.dtype) -> CogVideoX | None:
         from selfnpo_video.cogvideox import CogVideoX
         from selfnpo_video.models import KNOWN
 
         size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-        if source.kind == "folder":
-            return CogVideoX.sketch(source, **size, dtype=dtype)
-        known = next((model for model in KNOWN.values() if source.name in (model.name, model.hub_id)), None)
+        if base.kind == "folder":
+            return CogVideoX.sketch(base, **size, dtype=dtype)
+        known = next((model for model in KNOWN.values() if base.name in (model.name, model.hub_id)), None)
         return None if known is None else CogVideoX.sketch(known.name, **size, dtype=dtype)
 
     def plan(self, options: Options) -> Job:

@@ -7,14 +7,14 @@ from typing import Any
 import click
 import torch
 
-from selfnpo_core.commands.family import Family
+from selfnpo_core.commands.family import AnyFamily
 from selfnpo_core.errors import InputError
 from selfnpo_core.training.recipe import build_recipe
 from selfnpo_core.weights import exporting
 from selfnpo_core.weights.npo_folder import Npo, Recommended, load_npo
 
 
-def run_export(family: Family, options: Mapping[str, Any]) -> None:
+def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
     """`export`: negative weights in the forms that other programs read."""
     npo, output, form, rank = load_npo(options["npo"]), Path(options["output"]), options["form"], options["rank"]
     model = options["model"] or (npo.config.base_model if npo.config else None)
@@ -23,22 +23,23 @@ def run_export(family: Family, options: Mapping[str, Any]) -> None:
     _check_export(npo, output, options)
     if model is None:
         raise InputError(f"{npo.path} does not say what its base is: give it as --model")
-    source = family.source(model, options["model_config"])
+    if form == "kohya" and not family.has_kohya:
+        raise InputError(f"{family.program} has no kohya format, which is for UNets: use --format diffusers")
+    needs_weights = npo.kind == "delta" or form in ("merged", "neon")
+    base = family.find(model, options["model_config"]) if needs_weights or form == "kohya" else None
     backbone = None
-    if npo.kind == "delta" or form in ("merged", "neon"):
+    if needs_weights:
         stored = npo.config.recipe if npo.config else {}
         size = {key: stored.get(key) for key in ("frames", "height", "width")}
-        backbone = family.backbone(source, build_recipe(size), torch.float32, "auto")
+        backbone = family.backbone(base, build_recipe(size), torch.float32, "auto")
         exporting.check(npo, backbone)
     if form in ("diffusers", "lora"):
         done = exporting.to_diffusers(npo, backbone, output, rank=rank)
     elif form == "kohya":
-        if not family.has_kohya:
-            raise InputError(f"{family.program} has no kohya format, which is for UNets: use --format diffusers")
         lora, errors = exporting.near_lora(npo, backbone, rank)
         output = output if output.suffix == ".safetensors" else output.with_name(f"{output.name}.safetensors")
         scale = sum(recommended.guidance_scale) / 2
-        done = exporting.to_kohya(npo, lora, family.kohya(lora, npo, source, beta, scale, output.name), output)
+        done = exporting.to_kohya(npo, lora, family.kohya(lora, npo, base, beta, scale, output.name), output)
         done = exporting.Exported(done.path, errors)
     elif form == "merged":
         assert backbone is not None

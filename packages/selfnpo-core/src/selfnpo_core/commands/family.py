@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import click
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from selfnpo_core.evaluation.run import MetricSet
     from selfnpo_core.models.backbone import Backbone
-    from selfnpo_core.models.sources import KnownModel, Source
+    from selfnpo_core.models.base import Base
+    from selfnpo_core.models.sources import KnownModel
     from selfnpo_core.sampling.medium import ShownMedium
     from selfnpo_core.training.recipe import Presets, Recipe
     from selfnpo_core.weights.exporting import KohyaFiles
@@ -28,10 +29,15 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 """What click made of a command line, by parameter."""
+BaseT = TypeVar("BaseT", bound="Base")
+JobT = TypeVar("JobT")
 
 
-class Family(ABC):
-    """One distribution: its models, its samples, its demo."""
+class Family(ABC, Generic[BaseT, JobT]):
+    """One distribution: its models, its samples, its demo.
+
+    BaseT: its kind of base model. JobT: what `sample` and `compare` are asked to draw.
+    """
 
     program: ClassVar[str]
     """Name of its command line and of its package, such as selfnpo-image."""
@@ -62,38 +68,38 @@ class Family(ABC):
         """A line of `models`, by the heads of its columns."""
 
     @abstractmethod
-    def source(self, name: str, config: str | None) -> Source:
-        """What --model and --model-config stand for."""
+    def find(self, name: str, config: str | None) -> BaseT:
+        """The base that --model and --model-config stand for, found and looked at once."""
 
     @abstractmethod
     def prompts(self, name: str, model: str) -> list[str]:
         """Those of a file, or of `builtin`, for a model by the name its user gave it."""
 
     @abstractmethod
-    def presets(self, model: str | None) -> Presets:
-        """Of a model by the name its user gave it."""
+    def presets(self, base: BaseT) -> Presets:
+        """Settings to train a base with."""
 
     @abstractmethod
-    def backbone(self, source: Source, recipe: Recipe, dtype: torch.dtype, device: str) -> Backbone:
+    def backbone(self, base: BaseT, recipe: Recipe, dtype: torch.dtype, device: str) -> Backbone:
         """The model, loaded. dtype: of the base."""
 
     @abstractmethod
-    def sketch(self, source: Source, recipe: Recipe, dtype: torch.dtype) -> Backbone | None:
+    def sketch(self, base: BaseT, recipe: Recipe, dtype: torch.dtype) -> Backbone | None:
         """The model without weights, so that sizes and memory are checked before any are read or fetched.
 
         `None` where its configuration is not known yet.
         """
 
     @abstractmethod
-    def plan(self, options: Options) -> Any:
+    def plan(self, options: Options) -> JobT:
         """A job of `sample` and `compare` from their options."""
 
     @abstractmethod
-    def sample(self, job: Any, output: str) -> int:
+    def sample(self, job: JobT, output: str) -> int:
         """Draw what is missing in the folder; returns how many were drawn."""
 
     @abstractmethod
-    def compare(self, job: Any, output: str) -> Mapping[str, Any] | None:
+    def compare(self, job: JobT, output: str) -> Mapping[str, Any] | None:
         """Draw with and without the negative weights. Returns figures where an oracle knows the model."""
 
     @abstractmethod
@@ -108,15 +114,18 @@ class Family(ABC):
     def demo(self) -> Demo:
         """The shipped model and its world."""
 
-    def kohya(self, lora: Lora, npo: Npo, source: Source, beta: float, scale: float, file: str) -> KohyaFiles:
+    def kohya(self, lora: Lora, npo: Npo, base: BaseT, beta: float, scale: float, file: str) -> KohyaFiles:
         """Tensors in kohya's names, and a workflow for these settings. Asked only where `has_kohya`."""
         raise AssertionError(f"{self.program} has no kohya format")
 
 
-def family_named(name: str) -> Family:
+AnyFamily = Family[Any, Any]
+
+
+def family_named(name: str) -> AnyFamily:
     """The family "image" or "video", if its package is installed."""
     try:
-        found: Family = getattr(import_module(f"selfnpo_{name}.family"), name.upper())
+        found: AnyFamily = getattr(import_module(f"selfnpo_{name}.family"), name.upper())
     except ModuleNotFoundError as error:
         if error.name != f"selfnpo_{name}":
             raise

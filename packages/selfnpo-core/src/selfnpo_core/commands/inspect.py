@@ -8,13 +8,13 @@ from typing import Any
 import click
 import torch
 
-from selfnpo_core.commands.family import Family, Options
+from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.printing import echo_json
 from selfnpo_core.training.recipe import build_recipe
 from selfnpo_core.weights import inspection
 
 
-def run_inspect(family: Family, options: Options) -> int:
+def run_inspect(family: AnyFamily, options: Options) -> int:
     """Say what negative weights are. Returns the exit code: 1 if they do nothing."""
     model = options["model"]
     npo = inspection.inspect_npo(options["path"])
@@ -25,9 +25,8 @@ def run_inspect(family: Family, options: Options) -> int:
     if model is not None and facts["has_effect"]:
         stored = npo.config.recipe if npo.config else {}
         size = {key: stored.get(key) for key in ("frames", "height", "width")}
-        backbone = family.backbone(
-            family.source(model, options["model_config"]), build_recipe(size), torch.float32, "auto"
-        )
+        base = family.find(model, options["model_config"])
+        backbone = family.backbone(base, build_recipe(size), torch.float32, "auto")
         facts["strength"] = asdict(inspection.measure_strength(npo, backbone))
     if options["plot"] is not None:
         inspection.plot(facts, Path(options["plot"]))

@@ -4,11 +4,11 @@ from dataclasses import asdict
 
 import click
 
-from selfnpo_core.commands.family import Family
+from selfnpo_core.commands.family import AnyFamily
 from selfnpo_core.commands.printing import echo_json, echo_table
 
 
-def list_models(family: Family, *, as_json: bool) -> None:
+def list_models(family: AnyFamily, *, as_json: bool) -> None:
     known = list(family.known().values())
     if as_json:
         echo_json({"models": [asdict(model) for model in known]})

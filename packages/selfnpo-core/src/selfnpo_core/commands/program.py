@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from selfnpo_core.commands import options as common
-from selfnpo_core.commands.family import Family
+from selfnpo_core.commands.family import AnyFamily
 
 
 class Program(click.Group):
@@ -24,7 +24,7 @@ class Program(click.Group):
             formatter.write_dl([(name, command.short_help or "") for name, command in self.commands.items()])
 
 
-def program(family: Family) -> click.Group:
+def program(family: AnyFamily) -> click.Group:
     """`selfnpo-image` or `selfnpo-video`: the same commands for every family."""
     group = Program(
         name=family.program.replace("-", "_"),
@@ -36,7 +36,7 @@ def program(family: Family) -> click.Group:
     return click.version_option(package_name=family.program)(group)
 
 
-def _commands(family: Family) -> Iterator[click.Command]:
+def _commands(family: AnyFamily) -> Iterator[click.Command]:
     units, own = f"{family.unit}s", _own_options(family)
 
     @click.command(short_help=family.helps["models"], help=family.helps["models: all"])
@@ -160,6 +160,6 @@ def _commands(family: Family) -> Iterator[click.Command]:
     yield demo
 
 
-def _own_options(family: Family) -> Any:
+def _own_options(family: AnyFamily) -> Any:
     """Command → a decorator with the family's own options of it."""
     return lambda command: family.options.get(command, common.stack())

@@ -4,17 +4,17 @@ import json
 
 import click
 
-from selfnpo_core.commands.family import Family, Options
+from selfnpo_core.commands.family import AnyFamily, Options
 
 
-def run_sample(family: Family, options: Options) -> None:
+def run_sample(family: AnyFamily, options: Options) -> None:
     """Draw what is missing in --output."""
     job = family.plan(options)
     drawn = family.sample(job, options["output"])
     click.echo(f"{drawn} {family.unit}s drawn, {len(job.prompts)} in {options['output']}")
 
 
-def run_compare(family: Family, options: Options) -> None:
+def run_compare(family: AnyFamily, options: Options) -> None:
     """Draw both arms, and print what the world's oracle says, if there is one."""
     job = family.plan(options)
     metrics = family.compare(job, options["output"])

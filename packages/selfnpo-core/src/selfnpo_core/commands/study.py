@@ -14,7 +14,7 @@ from typing import Any
 import click
 import torch
 
-from selfnpo_core.commands.family import Family, Options
+from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.printing import echo_table
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.medium import ShownMedium
@@ -35,7 +35,7 @@ QUESTIONS = {
 _KEY = re.compile(r"[a-z0-9_-]{1,64}", re.IGNORECASE)
 
 
-def run_study(family: Family, options: Options) -> None:
+def run_study(family: AnyFamily, options: Options) -> None:
     """Serve the page until Ctrl-C, or with --results say what the votes say."""
     medium = family.medium()
     folders: dict[Arm, Path] = {"a": Path(options["dir_a"]), "b": Path(options["dir_b"])}

@@ -2,13 +2,12 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from selfnpo_core.commands.family import Family
+from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.options import set_key
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.prompts import read_prompts
@@ -21,23 +20,21 @@ from selfnpo_core.training.run_folder import holds_run, new_run_folder
 from selfnpo_core.training.trainer import train
 
 
-def run_train(family: Family, options: Mapping[str, Any]) -> None:
+def run_train(family: AnyFamily, options: Options) -> None:
     """`train` with the options of `selfnpo_core.commands.options.train_options`."""
-    recipe = resolve(family, options)
-    assert recipe.model is not None
-    source = family.source(recipe.model, options["model_config"])
+    base, recipe = resolve(family, options)
     prompts = _prompts(family, recipe, options)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     _check_output(recipe, resume=options["resume"])
     device = "cpu" if recipe.device == "cpu" else "auto"
     dtype = DTYPES[base_dtype(recipe)]
-    sketched = family.sketch(source, recipe, dtype)
+    sketched = family.sketch(base, recipe, dtype)
     if options["dry_run"]:
-        click.echo(dry_run(sketched or family.backbone(source, recipe, dtype, device), recipe, prompts, processes))
+        click.echo(dry_run(sketched or family.backbone(base, recipe, dtype, device), recipe, prompts, processes))
         return
     if sketched is not None:
         check_memory(sketched, recipe, prompts, best_device(device), processes)
-    backbone = family.backbone(source, recipe, dtype, device)
+    backbone = family.backbone(base, recipe, dtype, device)
     output = Path(recipe.output) if recipe.output else _new_folder(recipe, processes)
     recipe = recipe.model_copy(update={"output": str(output)})
     try:
@@ -53,8 +50,8 @@ def run_train(family: Family, options: Mapping[str, Any]) -> None:
     click.echo(f"try: {compare} --prompts builtin --output samples")
 
 
-def resolve(family: Family, options: Mapping[str, Any]) -> Recipe:
-    """The recipe of these options: preset < --config (on --resume, the run's own) < --set < --model and the rest."""
+def resolve(family: AnyFamily, options: Options) -> tuple[Any, Recipe]:
+    """The base that is asked for, and the recipe: preset < --config (on --resume, the run's own) < --set < the rest."""
     config = options["config"]
     if options["resume"]:
         config = config or _stored_config(options["output"])
@@ -64,7 +61,8 @@ def resolve(family: Family, options: Mapping[str, Any]) -> Recipe:
     model = resolve_recipe({}, config, overrides).model
     if not model:
         raise InputError("--model is missing: give a known name (see `models`), a folder, a file or a hub id")
-    return resolve_recipe(family.presets(model), config, overrides)
+    base = family.find(model, options.get("model_config"))
+    return base, resolve_recipe(family.presets(base), config, overrides)
 
 
 def base_dtype(recipe: Recipe) -> str:
@@ -83,7 +81,7 @@ def _stored_config(output: str | None) -> str:
     return str(Path(output) / "config.yaml")
 
 
-def _prompts(family: Family, recipe: Recipe, options: Mapping[str, Any]) -> list[str]:
+def _prompts(family: AnyFamily, recipe: Recipe, options: Options) -> list[str]:
     """A resumed run keeps its own prompts unless others are given, which its folder then refuses."""
     assert recipe.model is not None
     kept = Path(options["output"] or "") / "prompts.txt"

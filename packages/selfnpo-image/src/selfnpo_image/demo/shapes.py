@@ -17,8 +17,8 @@ from selfnpo_core.worlds.world import Demo, Judges, Task, World
 from selfnpo_image.demo import assets, world
 from selfnpo_image.demo.judges import Judge, Oracle
 from selfnpo_image.demo.recipe import KIND, PRESETS
+from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
-from selfnpo_image.models import find_source
 from selfnpo_image.sd15 import SD15
 
 STEPS = 10
@@ -75,8 +75,8 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
         world=Shapes(),
         presets=presets,
         kind=kind,
-        backbone=lambda: SD15("demo"),
-        pipeline=lambda: load_pipeline(find_source("demo")),
+        backbone=lambda: SD15(find_base("demo")),
+        pipeline=lambda: load_pipeline(find_base("demo")),
         captions=world.training_captions,
         show=show,
         steps=STEPS,

@@ -17,6 +17,7 @@ from selfnpo_core.training.lora_student import lora_target_modules
 from selfnpo_core.worlds.building import cosine, progress
 from selfnpo_core.worlds.shapes import to_uint8
 from selfnpo_core.worlds.world import Demo, Task
+from selfnpo_image.families import find_base
 from selfnpo_image.sd15 import SD15
 
 ETA = "eta"
@@ -80,7 +81,7 @@ def train(
     print(f"{len(pairs.prompts)} of {captions} pairs, oracle's mean gap {pairs.gap.mean():.2f}")
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    backbone = SD15("demo", device="cpu")
+    backbone = SD15(find_base("demo"), device="cpu")
     backbone.embed(pairs.prompts)
     network: Any = backbone.denoiser
     targets = lora_target_modules(backbone, "all")

@@ -1,0 +1,45 @@
+"""Pictures of a stock pipeline that is loaded. Every picture has its own generator, so its batch does not matter."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How pictures are drawn. guidance_scale: 1 is none. height, width: pixels; None is the model's own."""
+
+    guidance_scale: float
+    steps: int
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    batch_size: int = 8
+
+
+@torch.no_grad()
+def draw(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Iterator[tuple[int, Image]]:
+    """Index and picture, in order. The pipeline is called as it is, a batch at a time."""
+    pipe.set_progress_bar_config(disable=True)
+    for start in range(0, len(prompts), settings.batch_size):
+        part = slice(start, start + settings.batch_size)
+        texts, negative_prompt = list(prompts[part]), settings.negative_prompt
+        output = pipe(
+            texts,
+            negative_prompt=None if negative_prompt is None else [negative_prompt] * len(texts),
+            height=settings.height,
+            width=settings.width,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+        )
+        for offset, picture in enumerate(output.images):
+            if picture.getextrema() == ((0, 0),) * 3:
+                log.warning("the picture of seed %d is all black: try another dtype", seeds[start + offset])
+            yield start + offset, picture
