@@ -23,7 +23,8 @@ from selfnpo_core.errors import RunError
 from selfnpo_core.experiments.measure import sweep
 from selfnpo_core.worlds.assets import reconstruction_distance, reference, refuse_ragged, write_assets
 from selfnpo_core.worlds.world import Judges, World
-from selfnpo_image.demo import assets, shapes
+from selfnpo_image import shipped
+from selfnpo_image.demo import shapes
 from selfnpo_image.demo.build import denoiser, judge, oracle, pack, preferred, sdxl, vae
 from selfnpo_video.demo import assets as video_assets
 from selfnpo_video.demo import moving
@@ -51,7 +52,7 @@ def main() -> None:
 
 @main.command("image")
 @shared_options
-@click.option("--output", type=click.Path(path_type=Path), default=assets.FOLDER, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=shipped.FOLDER, show_default=True)
 @click.option("--steps", default=4500, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=500, show_default=True, help="Pictures at each guidance scale for the check.")
 def build_image(
@@ -76,7 +77,7 @@ def build_image(
 
 
 @main.command("preferred")
-@click.option("--output", type=click.Path(path_type=Path), default=assets.PREFERRED.parent, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=shipped.PREFERRED.parent, show_default=True)
 @click.option(
     "--captions", default=1536, show_default=True, help="A pair is drawn of each; those without a clear winner go."
 )

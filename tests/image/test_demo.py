@@ -15,7 +15,8 @@ from selfnpo_core.negative import norm
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds.world import Task
-from selfnpo_image.demo import assets, shapes, world
+from selfnpo_image import shipped
+from selfnpo_image.demo import shapes, world
 from selfnpo_image.demo.build import pack
 from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
@@ -42,11 +43,11 @@ def drawn(pipe, task, steps):
 
 
 def test_what_ships_is_small_safe_and_labelled():
-    files = [path for path in assets.FOLDER.rglob("*") if path.is_file()]
+    files = [path for path in shipped.FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16 * 2**20
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".ckpt", ".pkl"}]
-    assert "toy" in (assets.FOLDER / "model" / "README.md").read_text(encoding="utf-8")
-    card = json.loads((assets.FOLDER / "card.json").read_text(encoding="utf-8"))
+    assert "toy" in (shipped.FOLDER / "model" / "README.md").read_text(encoding="utf-8")
+    card = json.loads((shipped.FOLDER / "card.json").read_text(encoding="utf-8"))
     good = (
         card["best joint prompt accuracy"] >= pack.MIN_JOINT_ACCURACY
         and card["autoencoder's reconstruction FID"] <= pack.MAX_RECONSTRUCTION_FID

@@ -10,7 +10,8 @@ from selfnpo_core.experiments.cells import Table
 from selfnpo_core.experiments.equal_cost import MOST_ROWS, entries, fill
 from selfnpo_core.experiments.methods import METHODS, Shop
 from selfnpo_core.worlds.world import Task
-from selfnpo_image.demo import assets, shapes
+from selfnpo_image import shipped
+from selfnpo_image.demo import shapes
 
 SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "learning_rate": 1e-3}
 DEMO = shapes.demo(presets={"full": SMALL})
@@ -22,7 +23,7 @@ def test_every_method_within_a_budget(tmp_path):
     world, pipe = DEMO.world, DEMO.pipeline()
     task = Task.draw(world, 2, seed=1)
     table = Table(world=world, folder=tmp_path / "cells", scores=tmp_path / "scores", task=task, steps=0)
-    shop = Shop(demo=DEMO, work=tmp_path, seed=0, earlier=assets.FOLDER / "model")
+    shop = Shop(demo=DEMO, work=tmp_path, seed=0, earlier=shipped.FOLDER / "model")
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     every = entries(list(METHODS), [13], seed=0, scales=[3.0])
     wanted = [entry for entry in every if entry.variant == METHODS[entry.method].variants[0]]

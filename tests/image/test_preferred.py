@@ -13,7 +13,8 @@ from selfnpo_core.negative import norm
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds.world import Task
-from selfnpo_image.demo import assets, shapes
+from selfnpo_image import shipped
+from selfnpo_image.demo import shapes
 from selfnpo_image.demo.build import preferred
 from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
@@ -63,11 +64,11 @@ def test_the_loss_begins_at_log_2_and_moves_towards_the_winners(pairs):
 
 
 def test_what_ships_is_better_by_the_oracle_and_found_by_its_name(pipe):
-    card = json.loads((assets.PREFERRED.parent / "card.json").read_text(encoding="utf-8"))
+    card = json.loads((shipped.PREFERRED.parent / "card.json").read_text(encoding="utf-8"))
     assert card["after"]["1"]["accuracy"] > card["before"]["1"]["accuracy"]
-    assert assets.PREFERRED.stat().st_size < 4 * 2**20
-    assert find_preference("demo-preferred", find_base("demo")).lora == assets.PREFERRED
-    assert norm(offset_of(load_npo(assets.PREFERRED))) > 0
+    assert shipped.PREFERRED.stat().st_size < 4 * 2**20
+    assert find_preference("demo-preferred", find_base("demo")).lora == shipped.PREFERRED
+    assert norm(offset_of(load_npo(shipped.PREFERRED))) > 0
 
 
 def test_tuned_arms_differ_and_leave_the_pipeline_as_it_was(pipe, tmp_path):

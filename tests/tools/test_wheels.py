@@ -20,7 +20,12 @@ DATA = {
         "selfnpo_core/reporting/page/run.html",
         "selfnpo_core/reporting/page/report.css",
     ],
-    "selfnpo-image": ["selfnpo_image/prompts.txt", "selfnpo_image/demo/assets/model/model_index.json"],
+    "selfnpo-image": [
+        "selfnpo_image/prompts.txt",
+        "selfnpo_image/configs/sd15/unet/config.json",
+        "selfnpo_image/configs/sdxl/text_encoder_2/config.json",
+        "selfnpo_image/demo/assets/model/model_index.json",
+    ],
     "selfnpo-video": [
         "selfnpo_video/prompts.txt",
         "selfnpo_video/architectures.json",

@@ -12,6 +12,7 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import KnownModel, Source
 from selfnpo_core.training.recipe import Presets
+from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.base import ImageBase, of_folder
 from selfnpo_image.kinds import Kind, Shapes, check_network, read_config
@@ -69,11 +70,7 @@ def look(source: Source) -> ImageBase:
 
 def presets_for(base: ImageBase) -> Presets:
     """Training presets: the shipped model has its own, any other its family's."""
-    if base.name == "demo":
-        from selfnpo_image.demo.recipe import PRESETS
-
-        return PRESETS
-    return base.kind.presets
+    return recipes.DEMO if base.name == "demo" else base.kind.presets
 
 
 def kind_of_index(index: Mapping[str, Any], name: str) -> Kind:

@@ -84,7 +84,7 @@ KNOWN = {
 
 def find_source(name: str, config: str | Path | None = None) -> Source:
     """What `--model NAME` stands for, by `selfnpo_core.models.sources.find_source`."""
-    from selfnpo_image.demo.assets import model_folder
+    from selfnpo_image.shipped import model_folder
 
     return sources.find_source(name, KNOWN, model_folder, config)
 

@@ -24,7 +24,6 @@ SD15: Presets = {
     "lora": {**_COMMON, "learning_rate": 1e-4, "rank": 32, "targets": "attention"},
 }
 
-
 _LARGE: dict[str, Any] = {
     **_COMMON,
     "batch_size": 10,
@@ -41,3 +40,17 @@ SD3: Presets = {
     "full": {**_LARGE, "teacher_guidance": -1.0, "learning_rate": 1e-6},
     "lora": {**_LARGE, "teacher_guidance": -1.0, "learning_rate": 1e-4, "rank": 32, "targets": "attention"},
 }
+
+_DEMO: dict[str, Any] = {
+    "steps": 200,
+    "batch_size": 32,
+    "pool_size": 256,
+    "student_prompt_dropout": 0.5,
+    "embeddings_cache": None,
+    "recommended": {"beta": 0.5, "guidance_scale": (2.0, 5.0)},
+}
+DEMO: Presets = {
+    "full": {**_DEMO, "learning_rate": 5e-5},
+    "lora": {**_DEMO, "learning_rate": 1e-3, "rank": 16, "targets": "all"},
+}
+"""Of the shipped model, found on it with captions and seeds other than those of its tables."""

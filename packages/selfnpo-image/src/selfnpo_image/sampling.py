@@ -19,12 +19,12 @@ from selfnpo_core.sampling.preference import Preference, kept_eta, prepare
 from selfnpo_core.sampling.sample_folder import SampleFolder, sample_name
 from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_image.base import ImageBase
-from selfnpo_image.demo.assets import PREFERRED
 from selfnpo_image.drawing import Settings, draw
 from selfnpo_image.families import find_base, look
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import defaults, find_source
 from selfnpo_image.prompts import load_prompts
+from selfnpo_image.shipped import PREFERRED
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from selfnpo_core.worlds.assets import load_judges
 from selfnpo_core.worlds.shapes import to_uint8
 from selfnpo_core.worlds.world import Demo, Judges, Task, World
-from selfnpo_image.demo import assets, world
+from selfnpo_image import shipped
+from selfnpo_image.demo import world
 from selfnpo_image.demo.judges import Judge, Oracle
-from selfnpo_image.demo.recipe import KIND, PRESETS
 from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
+from selfnpo_image.recipes import DEMO
 from selfnpo_image.sd15 import SD15
 
 STEPS = 10
+KIND = "full"
+"""What is trained: on this model, LoRAs of the same effect helped less."""
 MIDDLE = "mid_block.attentions.0.transformer_blocks"
 
 
@@ -64,10 +67,10 @@ class Shapes(World):
         return pipe.unet
 
     def shipped_judges(self) -> Judges:
-        return load_judges(assets.FOLDER, Oracle(), Judge())
+        return load_judges(shipped.FOLDER, Oracle(), Judge())
 
 
-def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
+def demo(*, presets: Mapping[str, Any] = DEMO, kind: str = KIND) -> Demo:
     """The shipped model, trained as its recipe says unless told otherwise."""
     return Demo(
         title="the image demo's model: a toy, not a real one",
@@ -82,7 +85,7 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
         steps=STEPS,
         scales=(2.0, 3.0, 5.0),
         samples=256,
-        preference=assets.PREFERRED,
+        preference=shipped.PREFERRED,
         perturbed=[f"{MIDDLE}.0.attn1"],
         skipped={MIDDLE: [0]},
     )

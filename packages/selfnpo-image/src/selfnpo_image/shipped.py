@@ -1,11 +1,11 @@
-"""Where the demo model and its judges lie in the package."""
+"""Where the demo model, its judges and its tuned relative lie in the package."""
 
 from importlib.resources import files
 from pathlib import Path
 
 from selfnpo_core.worlds import assets
 
-FOLDER = Path(str(files("selfnpo_image.demo") / "assets"))
+FOLDER = Path(str(files("selfnpo_image") / "demo" / "assets"))
 
 
 def model_folder() -> Path:
