@@ -10,7 +10,7 @@ import torch
 
 from selfnpo_core.errors import InputError
 from selfnpo_video import video_files
-from selfnpo_video.video_files import read_video, strip, to_frames, write_video
+from selfnpo_video.video_files import read_video, to_frames, write_video
 
 
 @pytest.fixture
@@ -147,10 +147,8 @@ def test_what_ffmpeg_could_not_write_is_an_error(tmp_path, count, free, said):
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-def test_tensors_become_frames_and_a_strip():
+def test_tensors_become_frames():
     video = torch.stack([torch.full((5, 4, 6), v) for v in (-1.0, 0.0, 1.0)])
     frames = to_frames(video)
     assert frames.shape == (5, 4, 6, 3)
     assert frames[0, 0, 0].tolist() == [0, 128, 255]
-    assert strip(frames).size == (30, 4)
-    assert strip(frames, most=2).size == (12, 4)

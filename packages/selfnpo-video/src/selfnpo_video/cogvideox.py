@@ -257,7 +257,7 @@ class CogVideoX:
         """A strip of frames a prompt, each one of `embed`'s. The transformer waits on the CPU while the VAE decodes."""
         from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
         from selfnpo_video.sampling import Settings, frames_of, latent_clips
-        from selfnpo_video.video_files import strip
+        from selfnpo_video.sheets import strip
 
         assert self._table is not None, "embed() comes before draw_samples()"
         device = next(self.denoiser.parameters()).device

@@ -5,21 +5,20 @@ OUTPUT/metrics.json             of the demo model, whose world has judges
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.sample_folder import SampleFolder
-from selfnpo_core.sampling.side_by_side import pair
+from selfnpo_core.system.files import write_text
 from selfnpo_video.sampling import Job, draw_into, records
+from selfnpo_video.sheets import beside
 from selfnpo_video.video_files import read_video, write_video
 
 WITHOUT, WITH, METRICS = "without", "with", "metrics.json"
@@ -45,9 +44,7 @@ def compare(job: Job, output: str | Path) -> dict[str, Any] | None:
         clips = ([_clip(output / arm / record["file"]) for record in pairs.records] for arm in (WITHOUT, WITH))
         metrics = judge_demo(job.prompts, *clips)
         text = json.dumps({"schema": 1, **metrics}, indent=1) + "\n"
-        partial_ = output / f".{METRICS}"
-        partial_.write_text(text, encoding="utf-8")
-        partial_.replace(output / METRICS)
+        write_text(output / METRICS, text)
         return metrics
 
 
@@ -61,17 +58,3 @@ def judge_demo(prompts: Sequence[str], without: Sequence[Tensor], with_npo: Sequ
 
 def _clip(file: Path) -> Tensor:
     return torch.from_numpy(read_video(file)[0]).permute(3, 0, 1, 2)
-
-
-def beside(left: np.ndarray, right: np.ndarray, titles: tuple[str, str], caption: str) -> Iterator[np.ndarray]:
-    """Frames of both clips (F, H, W, 3) beside each other; sides are even numbers, as H.264 wants them.
-
-    The shorter one stays at its last frame: a clip in which nothing moves may come back from a file as one frame.
-    """
-    for frame in range(max(len(left), len(right))):
-        one, other = left[min(frame, len(left) - 1)], right[min(frame, len(right) - 1)]
-        picture = pair(Image.fromarray(one), Image.fromarray(other), titles, caption)
-        width, height = (side + side % 2 for side in picture.size)
-        sheet = Image.new("RGB", (width, height), "white")
-        sheet.paste(picture)
-        yield np.asarray(sheet)

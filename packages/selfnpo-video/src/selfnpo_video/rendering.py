@@ -8,28 +8,22 @@ OUTPUT/index.html              a contact sheet that plays offline
 The same command again goes on where it stopped; several processes (torchrun, accelerate launch) share the prompts.
 """
 
-import html
 import math
 import os
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.sample_folder import METADATA, SampleFolder, read_records
 from selfnpo_video.sampling import Job, attached, frames_of, latent_clips, records
+from selfnpo_video.sheets import INDEX, grid, write_sheet
 from selfnpo_video.video_files import read_video, write_video
-
-INDEX = "index.html"
-_HEAD, _GAP = 18, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,25 +116,6 @@ def _write_grids(
         folder.put(name, partial(write_video, frames=frames, fps=job.fps))
 
 
-def grid(clips: Sequence[np.ndarray], titles: Sequence[str], columns: int, caption: str) -> Iterator[np.ndarray]:
-    """Frames of clips (F, H, W, 3) in rows of `columns`, titles above and the caption below; even sides for H.264."""
-    _, height, width, _ = clips[0].shape
-    rows = -(-len(clips) // columns)
-    total = columns * (width + _GAP)
-    words = textwrap.wrap(caption, max(12, total // 6)) or [""]
-    size = total, rows * (height + _HEAD) + 14 * len(words) + _GAP
-    sheet = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    places = [(k % columns * (width + _GAP), k // columns * (height + _HEAD)) for k in range(len(clips))]
-    for (x, y), title in zip(places, titles, strict=True):
-        pen.text((x, y + 2), title, fill="black", font=font)
-    pen.multiline_text((0, rows * (height + _HEAD) + 2), "\n".join(words), fill="black", font=font, spacing=2)
-    for frame in range(min(len(clip) for clip in clips)):
-        for clip, (x, y) in zip(clips, places, strict=True):
-            sheet.paste(Image.fromarray(clip[frame]), (x, y + _HEAD))
-        yield np.asarray(sheet).copy()
-
-
 def write_index(output: Path) -> None:
     """OUTPUT/index.html from metadata.jsonl: a row a prompt and seed, its clips beside each other."""
     rows: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
@@ -153,17 +128,6 @@ def write_index(output: Path) -> None:
     write_sheet(output, sections)
 
 
-def write_sheet(output: Path, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> None:
-    """OUTPUT/index.html, which plays offline. sections: heading, and what is below it as (file in OUTPUT, words)."""
-    parts = []
-    for heading, figures in sections:
-        shown = "".join(_figure(file, words) for file, words in figures)
-        parts.append(f"<section><h2>{html.escape(heading)}</h2><div>{shown}</div></section>")
-    partial_ = output / f".{INDEX}.{os.getpid()}"
-    partial_.write_text(_PAGE.format(rows="\n".join(parts)), encoding="utf-8")
-    partial_.replace(output / INDEX)
-
-
 def _place(record: Mapping[str, Any]) -> tuple[bool, float]:
     return record["npo"] is not None, record["guidance_scale"]
 
@@ -171,17 +135,6 @@ def _place(record: Mapping[str, Any]) -> tuple[bool, float]:
 def _words(record: Mapping[str, Any]) -> str:
     words = f"scale {record['guidance_scale']:g}, seed {record['seed']}"
     return words + (f", negative weights {record['beta']:g}" if record["npo"] else "")
-
-
-def _figure(file: str, words: str) -> str:
-    source = html.escape(file, quote=True)
-    if source.endswith(".mp4"):
-        shown = f'<video src="{source}" muted loop autoplay playsinline controls></video>'
-    elif source.endswith((".webp", ".gif")):
-        shown = f'<img src="{source}" alt="">'
-    else:
-        shown = f'<a href="{source}/00000.png"><img src="{source}/00000.png" alt=""></a>'
-    return f"<figure>{shown}<figcaption>{html.escape(words)}</figcaption></figure>"
 
 
 def _suffix(job: Job) -> str:
@@ -199,17 +152,3 @@ def _grid_name(record: Mapping[str, Any], first: Cell, cells: Sequence[Cell], jo
     suffix = job.format if job.format != "frames" else "mp4"
     scales = "-".join(dict.fromkeys(f"{cell.scale:g}" for cell in cells))
     return Path(record["file"]).stem.removesuffix(f"-{first.name}") + f"-grid-{scales}.{suffix}"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Self-NPO: clips</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; background: #fafafa; color: #222 }}
-h2 {{ font-size: 1rem; font-weight: 500; margin: 1.5rem 0 .4rem }}
-div {{ display: flex; flex-wrap: wrap; gap: .6rem }}
-figure {{ margin: 0 }} video, img {{ width: 20rem; max-width: 90vw; background: #ddd }}
-figcaption {{ font-size: .8rem; color: #666 }}
-</style></head><body>
-{rows}
-</body></html>
-"""

@@ -114,12 +114,6 @@ def _refuse_cut_off(path: Path) -> None:
             at = at + length if length else size  # 0: up to the end
 
 
-def strip(frames: np.ndarray, most: int = 5) -> Image.Image:
-    """Up to `most` frames, evenly spaced, side by side."""
-    chosen = np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
-    return Image.fromarray(np.concatenate(list(frames[chosen]), axis=1))
-
-
 def _write_mp4(path: Path, frames: Iterable[Frame], fps: int) -> int:
     """ffmpeg's exit is not told, so what it wrote is counted."""
     count, sending = 0, False
