@@ -15,10 +15,10 @@ from selfnpo_core.evaluation import bootstrap
 from selfnpo_core.experiments.measure import judge
 from selfnpo_core.worlds.shapes import to_uint8
 from selfnpo_core.worlds.world import Task, World
+from selfnpo_video.clips import Settings, draw
 from selfnpo_video.demo import moving, world
 from selfnpo_video.long import default_overlap, window_starts, windowed
 from selfnpo_video.models import KNOWN
-from selfnpo_video.sampling import Settings, draw
 from selfnpo_video.shapes import ClipSize
 
 SEAMS, WITHIN, SHORT = "beside the seams", "within the windows", "clips of the trained length"

@@ -31,6 +31,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
+from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.models.identity import weights_hash
@@ -42,9 +43,11 @@ from selfnpo_core.sampling.preference import Preference
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.devices import best_device
 from selfnpo_video.attention import use_attention
+from selfnpo_video.clips import Settings, frames_of, latent_clips
 from selfnpo_video.models import KNOWN, architecture, find_source, size_for
 from selfnpo_video.positions import Rotary, rotary_positions, window_at
 from selfnpo_video.shapes import ClipSize, Compression
+from selfnpo_video.sheets import strip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -255,10 +258,6 @@ class CogVideoX:
         negative: "Negative",
     ) -> "Sequence[Image]":
         """A strip of frames a prompt, each one of `embed`'s. The transformer waits on the CPU while the VAE decodes."""
-        from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
-        from selfnpo_video.sampling import Settings, frames_of, latent_clips
-        from selfnpo_video.sheets import strip
-
         assert self._table is not None, "embed() comes before draw_samples()"
         device = next(self.denoiser.parameters()).device
         embeddings = self._table[[*(self._row[prompt] for prompt in prompts), -1]]

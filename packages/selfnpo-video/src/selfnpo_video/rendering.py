@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.sample_folder import METADATA, SampleFolder, read_records
-from selfnpo_video.sampling import Job, attached, frames_of, latent_clips, records
+from selfnpo_video.clips import frames_of, latent_clips
+from selfnpo_video.sampling import Job, attached, records
 from selfnpo_video.sheets import INDEX, grid, write_sheet
 from selfnpo_video.video_files import read_video, write_video
 

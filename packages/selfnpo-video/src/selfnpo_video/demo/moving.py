@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from selfnpo_core.worlds.assets import load_judges
 from selfnpo_core.worlds.world import Demo, Judges, Task, World
+from selfnpo_video.clips import Settings, draw
 from selfnpo_video.cogvideox import CogVideoX, load_pipeline
 from selfnpo_video.demo import assets, world
 from selfnpo_video.demo.judges import VideoJudge, VideoOracle
 from selfnpo_video.demo.recipe import KIND, PRESETS
 from selfnpo_video.models import KNOWN, find_source
-from selfnpo_video.sampling import Settings, draw
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.sheets import beside, grid, write_sheet
 from selfnpo_video.video_files import write_video
