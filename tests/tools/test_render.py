@@ -18,7 +18,8 @@ from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.sample_folder import read_records
 from selfnpo_video import rendering, sampling
-from selfnpo_video.cogvideox import save_lora
+from selfnpo_video.cogvideox import COGVIDEOX
+from selfnpo_video.loading import save_lora
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.video_files import read_video
 
@@ -43,7 +44,7 @@ def lora(folder, tmp_path_factory):
             if "lora_B" in name:
                 parameter.normal_(std=2.0)
     path = tmp_path_factory.mktemp("lora")
-    save_lora(transformer, path, "npo")
+    save_lora(COGVIDEOX, transformer, path, "npo")
     return path / "pytorch_lora_weights.safetensors"
 
 

@@ -12,10 +12,10 @@ from selfnpo_core.adapters import NegativeAdapters
 from selfnpo_core.experiments.arms import make_arm, train_arm
 from selfnpo_core.experiments.measure import judge, sample
 from selfnpo_core.worlds.world import Task
-from selfnpo_video.cogvideox import load_pipeline
 from selfnpo_video.demo import assets, moving, world
 from selfnpo_video.demo.build import pack
-from selfnpo_video.models import find_source
+from selfnpo_video.families import find_base
+from selfnpo_video.loading import load_pipeline
 from selfnpo_video.video_files import read_video
 
 SMALL = {"steps": 2, "batch_size": 4, "pool_size": 8, "grid_steps": 5, "rank": 4, "learning_rate": 1e-3}
@@ -25,7 +25,7 @@ WORLD = LORA.world
 
 @pytest.fixture(scope="module")
 def pipe():
-    return load_pipeline(find_source("demo"))
+    return load_pipeline(find_base("demo"))
 
 
 @pytest.fixture(scope="module")

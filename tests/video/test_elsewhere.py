@@ -10,7 +10,8 @@ from tests.tiny import cogvideox
 from selfnpo_core.commands.running import run
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_video.cli import selfnpo_video
-from selfnpo_video.cogvideox import load_pipeline
+from selfnpo_video.families import find_base
+from selfnpo_video.loading import load_pipeline
 from selfnpo_video.video_files import read_video
 
 CLIP = {"frames": 9, "height": 64, "width": 64}
@@ -39,12 +40,12 @@ def test_exports(trained, small, tmp_path, capsys):
     rank = ("--rank", 4) if kind == "delta" else ()
     assert command("export", "--npo", trained, "--format", "diffusers", "--output", tmp_path / "lora", *rank) == 0
     assert ("effect" in capsys.readouterr().out) == (kind == "delta")
-    pipe = load_pipeline(str(small))
+    pipe = load_pipeline(find_base(str(small)))
     pipe.load_lora_weights(tmp_path / "lora", adapter_name="npo")
     assert any("lora_A" in name for name, _ in pipe.transformer.named_parameters())
     assert command("export", "--npo", trained, "--format", "merged", "--output", tmp_path / "merged") == 0
     merged = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "merged").state_dict()
-    base = load_pipeline(str(small)).transformer.state_dict()
+    base = load_pipeline(find_base(str(small))).transformer.state_dict()
     assert any(not torch.equal(merged[name], base[name]) for name in base)
     assert command("export", "--npo", trained, "--format", "kohya", "--output", tmp_path / "k", *rank) == 2
     assert "no kohya format" in capsys.readouterr().err

@@ -11,7 +11,9 @@ from transformers import T5EncoderModel
 
 from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.training import build_recipe, train
-from selfnpo_video.cogvideox import CogVideoX, load_pipeline
+from selfnpo_video.cogvideox import CogVideoX
+from selfnpo_video.families import find_base
+from selfnpo_video.loading import load_pipeline
 
 PROMPTS = ["a red circle moves left", "", "a blue square grows", "a very long tale of circles and squares"]
 CLIP = {"frames": 9, "height": 64, "width": 64}
@@ -25,7 +27,7 @@ def cache(tmp_path: Path) -> EmbeddingsCache:
 def table(
     model: Path, cache: EmbeddingsCache | None = None, prompts: list[str] = PROMPTS, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    backbone = CogVideoX(str(model), **CLIP, dtype=dtype, device="cpu")
+    backbone = CogVideoX(find_base(str(model)), **CLIP, dtype=dtype, device="cpu")
     backbone.embed(prompts, cache)
     assert backbone._table is not None
     return backbone._table
@@ -55,7 +57,7 @@ def test_the_table_is_the_same_with_and_without(
 
 
 def test_the_table_is_the_stock_pipelines(small: Path) -> None:
-    pipe = load_pipeline(str(small))
+    pipe = load_pipeline(find_base(str(small)))
     theirs, null = pipe.encode_prompt(PROMPTS, "", True, max_sequence_length=16)
     torch.testing.assert_close(table(small), torch.cat([theirs, null[:1]]), rtol=1e-5, atol=1e-6)
 
@@ -88,7 +90,7 @@ def test_a_run_is_the_same_with_and_without(small: Path, tmp_path: Path, monkeyp
         if name == "full":
             monkeypatch.setattr(T5EncoderModel, "from_pretrained", lambda *_, **__: pytest.fail("T5 is read"))
         recipe = build_recipe({**values, "embeddings_cache": setting and str(setting)})
-        backbone = CogVideoX(str(small), **CLIP, device="cpu")
+        backbone = CogVideoX(find_base(str(small)), **CLIP, device="cpu")
         npo = train(backbone, recipe, PROMPTS, tmp_path / name, progress=False)
         found.append(load_file(npo / "pytorch_lora_weights.safetensors"))
     for other in found[1:]:

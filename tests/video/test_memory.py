@@ -11,9 +11,9 @@ from tests.tiny import cogvideox
 from selfnpo_core.errors import InputError
 from selfnpo_core.system.memory import peak_tensor_bytes
 from selfnpo_video import memory
-from selfnpo_video.cogvideox import load_pipeline, transformer_config, vae_config
 from selfnpo_video.demo.build import denoiser, vae
-from selfnpo_video.models import find_source
+from selfnpo_video.families import find_base
+from selfnpo_video.loading import load_pipeline
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream
 
@@ -22,15 +22,11 @@ SIZE = ClipSize(frames=9, height=64, width=64)
 
 
 def sampler(folder: Path, **options) -> memory.Sampler:
-    source, pipe = find_source(str(folder)), load_pipeline(str(folder))
-    assert transformer_config(source)["num_layers"] == pipe.transformer.config.num_layers
-    assert vae_config(source)["latent_channels"] == pipe.vae.config.latent_channels
-    return memory.Sampler(
-        folder=folder,
-        transformer=pipe.transformer.config,
-        vae=pipe.vae.config,
-        **{"rows": 2, "dtype": torch.float32, "device": CPU, **options},
-    )
+    base = find_base(str(folder))
+    pipe = load_pipeline(base)
+    assert base.transformer.num_layers == pipe.transformer.config.num_layers
+    assert base.vae.latent_channels == pipe.vae.config.latent_channels
+    return memory.Sampler(base=base, **{"rows": 2, "dtype": torch.float32, "device": CPU, **options})
 
 
 def test_peaks_of_tensors_are_those_that_can_be_counted():
@@ -47,7 +43,8 @@ def test_peaks_of_tensors_are_those_that_can_be_counted():
 @pytest.mark.slow
 def test_the_estimate_is_near_what_is_measured(small):
     autoencoder, transformer = vae.build().eval(), denoiser.build_transformer().eval()
-    made = replace(sampler(small, rows=4), transformer=transformer.config, vae=autoencoder.config)
+    made = sampler(small, rows=4)
+    made = replace(made, base=replace(made.base, transformer=transformer.config, vae=autoencoder.config))
     asked = made.need(SIZE)
     x, text, t = torch.randn(4, 3, 8, 8, 8), torch.randn(4, 16, 96), torch.full((4,), 500)
     forward = peak_tensor_bytes(
@@ -70,7 +67,7 @@ def asked_tiled(made: memory.Sampler) -> int:
 
 
 def test_weights_are_counted_from_the_headers(small):
-    pipe = load_pipeline(str(small))
+    pipe = load_pipeline(find_base(str(small)))
     sizes = {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("transformer", "vae")}
     asked = sampler(small, dtype=torch.bfloat16).need(SIZE)
     assert (asked.transformer, asked.vae) == (2 * sizes["transformer"], 2 * sizes["vae"])

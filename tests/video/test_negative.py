@@ -14,7 +14,8 @@ from tests.tiny import COGVIDEOX_KINDS, FROM_IMAGE_KINDS, cogvideox
 from selfnpo_core import NegativeAdapters
 from selfnpo_core.errors import InputError
 from selfnpo_video.cli import selfnpo_video
-from selfnpo_video.cogvideox import save_lora
+from selfnpo_video.cogvideox import COGVIDEOX
+from selfnpo_video.loading import save_lora
 from selfnpo_video.video_files import read_video
 
 PICTURE = Image.fromarray((np.indices((64, 64, 3)).sum(0) * 2 % 256).astype(np.uint8))
@@ -72,7 +73,7 @@ def from_image(request, tmp_path):
     pipe = cogvideox(request.param)
     pipe.save_pretrained(tmp_path / "model")
     add_lora(pipe.transformer, "npo", seed=1)
-    save_lora(pipe.transformer, tmp_path / "npo", "npo")
+    save_lora(COGVIDEOX, pipe.transformer, tmp_path / "npo", "npo")
     PICTURE.save(tmp_path / "first.png")
     return tmp_path
 
@@ -137,7 +138,7 @@ def test_training_wants_text_to_video(from_image):
 def test_a_known_model_is_not_fetched_for_what_it_cannot_draw(tmp_path, monkeypatch, name, words, said):
     Image.new("RGB", (8, 8)).save(tmp_path / "first.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("selfnpo_video.cogvideox.snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr("selfnpo_video.loading.snapshot_download", lambda *_, **__: pytest.fail("fetched"))
     (tmp_path / "prompts.txt").write_text("a cat\n")
     asked = ["--model", name, "--prompts", "prompts.txt", "--output", "out", *words]
     done = CliRunner().invoke(selfnpo_video, ["sample", *asked])

@@ -19,7 +19,7 @@ from selfnpo_core.training.measuring import measure
 from selfnpo_core.training.updates import check_window, draw_windows, noised_looks, update_loss
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.cogvideox import CogVideoX
-from selfnpo_video.models import find_source
+from selfnpo_video.families import find_base
 
 PROMPTS = ["a red circle moves left", "a blue square grows"]
 SMALL = {"steps": 2, "batch_size": 2, "pool_size": 6, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
@@ -52,7 +52,7 @@ def loss_of(backbone: CogVideoX, **changes: object) -> tuple[float, list[tuple[i
 
 @pytest.fixture
 def backbone(folder):
-    made = CogVideoX(str(folder), **CLIP, device="cpu")
+    made = CogVideoX(find_base(str(folder)), **CLIP, device="cpu")
     made.embed(PROMPTS)
     return made
 
@@ -112,7 +112,7 @@ def test_a_pool_that_does_not_fit_is_refused(folder, tmp_path, capsys, monkeypat
 def test_a_training_that_does_not_fit_is_refused_before_weights_are_read(folder, tmp_path, capsys, monkeypatch, config):
     """With changes that do fit, if there are any: the words of the message are a command that runs."""
     recipe = build_recipe({**SMALL, **CLIP, **config})
-    sketch = CogVideoX.sketch(find_source(str(folder)), **CLIP)
+    sketch = CogVideoX.sketch(find_base(str(folder)), **CLIP)
     needed = dry_run(sketch, recipe, PROMPTS).device_bytes
     smaller = {"gradient_checkpointing": True, "batch_size": 1, "grad_accumulation": recipe.batch_size}
     enough = dry_run(sketch, recipe.model_copy(update=smaller), PROMPTS).device_bytes
@@ -146,7 +146,7 @@ def test_windows_that_do_not_fit_are_refused(backbone):
 def test_a_sketch_costs_what_the_model_costs(folder, backbone, checkpointing):
     recipe = build_recipe({**SMALL, **CLIP, "gradient_checkpointing": checkpointing})
     real = dry_run(backbone, recipe, PROMPTS)
-    sketch = CogVideoX.sketch(find_source(str(folder)), **CLIP)
+    sketch = CogVideoX.sketch(find_base(str(folder)), **CLIP)
     assert all(parameter.is_meta for parameter in sketch.denoiser.parameters())
     drawn = dry_run(sketch, recipe, PROMPTS)
     assert (drawn.trained_parameters, drawn.network_parameters) == (real.trained_parameters, real.network_parameters)
@@ -167,7 +167,7 @@ def test_a_sketch_costs_what_the_model_costs(folder, backbone, checkpointing):
 )
 def test_the_estimate_for_the_demo_model_is_what_is_seen(changes, checkpointing):
     values = {**SMALL, "steps": 9, "batch_size": 4, "gradient_checkpointing": checkpointing}
-    recipe, backbone = build_recipe({**values, **changes}), CogVideoX("demo", frames=33, device="cpu")
+    recipe, backbone = build_recipe({**values, **changes}), CogVideoX(find_base("demo"), frames=33, device="cpu")
     asked = dry_run(backbone, recipe, PROMPTS).device_bytes
     assert asked == pytest.approx(measure(backbone, recipe, PROMPTS).bytes, rel=0.15)
 
@@ -214,7 +214,7 @@ def test_sample_grids_of_prompts_that_are_not_trained_with(folder, tmp_path):
     """T5 is read once, before training; the rows that are trained with stay the prompts'."""
     shown = {"sample_prompts": ["a green ring", PROMPTS[1]], "sample_every": 2, "sample_steps": 2}
     recipe = build_recipe({**SMALL, **CLIP, **shown, "mixed_precision": "bf16"})
-    backbone = CogVideoX(str(folder), **CLIP, dtype=torch.bfloat16, device="cpu")
+    backbone = CogVideoX(find_base(str(folder)), **CLIP, dtype=torch.bfloat16, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         read, read_t5 = [], T5EncoderModel.from_pretrained
         patch.setattr(T5EncoderModel, "from_pretrained", lambda *a, **k: read.append(a) or read_t5(*a, **k))

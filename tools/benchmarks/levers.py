@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from selfnpo_core.training import build_recipe, dry_run
 from selfnpo_core.training.measuring import measure
-from selfnpo_image.families import find_base
+from selfnpo_image import families as image_families
 from selfnpo_image.sd15 import SD15
+from selfnpo_video import families as video_families
 from selfnpo_video.cogvideox import CogVideoX
 
 COMMON: dict[str, Any] = {
@@ -52,8 +53,8 @@ def levers(output: Path, updates: int, threads: int) -> None:
     """Bytes held in training and seconds an update, with each switch that saves memory, on the demo models."""
     use_threads(threads)
     models: dict[str, Callable[[], Any]] = {
-        "image demo": lambda: SD15(find_base("demo"), device="cpu"),
-        "video demo, 33 frames": lambda: CogVideoX("demo", frames=33, device="cpu"),
+        "image demo": lambda: SD15(image_families.find_base("demo"), device="cpu"),
+        "video demo, 33 frames": lambda: CogVideoX(video_families.find_base("demo"), frames=33, device="cpu"),
     }
     tables = {}
     for name, load in models.items():

@@ -21,6 +21,7 @@ from selfnpo_core.training import Recipe, build_recipe, train
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.demo.build import denoiser, vae
 from selfnpo_video.demo.world import SIDE
+from selfnpo_video.families import find_base
 from selfnpo_video.streaming import decode_stream, encode_stream
 
 
@@ -109,7 +110,8 @@ def _training(sizes: list[int]) -> list[dict[str, Any]]:
             run = Path(name) / "run"
 
             def update(recipe: Recipe = recipe, run: Path = run) -> None:
-                backbone = CogVideoX(str(folder), frames=recipe.frames, height=SIDE, width=SIDE, device="cpu")
+                base = find_base(str(folder))
+                backbone = CogVideoX(base, frames=recipe.frames, height=SIDE, width=SIDE, device="cpu")
                 train(backbone, recipe, ["a red circle"], run)
 
             start = time.perf_counter()

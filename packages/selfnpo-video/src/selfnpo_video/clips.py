@@ -11,7 +11,7 @@ from diffusers import CogVideoXDPMScheduler
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from selfnpo_video.shapes import ClipSize, Compression
+from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream
 from selfnpo_video.video_files import to_frames
 
@@ -110,7 +110,3 @@ def frames_of(pipe: Any, latents: Tensor, device: torch.device | None = None) ->
         vae.to(device)
     for chunk in decode_stream(vae, latents.to(device, vae.dtype)):
         yield from to_frames(chunk[0])
-
-
-def compression_of(pipe: Any) -> Compression:
-    return Compression.of(pipe.transformer.config, pipe.vae.config)

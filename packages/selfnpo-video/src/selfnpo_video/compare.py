@@ -39,7 +39,7 @@ def compare(job: Job, output: str | Path) -> dict[str, Any] | None:
             both = (read_video(output / arm / name)[0] for arm in (WITHOUT, WITH))
             frames = beside(*both, titles, job.prompts[index])
             pairs.add(index, partial(write_video, frames=frames, fps=job.fps, format=job.format))
-        if job.source.name != "demo":
+        if not job.base.shipped:
             return None
         clips = ([_clip(output / arm / record["file"]) for record in pairs.records] for arm in (WITHOUT, WITH))
         metrics = judge_demo(job.prompts, *clips)

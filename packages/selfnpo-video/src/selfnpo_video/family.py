@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from selfnpo_core.training.recipe import Presets, Recipe
     from selfnpo_core.worlds.world import Demo
     from selfnpo_video.cogvideox import CogVideoX
+    from selfnpo_video.kinds import VideoBase
     from selfnpo_video.models import KnownVideoModel
     from selfnpo_video.sampling import Job
 
@@ -53,7 +54,7 @@ clip_options = stack(
 """Options of `sample` and `compare` beside the common ones."""
 
 
-class VideoFamily(Family):
+class VideoFamily(Family["VideoBase", "Job"]):
     """CogVideoX and its demo."""
 
     program = "selfnpo-video"
@@ -110,36 +111,32 @@ class VideoFamily(Family):
             "for": "sample" if model.from_image else "train, sample",
         }
 
-    def find(self, name: str, config: str | None) -> Any:
-        from selfnpo_video.models import find_source
+    def find(self, name: str, config: str | None) -> VideoBase:
+        from selfnpo_video.families import find_base
 
-        return find_source(name, config)
+        return find_base(name, config)
 
     def prompts(self, name: str, model: str) -> list[str]:
         from selfnpo_video.prompts import load_prompts
 
         return load_prompts(name, model)
 
-    def presets(self, base: Any) -> Presets:
+    def presets(self, base: VideoBase) -> Presets:
         from selfnpo_video.recipes import presets_for
 
-        return presets_for(base.name)
+        return presets_for(base)
 
-    def backbone(self, base: Any, recipe: Recipe, dtype: torch.dtype, device: str) -> CogVideoX:
-        from selfnpo_video.cogvideox import CogVideoX
-
-        size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-        return CogVideoX(base, **size, dtype=dtype, device=device)
-
-    def sketch(self, base: Any, recipe: Recipe, dtype: torch.dtype) -> CogVideoX | None:
-        from selfnpo_video.cogvideox import CogVideoX
-        from selfnpo_video.models import KNOWN
+    def backbone(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype, device: str) -> CogVideoX:
+        from selfnpo_video.families import backbone_of
 
         size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-        if base.kind == "folder":
-            return CogVideoX.sketch(base, **size, dtype=dtype)
-        known = next((model for model in KNOWN.values() if base.name in (model.name, model.hub_id)), None)
-        return None if known is None else CogVideoX.sketch(known.name, **size, dtype=dtype)
+        return backbone_of(base)(base, **size, dtype=dtype, device=device)
+
+    def sketch(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype) -> CogVideoX:
+        from selfnpo_video.families import backbone_of
+
+        size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
+        return backbone_of(base).sketch(base, **size, dtype=dtype)
 
     def plan(self, options: Options) -> Job:
         from selfnpo_video import sampling

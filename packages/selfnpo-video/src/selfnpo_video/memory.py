@@ -9,14 +9,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.system.memory import available
-from selfnpo_video.shapes import ClipSize, Compression
+from selfnpo_video.kinds import PARTS, VideoBase
+from selfnpo_video.shapes import ClipSize
 
 log = logging.getLogger(__name__)
 FORWARD = 12.6
@@ -30,7 +30,6 @@ not been measured.
 TILES, TILED = 1.5, 3.5
 """Decoding by tiles holds all frames: so many of (frames, H, W, 3) in overlapping tiles while they are decoded, and in
 tiles, rows of tiles and the result afterwards."""
-_PARTS = ("transformer", "vae", "text_encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +58,13 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A model and how it is asked. folder: of diffusers; transformer, vae: their configurations.
+    """A model on this disk and how it is asked.
 
     rows: of a forward, guidance's two included; window: frames seen at a time; full_negative: negative weights that are
     an offset of all weights, which is on the device beside them; tiling: decoding by diffusers' tiles.
     """
 
-    folder: Path
-    transformer: Any
-    vae: Any
+    base: VideoBase
     rows: int
     dtype: torch.dtype
     device: torch.device
@@ -77,14 +74,14 @@ class Sampler:
 
     def need(self, size: ClipSize) -> Need:
         """Estimate for a clip of `size`."""
-        compression = Compression.of(self.transformer, self.vae)
+        compression, config = self.base.compression, self.base.transformer
         frames, _, height, width = compression.latent_shape(size)
         if self.window is not None:
             frames = min(frames, compression.latent_window(self.window))
         patches = frames // compression.patch_time * (height // compression.patch) * (width // compression.patch)
-        tokens = patches + self.transformer.max_text_seq_length
-        channels = self.transformer.num_attention_heads * self.transformer.attention_head_dim
-        transformer, vae, text_encoder = (_weights(self.folder / part, self.dtype) for part in _PARTS)
+        tokens = patches + config.max_text_seq_length
+        channels = config.num_attention_heads * config.attention_head_dim
+        transformer, vae, text_encoder = (_weights(self.base.folder / part, self.dtype) for part in PARTS)
         return Need(
             transformer=transformer * (2 if self.full_negative else 1),
             vae=vae,
@@ -96,10 +93,11 @@ class Sampler:
 
     def _decoding(self, size: ClipSize) -> int:
         chunk = 9 if size.frames > 1 else 1  # the first three latent frames, at most
-        factor = DECODE.get(self.device.type, DECODE["cuda"]) * chunk * self.vae.block_out_channels[0]
+        vae = self.base.vae
+        factor = DECODE.get(self.device.type, DECODE["cuda"]) * chunk * vae.block_out_channels[0]
         if not self.tiling:
             return int(factor * size.height * size.width * self.dtype.itemsize)
-        height, width = min(size.height, self.vae.sample_height // 2), min(size.width, self.vae.sample_width // 2)
+        height, width = min(size.height, vae.sample_height // 2), min(size.width, vae.sample_width // 2)
         whole = size.frames * size.height * size.width * 3
         return int(max(factor * height * width + TILES * whole, TILED * whole) * self.dtype.itemsize)
 
@@ -133,7 +131,7 @@ class Sampler:
         ):
             if replace(self, rows=rows, tiling=tiling).need(size).peak <= free:
                 return " ".join(filter(None, words))
-        fixed = Compression.of(self.transformer, self.vae).fixed is not None
+        fixed = self.base.compression.fixed is not None
         for smaller in () if fixed else _smaller(size):
             for tiling, words in ((self.tiling, [less]), (True, [less, tiles])):
                 if replace(self, rows=single, tiling=tiling).need(smaller).peak <= free:

@@ -38,6 +38,8 @@ def _cogvideox(name: str, hub_id: str, about: str, parameters: int, **changes: A
     return KnownVideoModel(name=name, hub_id=hub_id, about=about, parameters=parameters, **{**usual, **changes})
 
 
+SHIPPED = Path(str(files("selfnpo_video") / "demo" / "assets"))
+"""The demo's model, and what looks at its clips."""
 _LARGE = {"size": ClipSize(frames=81, height=768, width=1360), "fps": 16}
 KNOWN: dict[str, KnownVideoModel] = {
     model.name: model
@@ -79,7 +81,6 @@ KNOWN: dict[str, KnownVideoModel] = {
         ),
     )
 }
-
 
 _TELLING = (
     "num_attention_heads",
@@ -128,23 +129,7 @@ def known_as(name: str, transformer: Mapping[str, Any]) -> KnownVideoModel | Non
     return None
 
 
-def size_for(name: str, config: Mapping[str, Any], transformer: Any) -> ClipSize:
-    """What a checkpoint was made for: a known model's own size, else what its configuration says.
-
-    config: as it is on disk; transformer: the same with the defaults of its class.
-    """
-    known = known_as(name, config)
-    if known is not None:
-        return known.size
-    space = 8
-    return ClipSize(
-        frames=transformer.sample_frames,
-        height=transformer.sample_height * space,
-        width=transformer.sample_width * space,
-    )
-
-
 def _shipped() -> Path:
-    from selfnpo_video.demo.assets import model_folder
+    from selfnpo_core.worlds.assets import model_folder
 
-    return model_folder()
+    return model_folder(SHIPPED)

@@ -8,7 +8,7 @@ billions of parameters; they have not been tuned on the real models.
 from typing import Any
 
 from selfnpo_core.training.recipe import Presets
-from selfnpo_video.models import KNOWN
+from selfnpo_video.kinds import VideoBase
 
 _COMMON: dict[str, Any] = {
     "steps": 500,
@@ -29,10 +29,9 @@ COGVIDEOX: Presets = {
 }
 
 
-def presets_for(model: str | None) -> Presets:
-    """The presets of a model by the name its user gave it."""
-    known = KNOWN.get(model or "")
-    if known is not None and known.hub_id is None:
+def presets_for(base: VideoBase) -> Presets:
+    """The demo's model has its own."""
+    if base.shipped:
         from selfnpo_video.demo.recipe import PRESETS
 
         return PRESETS

@@ -9,11 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKLCogVideoX,
-    CogVideoXImageToVideoPipeline,
-    CogVideoXTransformer3DModel,
-)
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,26 +16,20 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import preference
 from selfnpo_core.sampling.options import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
-from selfnpo_core.sampling.preference import kept_eta, prepare
+from selfnpo_core.sampling.preference import Preference, kept_eta, prepare
 from selfnpo_core.sampling.sample_folder import SampleFolder, sample_name
 from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_core.system.files import file_sha256
 from selfnpo_video import memory
 from selfnpo_video.attention import use_attention
-from selfnpo_video.clips import Settings, compression_of, frames_of, latent_clips
-from selfnpo_video.cogvideox import (
-    find_preference,
-    load_pipeline,
-    local,
-    pipeline_class,
-    transformer_config,
-    vae_config,
-    with_defaults,
-)
+from selfnpo_video.clips import Settings, frames_of, latent_clips
+from selfnpo_video.families import base_of, find_base
+from selfnpo_video.kinds import VideoBase
+from selfnpo_video.loading import load_network, load_pipeline, local
 from selfnpo_video.long import windowed
-from selfnpo_video.models import KNOWN, architecture, find_source, known_as, size_for
+from selfnpo_video.models import KNOWN, find_source
 from selfnpo_video.prompts import load_prompts
-from selfnpo_video.shapes import ClipSize, Compression
+from selfnpo_video.shapes import ClipSize
 from selfnpo_video.video_files import write_video
 
 log = logging.getLogger(__name__)
@@ -50,7 +39,7 @@ log = logging.getLogger(__name__)
 class Job:
     """Everything that `sample` and `compare` were asked to draw."""
 
-    source: Source
+    base: VideoBase
     prompts: Sequence[str]
     seeds: Sequence[int]
     settings: Settings
@@ -68,8 +57,8 @@ class Job:
     device: torch.device = field(default_factory=best_device)
 
     def load(self) -> Any:
-        pipe = load_pipeline(self.source, dtype=DTYPES[self.dtype])
-        prepare(pipe, "transformer", self, find_preference)
+        pipe = load_pipeline(self.base, dtype=DTYPES[self.dtype])
+        prepare(pipe, "transformer", self, lambda name, _: find_preference(name, self.base))
         use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
         if self.tiling:
             pipe.vae.enable_tiling()
@@ -82,23 +71,19 @@ def plan(options: Mapping[str, Any]) -> Job:
     """A job from the options of the command line."""
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
-    source = find_source(options["model"], options["model_config"])
+    base = find_base(options["model"], options["model_config"])
     device, image = best_device(options["device"]), options["image"]
     prompts = [text for text in prompts_of(options, load_prompts) for _ in range(options["count"])]
     negative, npo_config = negative_of(options)
     _check_picture(image)
-    if (told := _told_by_name(source)) is not None:
-        _check_request(source.name, *told, options)  # before it is fetched
-    source = local(source)
-    config, vae = transformer_config(source), vae_config(source)
-    size = _check_request(source.name, config, vae, pipeline_class(source) is CogVideoXImageToVideoPipeline, options)
-    known = known_as(source.name, config) or KNOWN["cogvideox-2b"]
+    _check_request(base, options)  # before it is fetched
+    base = local(base)
+    size = _check_request(base, options)
+    known = base.known or KNOWN[base.kind.example]
     dtype = dtype_of(options["dtype"], device, known.dtype)
     scale = scale_of(options, npo_config, known.guidance_scale)
     memory.Sampler(
-        folder=Path(source.location),
-        transformer=with_defaults(CogVideoXTransformer3DModel, config),
-        vae=with_defaults(AutoencoderKLCogVideoX, vae),
+        base=base,
         rows=(2 if scale > 1 else 1) * (options["batch_size"] or 1),
         dtype=DTYPES[dtype],
         device=device,
@@ -107,7 +92,7 @@ def plan(options: Mapping[str, Any]) -> Job:
         tiling=options["tiling"],
     ).check(size)
     return Job(
-        source=source,
+        base=base,
         prompts=prompts,
         seeds=[options["seed"] + i for i in range(len(prompts))],
         settings=Settings(
@@ -132,6 +117,15 @@ def plan(options: Mapping[str, Any]) -> Job:
     )
 
 
+def find_preference(name: str, base: VideoBase) -> Preference:
+    """What `--preference` stands for, for this base: see `selfnpo_core.sampling.preference`."""
+
+    def whole(source: Source) -> Any:
+        return load_network(local(base_of(source)))
+
+    return preference.find(name, network=base.kind.network, component="transformer", locate=find_source, whole=whole)
+
+
 def sample(job: Job, output: str | Path) -> int:
     """Draw the job's clips into a folder; returns how many were drawn now. Those that are there are kept."""
     return draw_into(job.load(), job, output)
@@ -147,7 +141,7 @@ def draw_into(pipe: Any, job: Job, output: str | Path) -> int:
 def attached(stack: ExitStack, pipe: Any, job: Job) -> None:
     """Put the job's windows and negative weights on the pipeline, until `stack` is closed."""
     if job.settings.window is not None:
-        window = compression_of(pipe).latent_window(job.settings.window)
+        window = job.base.compression.latent_window(job.settings.window)
         stack.enter_context(windowed(pipe.transformer, window, place=job.settings.window_place))
     if job.negative is not None:
         stack.enter_context(job.negative.attach(pipe, kept_eta(pipe)))
@@ -183,7 +177,7 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
         "fps": job.fps,
         "tiling": job.tiling,
         "scheduler": type(pipe.scheduler).__name__,
-        "model": job.source.name,
+        "model": job.base.name,
         "dtype": job.dtype,
         "image": None if job.image is None else str(job.image),
         "image_sha256": None if job.image is None else file_sha256(job.image),
@@ -196,34 +190,19 @@ def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _told_by_name(source: Source) -> tuple[Mapping[str, Any], Mapping[str, Any], bool] | None:
-    """Of a known model: configurations of transformer and VAE, and whether it wants an image."""
-    known = next((model for model in KNOWN.values() if source.location == model.hub_id), None)
-    return None if known is None else (architecture(known.name), {}, known.from_image)
-
-
-def _check_request(
-    name: str, transformer: Mapping[str, Any], vae: Mapping[str, Any], from_image: bool, options: Mapping[str, Any]
-) -> ClipSize:
+def _check_request(base: VideoBase, options: Mapping[str, Any]) -> ClipSize:
     """The clips' size. Raises `InputError` for one that the model cannot draw, or an image missing or too many."""
-    image, window = options["image"], options["window"]
-    if from_image and image is None:
+    name, image, window = base.name, options["image"], options["window"]
+    if base.from_image and image is None:
         raise InputError(f"model {name} turns an image into a video: give the first frame as --image FILE")
-    if not from_image and image is not None:
+    if not base.from_image and image is not None:
         raise InputError(f"model {name} takes no image: leave --image out, or use an image-to-video model")
-    if from_image and window is not None:
+    if base.from_image and window is not None:
         raise InputError(f"--window is for text to video: {name} knows its first frame only there")
-    full = with_defaults(CogVideoXTransformer3DModel, transformer)
-    own = size_for(name, transformer, full)
-    size = ClipSize(
-        frames=options["frames"] or own.frames,
-        height=options["height"] or own.height,
-        width=options["width"] or own.width,
-    )
-    compression = Compression.of(full, with_defaults(AutoencoderKLCogVideoX, vae))
-    compression.check(size)
+    size = base.size_of(options["frames"], options["height"], options["width"])
+    base.compression.check(size)
     if window is not None:
-        compression.latent_window(window)
+        base.compression.latent_window(window)
     return size
 
 

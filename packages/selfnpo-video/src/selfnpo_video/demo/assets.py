@@ -1,13 +1,5 @@
 """Where the video demo's model and its judges lie in the package."""
 
-from importlib.resources import files
-from pathlib import Path
+from selfnpo_video.models import SHIPPED as FOLDER
 
-from selfnpo_core.worlds import assets
-
-FOLDER = Path(str(files("selfnpo_video.demo") / "assets"))
-
-
-def model_folder() -> Path:
-    """The diffusers folder of the shipped model, the `demo` of `--model demo`."""
-    return assets.model_folder(FOLDER)
+__all__ = ["FOLDER"]

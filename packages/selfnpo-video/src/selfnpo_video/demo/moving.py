@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from selfnpo_core.worlds.assets import load_judges
 from selfnpo_core.worlds.world import Demo, Judges, Task, World
 from selfnpo_video.clips import Settings, draw
-from selfnpo_video.cogvideox import CogVideoX, load_pipeline
+from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.demo import assets, world
 from selfnpo_video.demo.judges import VideoJudge, VideoOracle
 from selfnpo_video.demo.recipe import KIND, PRESETS
-from selfnpo_video.models import KNOWN, find_source
+from selfnpo_video.families import find_base
+from selfnpo_video.loading import load_pipeline
+from selfnpo_video.models import KNOWN
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.sheets import beside, grid, write_sheet
 from selfnpo_video.video_files import write_video
@@ -66,8 +68,8 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
         world=MovingShapes(),
         presets=presets,
         kind=kind,
-        backbone=lambda: CogVideoX("demo"),
-        pipeline=lambda: load_pipeline(find_source("demo")),
+        backbone=lambda: CogVideoX(find_base("demo")),
+        pipeline=lambda: load_pipeline(find_base("demo")),
         captions=world.training_captions,
         show=show,
         steps=STEPS,

@@ -1,0 +1,55 @@
+"""Every family of video models, and which of them a model is of: the only file that knows them all."""
+
+from pathlib import Path
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.models.sources import Source
+from selfnpo_video.cogvideox import CogVideoX
+from selfnpo_video.kinds import VideoBase, look, with_defaults
+from selfnpo_video.loading import CONFIGS, fetched
+from selfnpo_video.models import KNOWN, KnownVideoModel, architecture, find_source
+
+BACKBONES = {backbone.family: backbone for backbone in (CogVideoX,)}
+KINDS = {name: backbone.kind for name, backbone in BACKBONES.items()}
+
+
+def find_base(name: str, config: str | Path | None = None) -> VideoBase:
+    """What `--model NAME` stands for, found and looked at once; what asks of the model later is handed this.
+
+    No weights are read or fetched. Of a known model on the hub this package's table tells; of any other there the
+    configurations are fetched.
+
+    Raises `InputError` for what cannot be found, is of another family, or has pickled weights only.
+    """
+    return base_of(find_source(name, config))
+
+
+def base_of(source: Source) -> VideoBase:
+    """As `find_base`, of a model that was found."""
+    if source.kind == "file":
+        titles = " or ".join(kind.title for kind in KINDS.values())
+        raise InputError(f"model {source.name} is a single file: {titles} comes in diffusers folders, give one")
+    if source.kind == "folder":
+        return look(source, Path(source.location), KINDS.values())
+    known = next((model for model in KNOWN.values() if source.location == model.hub_id), None)
+    return look(source, fetched(source, CONFIGS), KINDS.values()) if known is None else _told(source, known)
+
+
+def backbone_of(base: VideoBase) -> type[CogVideoX]:
+    """The class that trains models of the base's family."""
+    return BACKBONES[base.family]
+
+
+def _told(source: Source, known: KnownVideoModel) -> VideoBase:
+    """Of a known model on the hub, by the table."""
+    kind = KINDS[known.family]
+    return VideoBase(
+        source=source,
+        family=kind.name,
+        kind=kind,
+        known=known,
+        from_image=known.from_image,
+        transformer=with_defaults(kind.network, architecture(known.name)),
+        vae=with_defaults(kind.vae, {}),
+        scheduler=kind.scheduler,
+    )

@@ -1,0 +1,125 @@
+"""From a base that was found to its stock pipeline on the CPU, to parts of it, and to LoRA files and back.
+
+Weights are safetensors only and no remote code is run.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import T5EncoderModel, T5Tokenizer
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.models.embeddings import Encode, Encoder, tokenizer_facts
+from selfnpo_core.models.loading import one_line_errors, quiet
+from selfnpo_core.models.sources import Source
+from selfnpo_video.kinds import VideoBase, VideoKind, look
+
+log = logging.getLogger(__name__)
+CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+
+
+def fetched(source: Source, files: Sequence[str]) -> Path:
+    """Folder with these files of a model on the hub, in the hub's own cache."""
+    with quiet(), one_line_errors(source):
+        return Path(snapshot_download(source.location, allow_patterns=list(files)))
+
+
+def local(base: VideoBase) -> VideoBase:
+    """The same model on this disk: one on the hub is fetched whole, and looked at again."""
+    if base.source.kind != "hub":
+        return base
+    folder = fetched(base.source, _FILES)
+    return look(replace(base.source, kind="folder", location=str(folder)), folder, [base.kind])
+
+
+def load_pipeline(base: VideoBase, *, dtype: torch.dtype = torch.float32, **components: Any) -> Any:
+    """The stock pipeline of a model, on the CPU. Components that are given (`transformer=…`) are not read from disk."""
+    base = local(base)
+    with quiet(), one_line_errors(base.source):
+        pipe = base.pipeline.from_pretrained(base.folder, torch_dtype=dtype, use_safetensors=True, **components)
+    if isinstance(pipe.scheduler, tuple(base.kind.schedulers.values())):
+        pipe.register_to_config(_name_or_path=base.name)
+        return pipe
+    found = type(pipe.scheduler).__name__
+    raise InputError(f"model {base.name} has a {found}: {base.kind.title} wants {base.kind.wants}")
+
+
+def load_network(base: VideoBase, dtype: torch.dtype | None = None) -> nn.Module:
+    """A local model's transformer alone; without a dtype in float32."""
+    with quiet(), one_line_errors(base.source):
+        network: nn.Module = base.kind.network.from_pretrained(  # type: ignore[operator]
+            base.folder, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
+        )
+    return network
+
+
+def stored_dtype(base: VideoBase) -> torch.dtype:
+    """Of a local transformer's weights on disk, so that none is converted before it is hashed."""
+    file = sorted((base.folder / "transformer").glob("*.safetensors"))[0]
+    with safe_open(file, framework="pt") as weights:
+        name = next(iter(weights.keys()))
+        return weights.get_tensor(name).dtype
+
+
+def load_tokenizer(base: VideoBase) -> T5Tokenizer:
+    """A local model's."""
+    with quiet(), one_line_errors(base.source):
+        return T5Tokenizer.from_pretrained(base.folder / "tokenizer")
+
+
+def text_encoder(
+    base: VideoBase, tokenizer: T5Tokenizer, max_tokens: int, device: torch.device, dtype: torch.dtype
+) -> Encoder:
+    """A local model's T5: a text → its embeddings (max_tokens, D), padded as the pipeline pads."""
+    folder = base.folder / "text_encoder"
+
+    def load() -> Encode:
+        with quiet(), one_line_errors(base.source):
+            model = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        model.to(device)
+
+        def encode(text: str | None) -> tuple[Tensor, ...]:
+            padded = tokenizer(text or "", padding="max_length", max_length=max_tokens, truncation=True)
+            return (model(torch.tensor([padded.input_ids], device=device))[0][0].to("cpu", dtype),)
+
+        return encode
+
+    files = {path.name: path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")}
+    facts = {"dtype": str(dtype), "max_tokens": max_tokens, "tokenizer": tokenizer_facts(tokenizer)}
+    return Encoder(load=load, files={**files, "code": Path(__file__)}, facts=facts, device=device)
+
+
+def say_what_is_cut(tokenizer: T5Tokenizer, texts: Sequence[str], max_tokens: int) -> None:
+    """Warn of texts of which the text encoder will not see all."""
+    lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids] if texts else []
+    if cut := sum(length > max_tokens for length in lengths):
+        log.warning("%d of %d prompts are longer than %d tokens: the rest of them is cut", cut, len(texts), max_tokens)
+
+
+def save_lora(kind: VideoKind, transformer: Any, directory: Path, adapter: str) -> None:
+    """directory/pytorch_lora_weights.safetensors, loaded by any stock pipeline of the family.
+
+    By the stock saver, raw PEFT keys with the metadata that keeps alpha ≠ rank on reload, in float32.
+    """
+    layers = get_peft_model_state_dict(transformer, adapter_name=adapter)
+    kind.pipeline.save_lora_weights(
+        directory,
+        transformer_lora_layers={name: tensor.float().contiguous().cpu() for name, tensor in layers.items()},
+        transformer_lora_adapter_metadata=transformer.peft_config[adapter].to_dict(),
+        safe_serialization=True,
+    )
+
+
+def load_lora(kind: VideoKind, transformer: nn.Module, file: Path, name: str) -> None:
+    """Load a LoRA file, in any naming that diffusers reads, as an adapter of the transformer."""
+    state, metadata = kind.pipeline.lora_state_dict(file.parent, weight_name=file.name, return_lora_metadata=True)
+    kind.pipeline.load_lora_into_transformer(state, transformer=transformer, adapter_name=name, metadata=metadata)
