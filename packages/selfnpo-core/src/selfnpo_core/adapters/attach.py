@@ -18,6 +18,7 @@ from selfnpo_core.adapters.negative_adapters import NegativeAdapters
 from selfnpo_core.adapters.negative_delta import NegativeDelta
 from selfnpo_core.adapters.negative_layers import NegativeLayers, Store
 from selfnpo_core.errors import InputError
+from selfnpo_core.system import private
 
 if TYPE_CHECKING:
     from selfnpo_core.weights.npo_folder import Npo
@@ -143,7 +144,7 @@ def _load_inactive(pipe: Any, file: Path, denoisers: Mapping[str, nn.Module], un
     finally:
         for denoiser in denoisers.values():
             for layer in _lora_layers(denoiser):
-                layer._active_adapter = active.get(layer, [])
+                private.set_active_adapter(layer, active.get(layer, []))
 
 
 def load_lora(pipe: Any, file: Path, adapter: str) -> None:

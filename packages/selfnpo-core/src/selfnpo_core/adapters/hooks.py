@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.private import HOOKED_FORWARD, compiler_is_loaded, uncompiled
 
 
 def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -40,20 +41,20 @@ def replace(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
 
 def forward_of(module: nn.Module) -> Any:
     """The module's forward, inside of what accelerate's hooks (model offload) put around it."""
-    return vars(module).get("_old_forward") or module.forward
+    return vars(module).get(HOOKED_FORWARD) or module.forward
 
 
 def replace_forward(undo: ExitStack, module: nn.Module, value: Any) -> None:
     """Put `value` in the place of `forward_of(module)` until `undo` closes.
 
-    accelerate's hooks keep the forward that they wrap as `_old_forward`, and hand it on when they are taken off and put
-    on again, as diffusers does after every call of a pipeline that offloads. There the replacement outlives them.
+    accelerate's hooks keep the forward that they wrap at `HOOKED_FORWARD`, and hand it on when they are taken off and
+    put on again, as diffusers does after every call of a pipeline that offloads. There the replacement outlives them.
     """
     inner = forward_of(module)
-    vars(module)["_old_forward" if "_old_forward" in vars(module) else "forward"] = value
+    vars(module)[HOOKED_FORWARD if HOOKED_FORWARD in vars(module) else "forward"] = value
 
     def restore() -> None:
-        for name in ("_old_forward", "forward"):
+        for name in (HOOKED_FORWARD, "forward"):
             if vars(module).get(name) is value:
                 if name == "forward" and getattr(inner, "__func__", None) is type(module).forward:
                     del vars(module)[name]
@@ -83,14 +84,14 @@ def check_not_fused(denoiser: nn.Module) -> None:
 
 def bare(denoiser: nn.Module) -> nn.Module:
     """The network inside of what `torch.compile` made of it."""
-    return getattr(denoiser, "_orig_mod", denoiser)
+    return uncompiled(denoiser)
 
 
 def forget_compiled_graphs() -> None:
     """Compiled graphs do not see hooks that come or go after they were made: have them made anew.
 
-    It is asked of every graph of the process, since a compiled denoiser cannot be told from one within a compiled
-    function. Where nothing was compiled it costs nothing.
+    It is asked of every graph of the process, since a compiled denoiser is not distinguishable from one within a
+    compiled function. Where nothing was compiled it costs nothing.
     """
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()
+    if compiler_is_loaded():
+        torch.compiler.reset()

@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from selfnpo_core.adapters.branches import Branches, Condition
 from selfnpo_core.adapters.hooks import batch_of, check_not_fused, forget_compiled_graphs, replace, strength
 from selfnpo_core.errors import InputError
+from selfnpo_core.system import private
 
 
 class NegativeAdapters:
@@ -196,10 +197,10 @@ class NegativeAdapters:
             for layer in denoiser.modules():
                 if not isinstance(layer, LoraLayer):
                     continue
-                before, active = layer._active_adapter, layer.active_adapters
+                before, active = private.active_adapter(layer), layer.active_adapters
                 now = [name for name in active if name not in self._weights or name in self._shared]
                 now += [name for name in self._shared if name in layer.lora_A and name not in now]
-                layer._active_adapter = now
+                private.set_active_adapter(layer, now)
                 undo.callback(_restore_active, layer, now, before)
 
 
@@ -255,8 +256,8 @@ def _for_all_rows(layer: LoraLayer, name: str) -> bool:
 
 
 def _restore_active(layer: LoraLayer, ours: list[str], before: str | list[str]) -> None:
-    if layer._active_adapter == ours:
-        layer._active_adapter = before
+    if private.active_adapter(layer) == ours:
+        private.set_active_adapter(layer, before)
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:

@@ -23,13 +23,13 @@ from selfnpo_core.adapters.hooks import (
     batch_of,
     check_not_fused,
     forward_of,
-    replace,
     replace_forward,
     runs,
     strength,
 )
 from selfnpo_core.errors import InputError
 from selfnpo_core.negative import compose
+from selfnpo_core.system.private import compiled_call, set_compiled_call
 
 _NOT_BY_ROW = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})
 """Arguments of diffusers' denoisers whose first dimension is not the batch, though it may be as long."""
@@ -63,9 +63,10 @@ class NegativeDelta:
             self._branches.watch(undo)
             split = torch.compiler.disable(self._split)
             if is_compiled_in_place(self._called):  # outside of the compiled graph
-                self._run = self._called._compiled_call_impl
-                replace(undo, self._called, "_compiled_call_impl", split)
-                self._in_place = lambda: self._called._compiled_call_impl is split
+                self._run: Any = compiled_call(self._called)
+                undo.callback(set_compiled_call, self._called, self._run)
+                set_compiled_call(self._called, split)
+                self._in_place = lambda: compiled_call(self._called) is split
             else:
                 self._run = forward_of(self._called)
                 replace_forward(undo, self._called, split)
@@ -158,7 +159,7 @@ def is_compiled(denoiser: nn.Module) -> bool:
 
 def is_compiled_in_place(denoiser: nn.Module) -> bool:
     """Whether `denoiser.compile()` was called, rather than `torch.compile(denoiser)`."""
-    return bare(denoiser) is denoiser and getattr(denoiser, "_compiled_call_impl", None) is not None
+    return bare(denoiser) is denoiser and compiled_call(denoiser) is not None
 
 
 def take(value: Any, batch: int, rows: slice) -> Any:

@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from selfnpo_core.adapters.hooks import strength
 from selfnpo_core.adapters.negative_adapters import trained_scale
 from selfnpo_core.errors import InputError
+from selfnpo_core.system import private
 
 
 class NPOGuidance(ClassifierFreeGuidance):  # type: ignore[misc]
@@ -54,7 +55,7 @@ class NPOGuidance(ClassifierFreeGuidance):  # type: ignore[misc]
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
         """Before a branch's forward: the negative weights are off for the first, on for the second."""
         super().prepare_models(denoiser)
-        negative = self._count_prepared == 2
+        negative = private.prepared_branches(self) == 2
         layers = [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
         loaded = {name for layer in layers for name in layer.lora_A}
         for name in self._weights:
@@ -65,7 +66,7 @@ class NPOGuidance(ClassifierFreeGuidance):  # type: ignore[misc]
             names = [name for name in self._weights if name in layer.lora_A]
             if not names:
                 continue
-            self._before.append((layer, layer._active_adapter, dict(layer.scaling)))
+            self._before.append((layer, private.active_adapter(layer), dict(layer.scaling)))
             active = [name for name in layer.active_adapters if name not in names or name in self._shared]
             for name in names if negative else ():
                 if name in active:
@@ -73,12 +74,12 @@ class NPOGuidance(ClassifierFreeGuidance):  # type: ignore[misc]
                 else:
                     layer.scaling[name] = trained_scale(layer, name) * self._weights[name]
                     active.append(name)
-            layer._active_adapter = active
+            private.set_active_adapter(layer, active)
 
     def cleanup_models(self, denoiser: torch.nn.Module) -> None:
         """After a branch's forward."""
         for layer, active, scaling in self._before:
-            layer._active_adapter = active
+            private.set_active_adapter(layer, active)
             layer.scaling.update(scaling)
         self._before = []
         super().cleanup_models(denoiser)

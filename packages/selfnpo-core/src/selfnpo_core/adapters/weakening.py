@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from selfnpo_core.adapters.hooks import forward_of, replace_forward
 from selfnpo_core.adapters.rules import Weaken
 from selfnpo_core.errors import InputError
+from selfnpo_core.system import private
 
 
 def identity_attention(layers: Sequence[str]) -> Weaken:
@@ -90,7 +90,7 @@ def skipped_blocks(blocks: Mapping[str, Sequence[int]]) -> Weaken:
 
 def _skip(block: nn.Module, name: str) -> Callable[..., Any]:
     try:
-        known = TransformerBlockRegistry.get(type(block))
+        known = private.block_facts(type(block))
     except ValueError:
         raise InputError(f"'{name}' is no transformer block that can be skipped: name another") from None
     signature = inspect.signature(type(block).forward)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfnpo_core.schedule import NoiseSchedule
+from selfnpo_core.system.private import is_fake_tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,7 +62,7 @@ class Backbone(Protocol):
         Calls `self.denoiser` exactly once with B rows. It casts its inputs to the network's dtype itself and brings
         the rows of the table to x_t's device; autocast is on already where the recipe asks for it. The engine casts
         the output to float32 and does not look at the dtype. Must work with and without gradients, and on tensors
-        without numbers (`selfnpo_core.training.simulation`), of which it must keep none.
+        without numbers (`has_numbers`), of which it must keep none.
         """
 
     # A video family has two members more, for recipes with `chunk_frames`:
@@ -99,3 +100,9 @@ class Backbone(Protocol):
 
         By the stock pipeline's `save_lora_weights`, with raw PEFT keys and the LoRA metadata, in float32.
         """
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is more than a shape and a type: none of a simulation or on the meta device, worth nothing
+    afterwards."""
+    return not (tensor.is_meta or is_fake_tensor(tensor))

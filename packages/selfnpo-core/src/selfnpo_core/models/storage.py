@@ -16,9 +16,9 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system import private
 
 FP8 = torch.float8_e4m3fn
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -92,7 +92,7 @@ def give_back(network: nn.Module) -> None:
         kept: Any = module.weight
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-        elif is_traceable_wrapper_subclass(kept.data):
+        elif private.is_wrapper(kept.data):
             kept = kept.dequantize()
         else:
             continue
@@ -100,12 +100,11 @@ def give_back(network: nn.Module) -> None:
 
 
 def _is_stored(network: nn.Module) -> bool:
-    return any(p.dtype == FP8 or is_traceable_wrapper_subclass(p.data) for p in network.parameters())
+    return any(p.dtype == FP8 or private.is_wrapper(p.data) for p in network.parameters())
 
 
 def _skipped(network: Any) -> re.Pattern[str]:
     """Names of the layers that diffusers' layerwise casting leaves as they are."""
     from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 
-    own = [network._keep_in_fp32_modules, network._skip_layerwise_casting_patterns]
-    return re.compile("|".join([*DEFAULT_SKIP_MODULES_PATTERN, *(text for some in own for text in some or ())]))
+    return re.compile("|".join([*DEFAULT_SKIP_MODULES_PATTERN, *private.exact_layers(network)]))

@@ -7,6 +7,8 @@ import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from selfnpo_core.system import private
+
 
 def peak_tensor_bytes(work: Callable[[], Any], *, grad: bool = False) -> int:
     """The most that `work` holds at once on the CPU beyond what was there before it, in bytes.
@@ -18,9 +20,8 @@ def peak_tensor_bytes(work: Callable[[], Any], *, grad: bool = False) -> int:
         kept = work()  # the result counts too, while it is being made
     del kept
     held = peak = 0
-    changes = [event for event in measured.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        held += event.nbytes()
+    for _, change in private.memory_changes(measured):
+        held += change
         peak = max(peak, held)
     return peak
 

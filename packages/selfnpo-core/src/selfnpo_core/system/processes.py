@@ -68,7 +68,7 @@ def gathered(work: Callable[[], Result]) -> list[Result]:
 
 
 def shared_out(items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Result]]) -> list[Result] | None:
-    """Each process works on every so manieth item; the first one gets all results, in the items' order."""
+    """Each of n processes works on every n-th item; the first one gets all results, in the items' order."""
     rank, count = _place()
     own = items[rank::count]
     everyones = gathered(lambda: list(work(own)) if own else [])

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedDataParallelKwargs,
@@ -24,6 +23,7 @@ from accelerate.utils import (
 from torch import nn
 
 from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.system import private
 from selfnpo_core.training.recipe import Recipe
 
 AMP = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -38,8 +38,7 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     engine = check_engine(recipe, processes)
     cpu = recipe.device == "cpu" or not torch.cuda.is_available()
-    AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
-    GradientState._reset_state()
+    private.forget_accelerator(processes=not dist.is_initialized())
     together: dict[str, Any] = {}
     handlers: list[Any] = []
     if processes > 1 or engine not in ("single", "ddp"):
@@ -105,12 +104,10 @@ def check_engine(recipe: Recipe, processes: int) -> str:
 
 def _deepspeed_plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
     """ZeRO's settings (1910.02054). Weights keep their types; autocast is DeepSpeed's, which ends others'."""
-    import deepspeed.ops
-
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     cuda = recipe.device != "cpu" and torch.cuda.is_available()
     if not cuda:  # else a helper is compiled at first use, for a minute
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        private.leave_out_helpers(["deepspeed_shm_comm"])
     zero: dict[str, Any] = {"stage": stage}
     if recipe.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}

@@ -15,6 +15,7 @@ from torch import nn
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.backbone import Backbone, Negative
 from selfnpo_core.models.storage import give_back, place_rest, store_base
+from selfnpo_core.system import private
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.sharding import split, whole
 from selfnpo_core.training.student import Role, Saver, Student
@@ -123,7 +124,7 @@ class LoraStudent(Student):
 
     def _activate(self, adapters: list[str]) -> None:
         for layer in self._layers:
-            layer._active_adapter = adapters
+            private.set_active_adapter(layer, adapters)
 
 
 def lora_target_modules(backbone: Backbone, targets: str | Sequence[str]) -> list[str] | str:

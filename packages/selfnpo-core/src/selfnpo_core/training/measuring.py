@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.system import private
 from selfnpo_core.system.memory import peak_tensor_bytes
 from selfnpo_core.training.accelerators import AMP, make_accelerator
 from selfnpo_core.training.engine import Engine
@@ -64,11 +64,12 @@ def _held(engine: Engine) -> int:
     if engine.recipe.pool_device == "device":
         tensors += engine.source.state_dict().values()
     plain = (part for tensor in tensors for part in _plain(tensor))
-    return sum({part.untyped_storage()._cdata: part.untyped_storage().nbytes() for part in plain}.values())
+    storages = (part.untyped_storage() for part in plain)
+    return sum({private.storage_key(storage): storage.nbytes() for storage in storages}.values())
 
 
 def _plain(tensor: Tensor) -> list[Tensor]:
     """The tensors that a quantised one is made of, or it itself."""
-    if not is_traceable_wrapper_subclass(tensor.data):
+    if not private.is_wrapper(tensor.data):
         return [tensor]
-    return [part for name in tensor.data.__tensor_flatten__()[0] for part in _plain(getattr(tensor.data, name))]
+    return [part for inner in private.wrapped_tensors(tensor.data) for part in _plain(inner)]

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfnpo_core.ema import ema_update
 from selfnpo_core.errors import RunError
+from selfnpo_core.system import private
 from selfnpo_core.system.processes import total
 from selfnpo_core.training.full_student import FullStudent
 from selfnpo_core.training.sharding import collect, fill, pieces, release, split
@@ -45,7 +45,7 @@ class ShardedStudent(FullStudent):
     def use(self, prepared: nn.Module) -> None:
         self._prepared = self.backbone.denoiser = prepared
         release(self.parameters.values())
-        self._own = [parameter.ds_tensor.data for parameter in self._sharded()]
+        self._own = [private.piece_of(parameter).data for parameter in self.parameters.values()]
         self._pieces = {role: [piece.clone() for piece in self._own] for role in ("teacher", "base")}
         self.base.to("cpu")
         del self._teacher
@@ -91,13 +91,10 @@ class ShardedStudent(FullStudent):
         """The pieces leave with the network."""
         self._own, self._pieces = [], {}
 
-    def _sharded(self) -> list[Any]:
-        return list(self.parameters.values())
-
     def _exchange(self, shown: Sequence[Tensor]) -> None:
         release(self.parameters.values())
-        for parameter, piece in zip(self._sharded(), shown, strict=True):
-            parameter.ds_tensor.data = piece
+        for parameter, piece in zip(self.parameters.values(), shown, strict=True):
+            private.piece_of(parameter).data = piece
 
 
 KINDS: Mapping[str, type[FullStudent]] = {"zero3": ShardedStudent, "fsdp2": SplitStudent}

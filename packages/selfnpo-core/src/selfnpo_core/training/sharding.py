@@ -1,9 +1,9 @@
 """Tensors that ZeRO-3 (1910.02054) or FSDP2 (2304.11277) hold in pieces: made whole, averaged piece by piece.
 
-DeepSpeed keeps a rank's piece of a parameter as `ds_tensor`, flat and padded to equal lengths; `data` is whole while
-the parameter is in use, and always for those that it calls persistent. Under FSDP2 a parameter is a `DTensor`, cut
-along its first dimension. Ordinary tensors pass through unchanged. What is whole is the same on every rank, and all
-ranks must ask for it together.
+DeepSpeed keeps a rank's piece of a parameter flat and padded to equal lengths; `data` is whole while the parameter is
+in use, and always for those that it calls persistent. Under FSDP2 a parameter is a `DTensor`, cut along its first
+dimension. Ordinary tensors pass through unchanged. What is whole is the same on every rank, and all ranks must ask for
+it together.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from selfnpo_core.system import private
 
 
 def split(network: nn.Module, device: torch.device, ignored: Iterable[nn.Parameter] = ()) -> None:
@@ -33,18 +35,14 @@ def split(network: nn.Module, device: torch.device, ignored: Iterable[nn.Paramet
     fully_shard(network, **options)
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "ds_id")
-
-
-def _is_whole(tensor: Any) -> bool:
-    return not is_sharded(tensor) or tensor.ds_status.name == "AVAILABLE"
+def _is_whole(tensor: Tensor) -> bool:
+    return not private.is_cut(tensor) or private.is_gathered(tensor)
 
 
 @contextmanager
 def whole(tensors: Iterable[Tensor], *, changed: bool = False) -> Iterator[None]:
     """Within the block these are whole. changed: what the first rank writes into them is kept, on all ranks."""
-    pieces = [tensor for tensor in tensors if is_sharded(tensor) and (changed or not _is_whole(tensor))]
+    pieces = [tensor for tensor in tensors if private.is_cut(tensor) and (changed or not _is_whole(tensor))]
     if not pieces:
         yield
         return
@@ -101,8 +99,8 @@ def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
         if isinstance(tensor, DTensor):
             held.append(tensor.detach().to_local())
             continue
-        if is_sharded(tensor):
-            held.append(tensor.ds_tensor)  # type: ignore[attr-defined]
+        if private.is_cut(tensor):
+            held.append(private.piece_of(tensor))
         if _is_whole(tensor):
             held.append(tensor.data)
     return held
@@ -110,6 +108,6 @@ def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def release(tensors: Iterable[Tensor]) -> None:
     """Leave nothing but the pieces, so that the next use gathers anew."""
-    open_ones: list[Any] = [tensor for tensor in tensors if is_sharded(tensor) and _is_whole(tensor)]
+    open_ones = [tensor for tensor in tensors if private.is_cut(tensor) and private.is_gathered(tensor)]
     if open_ones:
-        open_ones[0].partition(param_list=open_ones, has_been_updated=False)
+        private.let_go(open_ones)

@@ -6,17 +6,15 @@ autocast and gradient checkpointing where the recipe has them.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.system import private
 from selfnpo_core.training.accelerators import AMP
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_teacher
@@ -24,30 +22,30 @@ from selfnpo_core.training.student import Student
 from selfnpo_core.training.updates import Denoisers, Noised, RowCounter, update_loss
 
 
-class HeldBytes(TorchDispatchMode):
+class HeldBytes(private.SeesOperations):
     """Counts the bytes of tensors made within it: `now`, and at the `peak`. Those of `known` count as nothing."""
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self._seen = {private.storage_key(tensor.untyped_storage()) for tensor in known}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+        for tensor in private.tensors_in(out):
+            self._count(tensor.untyped_storage())
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._seen:
+        key = private.storage_key(storage)
+        if key in self._seen:
             return
-        self._seen.add(storage._cdata)
+        self._seen.add(key)
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
 
     def _forget(self, key: int, count: int) -> None:
         self._seen.discard(key)
@@ -57,10 +55,10 @@ class HeldBytes(TorchDispatchMode):
 @contextmanager
 def replaced(networks: Iterable[nn.Module], make: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
     """Within the block other tensors, made from them, stand for these networks' weights and buffers."""
-    before: list[tuple[dict[str, Any], str, Tensor]] = []
+    before: list[tuple[MutableMapping[str, Any], str, Tensor]] = []
     others: dict[int, Tensor] = {}
     for module in {module for network in networks for module in network.modules()}:
-        for table in (module._parameters, module._buffers):
+        for table in private.weight_tables(module):
             before += [(table, name, tensor) for name, tensor in table.items() if tensor is not None]
     for table, name, tensor in before:
         if id(tensor) not in others:
@@ -92,7 +90,7 @@ def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, grad
     rows, timesteps = recipe.batch_size, backbone.schedule.grid(recipe.grid_steps)[:2].tolist()
     backbone.schedule.at(torch.tensor(timesteps[:1]), like=torch.empty(1))  # it keeps its tables, which must be real
     with (
-        FakeTensorMode(allow_non_fake_inputs=True),
+        private.fake_tensors(),
         replaced(networks, lambda tensor: torch.empty_like(tensor, device="cpu")) as weights,
         HeldBytes(weights) as held,
     ):

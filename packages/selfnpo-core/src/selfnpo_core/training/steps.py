@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from selfnpo_core.errors import RunError
+from selfnpo_core.system import private
 from selfnpo_core.system.processes import total
 from selfnpo_core.training.accelerators import keep_whole, make_optimizer
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.sharding import entire, is_sharded, like, whole
+from selfnpo_core.training.sharding import entire, like, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -90,7 +91,7 @@ class TorchSteps(Steps):
     ):
         super().__init__(accelerator, recipe, parameters)
         frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
-        network._ddp_params_and_buffers_to_ignore = frozen  # all have read the same base, which may lie in 8 bits
+        private.leave_out_of_ddp(network, frozen)  # all have read the same base, which may lie in 8 bits
         self.network, self.optimizer = accelerator.prepare(
             network, make_optimizer(parameters.values(), recipe), device_placement=[False, True]
         )
@@ -188,7 +189,7 @@ class ZeroSteps(Steps):
         if broken:
             return Step(loss=loss, grad_norm=math.nan, moved=False, skipped=True)
         norm = float(self._engine.get_global_grad_norm() or 0.0)
-        skipped = bool(getattr(self._optimizer, "overflow", False))
+        skipped = private.overflowed(self._optimizer)
         if not skipped and not math.isfinite(norm):
             raise RunError(
                 f"the gradient's norm is {norm}, which ZeRO-3 cannot skip: lower learning_rate, and go on from the "
@@ -227,29 +228,22 @@ class ZeroSteps(Steps):
             for key in MOMENTS if tensors else ():
                 _set(parameter, tensors[f"{index}.{key}"].to(value.device), key)
 
-    def _flat_partitions(self) -> list[Tensor]:
-        """The float32 pieces that the inner optimizer sees, padding included."""
-        found = getattr(self._optimizer, "single_partition_of_fp32_groups", None)
-        return list(self._optimizer.fp32_partitioned_groups_flat if found is None else found)
-
     def _flat_states(self) -> list[dict[str, Any]]:
-        states = (self._optimizer.optimizer.state.get(flat, {}) for flat in self._flat_partitions())
+        known = private.inner_state(self._optimizer)
+        states = (known.get(flat, {}) for flat in private.flat_partitions(self._optimizer))
         return [state for state in states if "step" in state]
 
     def _begin_states(self, step: Tensor) -> None:
         """The optimizer's state as after `step` updates, all zero yet; DeepSpeed makes it at the first step only."""
-        for flat in self._flat_partitions():
+        known = private.inner_state(self._optimizer)
+        for flat in private.flat_partitions(self._optimizer):
             moments = {key: torch.zeros_like(flat.data) for key in MOMENTS}
-            self._optimizer.optimizer.state[flat] = {"step": step.clone().float(), **moments}
-        link = getattr(self._optimizer, "_lazy_init_hp_params_optimizer_state", None)
-        if link is not None:
-            self._optimizer._hp_optimizer_states_linked = False
-            link()
+            known[flat] = {"step": step.clone().float(), **moments}
+        private.link_states(self._optimizer)
 
 
-def _shape(parameter: Any) -> torch.Size:
-    shape: torch.Size = parameter.ds_shape if is_sharded(parameter) else parameter.shape
-    return shape
+def _shape(parameter: Tensor) -> torch.Size:
+    return private.whole_shape(parameter) if private.is_cut(parameter) else parameter.shape
 
 
 def _set(parameter: Any, value: Tensor, key: str | None = None) -> None:
@@ -261,7 +255,7 @@ def _set(parameter: Any, value: Tensor, key: str | None = None) -> None:
         safe_set_local_optimizer_state,
     )
 
-    if is_sharded(parameter):  # DeepSpeed's own cutting leaves the padding of the last piece out
+    if private.is_cut(parameter):  # DeepSpeed's own cutting leaves the padding of the last piece out
         value = _own_piece(value, parameter)
         set_copy, set_moment = safe_set_local_fp32_param, safe_set_local_optimizer_state
     else:
@@ -271,7 +265,7 @@ def _set(parameter: Any, value: Tensor, key: str | None = None) -> None:
 
 def _own_piece(value: Tensor, parameter: Any) -> Tensor:
     """This rank's piece of whole values, padded with zeros as ZeRO-3 does."""
-    size = parameter.ds_tensor.numel()
+    size = private.piece_of(parameter).numel()
     own = value.reshape(-1)[size * dist.get_rank() : size * (dist.get_rank() + 1)]
     return torch.cat([own, own.new_zeros(size - own.numel())])
 
