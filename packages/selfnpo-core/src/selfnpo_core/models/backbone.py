@@ -65,11 +65,6 @@ class Backbone(Protocol):
         without numbers (`has_numbers`), of which it must keep none.
         """
 
-    # A video family has two members more, for recipes with `chunk_frames`:
-    #     window_step: int             windows begin and end at multiples of it
-    #     predict_window(x_t, t, prompt, *, first)
-    #                                  as `predict`, x_t being frames first … first + n − 1 (its dimension 1) of a clip
-
     def use_attention(self, name: str, amp: torch.dtype | None = None) -> None:
         """Choose the attention implementation by the recipe's `attention`; "auto" is the family's own choice.
 
@@ -100,6 +95,38 @@ class Backbone(Protocol):
 
         By the stock pipeline's `save_lora_weights`, with raw PEFT keys and the LoRA metadata, in float32.
         """
+
+
+@runtime_checkable
+class WindowedBackbone(Backbone, Protocol):
+    """A video family: for recipes with `chunk_frames` it is asked about windows of clips too."""
+
+    window_step: int
+    """Windows begin and end at multiples of it."""
+
+    def predict_window(self, x_t: Tensor, t: Tensor, prompt: Tensor, *, first: int) -> Tensor:
+        """As `predict`, x_t: (B, n, *S) being frames first … first + n − 1 of clips."""
+
+
+@runtime_checkable
+class LoadingBackbone(Backbone, Protocol):
+    """A family as inspection sees it: with the device that it calculates on, and others' LoRAs put into its network."""
+
+    device: torch.device
+
+    def load_lora(self, file: Path, name: str) -> None:
+        """Load a LoRA file, in any naming that diffusers reads, as an adapter of `denoiser`."""
+
+
+@runtime_checkable
+class PlacesEmbeddings(Protocol):
+    """A family that says where its table of embeddings lies; any other's lies on the training device."""
+
+    embeddings_in_host_memory: bool
+
+
+def embeddings_on_device(backbone: Backbone) -> bool:
+    return not (isinstance(backbone, PlacesEmbeddings) and backbone.embeddings_in_host_memory)
 
 
 def has_numbers(tensor: Tensor) -> bool:

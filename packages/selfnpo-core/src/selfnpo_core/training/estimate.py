@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.backbone import Backbone, embeddings_on_device
 from selfnpo_core.models.storage import is_kept
 from selfnpo_core.system.memory import available
 from selfnpo_core.training.recipe import Recipe
@@ -268,7 +268,7 @@ def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int, processes: int) 
     embeddings = Part(
         name="prompt embeddings",
         bytes=(num_prompts + 1) * backbone.bytes_per_prompt,
-        on_device=not getattr(backbone, "embeddings_in_host_memory", False),
+        on_device=embeddings_on_device(backbone),
     )
     if recipe.rollout != "pool":
         return (embeddings,)

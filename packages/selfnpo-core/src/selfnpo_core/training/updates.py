@@ -10,7 +10,7 @@ The networks may run in half precision; everything here is float32.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from selfnpo_core.denoise import renoise
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
-from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.backbone import Backbone, WindowedBackbone
 from selfnpo_core.objective import gradient_reversal_loss, npo_dpo_loss, tdft_loss
 from selfnpo_core.prediction import Estimate, to_estimate
 from selfnpo_core.ranks import ALONE, Ranks
@@ -99,8 +99,8 @@ class Denoisers:
             if first is None:
                 output = self.backbone.predict(x_t, t, prompt)
             else:
-                backbone: Any = self.backbone
-                output = backbone.predict_window(x_t, t, prompt, first=first)
+                assert isinstance(self.backbone, WindowedBackbone)
+                output = self.backbone.predict_window(x_t, t, prompt, first=first)
         level = self.backbone.schedule.at(t, like=x_t)
         return to_estimate(output.float(), x_t, level, self.backbone.prediction_type)
 
@@ -128,8 +128,7 @@ def draw_windows(
     """Where the window of each of this process's parts begins, uniform over all places; `None` for whole clips."""
     if recipe.chunk_frames is None:
         return None
-    check_window(backbone, recipe)
-    step, parts = cast(Any, backbone).window_step, recipe.grad_accumulation * ranks.count
+    step, parts = _window_step(backbone, recipe.chunk_frames), recipe.grad_accumulation * ranks.count
     places = (backbone.latent_shape[0] - recipe.chunk_frames) // step + 1
     drawn = torch.randint(places, (parts,), generator=generator)
     return [step * int(place) for place in drawn[ranks.part(parts)]]
@@ -137,16 +136,21 @@ def draw_windows(
 
 def check_window(backbone: Backbone, recipe: Recipe) -> None:
     """Raise `InputError` for a `chunk_frames` that the model cannot be trained with."""
-    if recipe.chunk_frames is None:
-        return
-    if not hasattr(backbone, "predict_window"):
+    if recipe.chunk_frames is not None:
+        _window_step(backbone, recipe.chunk_frames)
+
+
+def _window_step(backbone: Backbone, chunk_frames: int) -> int:
+    """What windows of so many frames begin and end at multiples of, or `InputError`."""
+    if not isinstance(backbone, WindowedBackbone):
         raise InputError(f"chunk_frames is for video, and {backbone.name} makes pictures: leave it out")
-    frames, step = backbone.latent_shape[0], cast(Any, backbone).window_step
-    if recipe.chunk_frames > frames or recipe.chunk_frames % step:
+    frames, step = backbone.latent_shape[0], backbone.window_step
+    if chunk_frames > frames or chunk_frames % step:
         raise InputError(
-            f"chunk_frames is {recipe.chunk_frames}, but a clip has {frames} latent frames and windows are multiples "
-            f"of {step}: choose {step} to {frames}"
+            f"chunk_frames is {chunk_frames}, but a clip has {frames} latent frames and windows are multiples of "
+            f"{step}: choose {step} to {frames}"
         )
+    return step
 
 
 def _noise(look: Look, s: Tensor, noise: Tensor, dropped: Tensor, backbone: Backbone) -> Noised:

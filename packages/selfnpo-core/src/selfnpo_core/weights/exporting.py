@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.backbone import Backbone, LoadingBackbone
 from selfnpo_core.negative import relative_error
 from selfnpo_core.system.files import save_tensors, write_json, written_aside
 from selfnpo_core.weights import offsets
@@ -44,7 +44,7 @@ def component_of(backbone: Backbone) -> str:
     return "unet" if "UNet" in type(backbone.denoiser).__name__ else "transformer"
 
 
-def to_diffusers(npo: Npo, backbone: Backbone | None, output: Path, *, rank: int | None) -> Exported:
+def to_diffusers(npo: Npo, backbone: LoadingBackbone | None, output: Path, *, rank: int | None) -> Exported:
     """An npo folder with a LoRA. backbone: the base, for a run of all weights; the effect is measured on it."""
     if npo.kind == "lora":
         _refuse_rank(rank)
@@ -87,7 +87,9 @@ def to_merged(npo: Npo, backbone: Backbone, output: Path, *, beta: float) -> Exp
     return Exported(output)
 
 
-def to_neon(npo: Npo, backbone: Backbone, output: Path, *, strength: float, into: Into, rank: int | None) -> Exported:
+def to_neon(
+    npo: Npo, backbone: LoadingBackbone, output: Path, *, strength: float, into: Into, rank: int | None
+) -> Exported:
     """θ − w·δ: a folder with the denoiser, or a LoRA to be used on all rows, at weight 1."""
     if into == "merged":
         _refuse_rank(rank)
@@ -100,7 +102,7 @@ def to_neon(npo: Npo, backbone: Backbone, output: Path, *, strength: float, into
     return Exported(output, errors)
 
 
-def near_lora(npo: Npo, backbone: Backbone | None, rank: int | None) -> tuple[Lora, dict[str, float]]:
+def near_lora(npo: Npo, backbone: LoadingBackbone | None, rank: int | None) -> tuple[Lora, dict[str, float]]:
     """The LoRA itself, or the nearest to an offset of all weights and what is lost by it."""
     if npo.kind == "lora":
         _refuse_rank(rank)

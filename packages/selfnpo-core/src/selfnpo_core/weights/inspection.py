@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from selfnpo_core.rollout import Step, trajectory
 from selfnpo_core.weights.npo_folder import Npo, check_base, load_npo
 
 if TYPE_CHECKING:
-    from selfnpo_core.models.backbone import Backbone
+    from selfnpo_core.models.backbone import Backbone, LoadingBackbone
 
 _FIRST = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
 _SECOND = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight")
@@ -62,15 +62,14 @@ def inspect_npo(path: str | Path) -> Npo:
 
 
 @torch.no_grad()
-def measure_strength(npo: Npo, backbone: "Backbone", *, rows: int = 4, steps: int = 10, seed: int = 0) -> Strength:
-    """Ask the base with and without the weights at `steps` × `rows` points. Raises `InputError` for another base.
-
-    backbone: has, beside what training asks of it, `device` and `load_lora(file, name)`.
-    """
+def measure_strength(
+    npo: Npo, backbone: "LoadingBackbone", *, rows: int = 4, steps: int = 10, seed: int = 0
+) -> Strength:
+    """Ask the base with and without the weights at `steps` × `rows` points. Raises `InputError` for another base."""
     check_base(npo, backbone.denoiser, backbone.name, family=backbone.family)
     backbone.embed([])
     changes, sizes, times = [], [], []
-    device = cast(Any, backbone).device
+    device = backbone.device
     backbone.denoiser.to(device)
     with _switch(backbone, npo) as negative:
         for step in _unconditional(backbone, device, rows, steps, seed):
@@ -114,7 +113,7 @@ def plot(facts: Mapping[str, Any], path: Path, *, shown: int = 15) -> None:
 
 @torch.no_grad()
 def effect_errors(
-    backbone: "Backbone",
+    backbone: "LoadingBackbone",
     exact: Mapping[str, Tensor],
     others: Mapping[str, Mapping[str, Tensor]],
     *,
@@ -128,7 +127,7 @@ def effect_errors(
     guidance both differences come with the same factor, 1 − g, so it is also the error of the guided output.
     """
     backbone.embed([])
-    device = cast(Any, backbone).device
+    device = backbone.device
     backbone.denoiser.to(device)
     changes: list[float] = []
     apart: dict[str, list[float]] = {name: [] for name in others}
@@ -174,11 +173,11 @@ def _estimate(backbone: "Backbone", x_t: Tensor, t: Tensor, prompt: Tensor) -> E
 
 
 @contextmanager
-def _switch(backbone: "Backbone", npo: Npo) -> Iterator[Any]:
+def _switch(backbone: "LoadingBackbone", npo: Npo) -> Iterator[Any]:
     """A context manager that turns the negative weights on; they are off outside of it."""
     network: Any = backbone.denoiser
     if npo.kind == "lora":
-        cast(Any, backbone).load_lora(npo.path, "npo")
+        backbone.load_lora(npo.path, "npo")
         network.disable_lora()
 
         @contextmanager
