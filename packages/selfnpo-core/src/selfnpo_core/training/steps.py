@@ -1,6 +1,6 @@
 """Backward passes and the optimizer's step, under each engine, and the optimizer's state in a form common to all.
 
-    TorchSteps   one process, or several by data parallelism (DDP)
+    WholeSteps   one process, or several by data parallelism (DDP)
     SplitSteps   FSDP2 (2304.11277): the base's weights in pieces, or all weights, gradients and the optimizer's state
     ZeroSteps    DeepSpeed's ZeRO (1910.02054), stages 1 to 3: optimizer, gradients, weights in pieces over the ranks
 
@@ -84,17 +84,20 @@ class Steps(ABC):
 
 
 class TorchSteps(Steps):
-    """Accelerate's prepared network and optimizer."""
+    """An optimizer of torch's, prepared by Accelerate. How the network is, and the gradient's norm, is an engine's."""
 
     def __init__(
         self, accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
     ):
         super().__init__(accelerator, recipe, parameters)
-        frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
-        private.leave_out_of_ddp(network, frozen)  # all have read the same base, which may lie in 8 bits
-        self.network, self.optimizer = accelerator.prepare(
-            network, make_optimizer(parameters.values(), recipe), device_placement=[False, True]
-        )
+        self.network, self.optimizer = self._prepare(network, make_optimizer(parameters.values(), recipe))
+
+    @abstractmethod
+    def _prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]: ...
+
+    @abstractmethod
+    def _norm(self) -> float:
+        """Of the gradient, which is clipped."""
 
     def backward(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -109,10 +112,6 @@ class TorchSteps(Steps):
         self.optimizer.zero_grad()
         moved = not broken and not self.optimizer.step_was_skipped
         return Step(loss=loss, grad_norm=norm, moved=moved, skipped=broken or not math.isfinite(loss))
-
-    def _norm(self) -> float:
-        """Of the gradient, which is clipped."""
-        return float(self.accelerator.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm or math.inf))
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -137,15 +136,24 @@ class TorchSteps(Steps):
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
+class WholeSteps(TorchSteps):
+    """A network that every process has all of."""
+
+    def _prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+        private.leave_out_of_ddp(network, frozen)  # all have read the same base, which may lie in 8 bits
+        prepared: tuple[nn.Module, Any] = self.accelerator.prepare(network, optimizer, device_placement=[False, True])
+        return prepared
+
+    def _norm(self) -> float:
+        return float(self.accelerator.clip_grad_norm_(self.parameters.values(), self.recipe.max_grad_norm or math.inf))
+
+
 class SplitSteps(TorchSteps):
     """A network that torch's `fully_shard` has cut. A LoRA on it is whole on every rank, and so is averaged here."""
 
-    def __init__(
-        self, accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
-    ):
-        Steps.__init__(self, accelerator, recipe, parameters)
-        self.network = network
-        self.optimizer = accelerator.prepare_optimizer(make_optimizer(parameters.values(), recipe))
+    def _prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        return network, self.accelerator.prepare_optimizer(optimizer)
 
     def _norm(self) -> float:
         for parameter in self.parameters.values():
@@ -274,7 +282,7 @@ def make_steps(
     accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> Steps:
     """The engine that the accelerator and the recipe stand for."""
-    kind: type[TorchSteps | ZeroSteps] = SplitSteps if recipe.engine == "fsdp2" else TorchSteps
+    kind: type[TorchSteps | ZeroSteps] = SplitSteps if recipe.engine == "fsdp2" else WholeSteps
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         kind = ZeroSteps
     return kind(accelerator, recipe, network, parameters)
