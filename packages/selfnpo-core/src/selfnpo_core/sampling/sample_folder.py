@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.system.locks import FolderLock
@@ -85,10 +85,8 @@ class SampleFolder:
         record = self.records[index]
         self.put(record["file"], write)
         with open(self.path / METADATA, "ab+") as file:
-            file.seek(0, os.SEEK_END)
-            cut = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"  # by a kill or a full disk
             line = json.dumps(record, ensure_ascii=False) + "\n"
-            file.write(("\n" if cut else "").encode() + line.encode())
+            file.write((b"" if _ends_whole(file) else b"\n") + line.encode())
         self._done.add(record["file"])
 
     def put(self, name: str, write: Callable[[Path], object]) -> None:
@@ -151,6 +149,14 @@ class SampleFolder:
                     f"output folder {self.path} holds samples made otherwise ({old['file']}: {key} was "
                     f"{old.get(key)!r}, now {new.get(key)!r}): choose a new folder"
                 )
+
+
+def _ends_whole(file: IO[bytes]) -> bool:
+    """Whether a file of lines ends with a whole one: a kill or a full disk cuts the last. Leaves it at its end."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def read_records(path: Path) -> list[Record]:
