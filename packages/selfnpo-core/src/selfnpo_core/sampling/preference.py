@@ -115,7 +115,7 @@ def _on_hub(
 
 
 class Job(Protocol):
-    """What `prepare` asks of a family's job."""
+    """What `with_preference` asks of a family's job."""
 
     @property
     def preference(self) -> str | None: ...
@@ -124,20 +124,35 @@ class Job(Protocol):
     def negative(self) -> Negative | None: ...
 
 
-def prepare(pipe: Any, component: str, job: Job, find_it: Callable[[str, Any], Preference]) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A pipeline at θ + η. eta: η of whole weights, for `Negative.attach`, where α asks for it."""
+
+    pipe: Any
+    eta: Mapping[str, Tensor] | None = None
+
+
+def with_preference(pipe: Any, component: str, job: Job, find_it: Callable[[str, Any], Preference]) -> Prepared:
     """The loaded pipeline with the job's preference in it, its base checked before.
 
-    find_it: (name, pipe) → the preference. η of whole weights is kept on the pipeline where α asks for it.
+    find_it: (name, pipe) → the preference.
     """
     if job.negative is not None:
         job.negative.check_base(getattr(pipe, component), pipe.name_or_path)
-    if job.preference is not None:
-        keep = job.negative is not None and job.negative.alpha != 1.0
-        pipe._selfnpo_eta = find_it(job.preference, pipe).apply(pipe, component, keep=keep)
+    if job.preference is None:
+        return Prepared(pipe=pipe)
+    keep = job.negative is not None and job.negative.alpha != 1.0
+    return Prepared(pipe=pipe, eta=find_it(job.preference, pipe).apply(pipe, component, keep=keep))
+
+
+def prepare(pipe: Any, component: str, job: Job, find_it: Callable[[str, Any], Preference]) -> Any:
+    """`with_preference`, whose η is kept on the pipeline for `kept_eta`."""
+    prepared = with_preference(pipe, component, job, find_it)
+    pipe._selfnpo_eta = prepared.eta
     return pipe
 
 
-def kept_eta(pipe: Any) -> dict[str, Tensor] | None:
+def kept_eta(pipe: Any) -> Mapping[str, Tensor] | None:
     """η of whole weights that `prepare` kept."""
     return getattr(pipe, "_selfnpo_eta", None)
 
