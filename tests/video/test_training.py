@@ -78,6 +78,7 @@ def test_windows_begin_everywhere(backbone):
         for seed in range(40):
             engine.generator.manual_seed(seed)
             firsts |= {n.first for n in noised_looks(engine.source, backbone, recipe, engine.generator)}
+            engine.source.put_back()
     finally:
         engine.close()
     frames, step = backbone.latent_shape[0], backbone.window_step

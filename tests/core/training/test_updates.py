@@ -99,6 +99,7 @@ def fixed_loss(made: Engine, pool: dict, weights: str) -> float:
         float(update_loss(noised, denoisers, made.recipe).detach())
         for noised in noised_looks(made.source, made.backbone, made.recipe, made.generator)
     ]
+    made.source.put_back()
     return sum(losses) / len(losses)
 
 
@@ -129,7 +130,9 @@ def test_an_objective_falls_and_the_weights_change(train, changes):
 
 def fixed_parts(made: Engine) -> list[Noised]:
     made.generator.manual_seed(5)
-    return list(noised_looks(made.source, made.backbone, made.recipe, made.generator))
+    parts = list(noised_looks(made.source, made.backbone, made.recipe, made.generator))
+    made.source.put_back()
+    return parts
 
 
 def test_the_student_sees_x_t_with_more_noise():

@@ -127,6 +127,7 @@ class Engine:
         for noised in noised_looks(self.source, self.backbone, self.recipe, self.generator, self.ranks):
             with self.steps.part():
                 self.steps.backward(update_loss(noised, self.denoisers, self.recipe))
+        self.source.put_back()
         return self.steps.finish()
 
     def _why_not_finite(self, made: Step, step: int) -> str:

@@ -6,8 +6,8 @@
 
 (Self-NPO, 2505.11777. Its own code starts truncated rollouts at noised pictures of a data set; here there is none.)
 A source first draws what an update needs, then hands it out in parts that fit one backward pass, so that gradient
-accumulation sees the very rows that one large batch would. What is random is drawn for all processes, and each hands
-out its own rows.
+accumulation sees the very rows that one large batch would, and is told when all were used. What is random is drawn for
+all processes, and each hands out its own rows.
 """
 
 from abc import ABC, abstractmethod
@@ -70,13 +70,19 @@ def make_teacher(recipe: Recipe, denoise: Denoise) -> Teacher:
 
 
 class Source(ABC):
-    """Draws the rows of one update, then yields the teacher's looks at this process's, `batch_size` rows at a time."""
+    """Draws the rows of one update, then yields the teacher's looks at this process's, `batch_size` rows at a time.
+
+    An update is `draw`, all of `looks`, `put_back`, in this order.
+    """
 
     @abstractmethod
     def draw(self) -> "Drawn": ...
 
     @abstractmethod
     def looks(self, drawn: Any, batch_size: int) -> Iterator[Look]: ...
+
+    def put_back(self) -> None:  # noqa: B027
+        """All that was drawn has been looked at, and what the next draws are from goes on to where the looks lead."""
 
     def warm_up(self, batch_size: int, check: Callable[[], None]) -> None:
         """One-off preparation before the first update; `check` is called often and may raise to stop it."""
@@ -101,24 +107,35 @@ class Drawn(Protocol):
 
 
 class PoolSource(Source):
-    """The streaming pool: one teacher forward a row and update."""
+    """The streaming pool: one teacher forward a row and update, which also makes the next step of what was drawn."""
 
     def __init__(self, pool: TrajectoryPool, teacher: Teacher, schedule: NoiseSchedule, device: torch.device):
         self._pool, self._teacher, self._schedule, self._device = pool, teacher, schedule, device
+        self._out: Batch | None = None  # drawn and not yet put back
+        self._advanced: list[Tensor] = []
 
     def draw(self) -> Batch:
-        return self._pool.draw(device=self._device)
+        """Raises `RuntimeError` where the last draw was not put back: its trajectories would stand still."""
+        if self._out is not None:
+            raise RuntimeError("trajectories were drawn and not put back: `put_back` ends an update")
+        self._out, self._advanced = self._pool.draw(device=self._device), []
+        return self._out
 
     @torch.no_grad()
     def looks(self, drawn: Batch, batch_size: int) -> Iterator[Look]:
-        """The trajectories go back, one step further, when the last look has been used."""
-        advanced = []
         for part in torch.arange(len(drawn.t), device=self._device).split(batch_size):
             x_t, level = drawn.x_t[part], self._schedule.at(drawn.t_next[part], like=drawn.x_t)
             look = self._teacher.look(x_t, drawn.t[part], drawn.prompt[part])
-            advanced.append(ddim_step(look.weak, level))
+            self._advanced.append(ddim_step(look.weak, level))
             yield look
-        self._pool.put_back(drawn, torch.cat(advanced))
+
+    def put_back(self) -> None:
+        """The trajectories go back, one step further. Raises `RuntimeError` unless all of them were looked at."""
+        made = sum(len(part) for part in self._advanced)
+        if self._out is None or made != len(self._out.t):
+            raise RuntimeError(f"{made} trajectories were looked at, not all that were drawn: use all looks")
+        self._pool.put_back(self._out, torch.cat(self._advanced))
+        self._out, self._advanced = None, []
 
     @torch.no_grad()
     def warm_up(self, batch_size: int, check: Callable[[], None]) -> None:
@@ -133,6 +150,7 @@ class PoolSource(Source):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._pool.load_state_dict(state)
+        self._out, self._advanced = None, []
 
     def owners(self) -> list[Tensor]:
         return self._pool.owners()

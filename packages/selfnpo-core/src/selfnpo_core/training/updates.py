@@ -108,7 +108,10 @@ class Denoisers:
 def noised_looks(
     source: Source, backbone: Backbone, recipe: Recipe, generator: torch.Generator, ranks: Ranks = ALONE
 ) -> Iterator[Noised]:
-    """This process's parts of one update, re-noised. All that is random is drawn first, for all processes' rows."""
+    """This process's parts of one update, re-noised. All that is random is drawn first, for all processes' rows.
+
+    What was drawn is the caller's to put back, when all parts have been used.
+    """
     drawn, rows = source.draw(), recipe.update_rows * ranks.count
     own = ranks.part(rows)
     s = backbone.schedule.draw_noisier(drawn.drawn_t, generator)[own]
