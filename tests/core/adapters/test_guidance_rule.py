@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, NegativeLayers
 from selfnpo_core.adapters import GuidanceRule
-from selfnpo_core.adapters.rules import Interval, Perturbed, Projected, Rescaled, Rule, ZeroStar, plain
+from selfnpo_core.adapters.rules import GuidanceInterval, Perturbed, Projected, Rescaled, Rule, ZeroStar, plain
 from selfnpo_core.adapters.weakening import identity_attention, skipped_blocks
 from selfnpo_core.experiments.measure import counted_rows
 from selfnpo_core.schedule import NoiseSchedule
@@ -77,7 +77,7 @@ RULES: dict[str, tuple[Rule, Callable[[], Guided]]] = {
     "zero star": (ZeroStar(), lambda: zero_star),
     "apg": (Projected(eta=0.3, norm=0.05), apg),
     "rescaling": (Rescaled(), lambda: rescaled),
-    "interval": (Interval(low=0.5, high=3.0), lambda: between),
+    "interval": (GuidanceInterval(low=0.5, high=3.0), lambda: between),
 }
 
 
@@ -113,7 +113,7 @@ def test_guidance_as_it_is(family: str) -> None:
     with GuidanceRule.attach(pipe, plain):
         assert_same(sample(family, pipe), expected, 1e-6)
         assert torch.equal(sample(family, pipe, scale=1.0), off)
-    with GuidanceRule.attach(pipe, Interval(low=1e9, high=1e9)):  # guidance nowhere: p at every step
+    with GuidanceRule.attach(pipe, GuidanceInterval(low=1e9, high=1e9)):  # guidance nowhere: p at every step
         assert_same(sample(family, pipe), off)
     assert vars(denoiser(pipe)).keys() | vars(pipe).keys() == before
     assert torch.equal(sample(family, pipe), expected)
@@ -129,10 +129,10 @@ def test_rows_that_are_run(family: str) -> None:
     asked = {
         plain: 12,
         ZeroStar(first=1): 8,
-        Interval(**last_two): 6 + 4,
+        GuidanceInterval(**last_two): 6 + 4,
         Perturbed(weaken=weak, strength=1.0): 18,
         Perturbed(weaken=weak, strength=1.0, start=0.01, stop=0.5): 14,  # at the second of three
-        Interval(**last_two, rule=Perturbed(weaken=weak, strength=1.0)): 6 + 8,
+        GuidanceInterval(**last_two, rule=Perturbed(weaken=weak, strength=1.0)): 6 + 8,
     }
     for rule, expected in asked.items():
         with counted_rows(denoiser(pipe)) as rows, GuidanceRule.attach(pipe, rule):

@@ -12,7 +12,16 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from torch import Tensor
 
 from selfnpo_core import InputError
-from selfnpo_core.adapters.rules import Interval, Perturbed, Projected, Rescaled, Rule, Step, ZeroStar, plain
+from selfnpo_core.adapters.rules import (
+    GuidanceInterval,
+    GuidanceStep,
+    Perturbed,
+    Projected,
+    Rescaled,
+    Rule,
+    ZeroStar,
+    plain,
+)
 from selfnpo_core.guidance import guide
 from selfnpo_core.prediction import Estimate, from_estimate
 from selfnpo_core.schedule import NoiseLevel
@@ -25,7 +34,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def step(negative: Tensor, positive: Tensor, **given: Any) -> Step:
+def step(negative: Tensor, positive: Tensor, **given: Any) -> GuidanceStep:
     def level(value: float) -> Tensor:
         return torch.full((len(positive), *(1,) * (positive.ndim - 1)), value)
 
@@ -40,10 +49,10 @@ def step(negative: Tensor, positive: Tensor, **given: Any) -> Step:
         "both": lambda: (negative, positive),
         "positive": lambda _: positive,
     }
-    return Step(**{**defaults, **given})
+    return GuidanceStep(**{**defaults, **given})
 
 
-def guided(rule: Rule, at: Step) -> Tensor:
+def guided(rule: Rule, at: GuidanceStep) -> Tensor:
     """What the pipeline makes of it."""
     negative, positive = rule(at)
     return guide(negative, positive, SCALE)
@@ -111,7 +120,7 @@ def test_rescaling_is_that_of_diffusers() -> None:
 def test_an_interval_of_noise(low: float, high: float, inside: bool) -> None:
     negative, positive = draw(3, 4, 8, 8, seed=1), draw(3, 4, 8, 8, seed=2)  # σ/α is 4/3
     expected = guide(negative, positive, SCALE) if inside else positive
-    assert torch.equal(guided(Interval(low=low, high=high), step(negative, positive)), expected)
+    assert torch.equal(guided(GuidanceInterval(low=low, high=high), step(negative, positive)), expected)
 
 
 @pytest.mark.parametrize(("low", "high", "inside"), [(1.5, 2.0, False), (1.0, 1.5, True)])
@@ -119,13 +128,13 @@ def test_an_interval_holds_its_upper_end_and_not_its_lower(low: float, high: flo
     negative, positive = draw(3, 4, 8, 8, seed=1), draw(3, 4, 8, 8, seed=2)
     level = NoiseLevel(torch.full((3, 1, 1, 1), 0.5), torch.full((3, 1, 1, 1), 0.75))
     expected = guide(negative, positive, SCALE) if inside else positive
-    assert torch.equal(guided(Interval(low=low, high=high), step(negative, positive, level=level)), expected)
+    assert torch.equal(guided(GuidanceInterval(low=low, high=high), step(negative, positive, level=level)), expected)
 
 
 def test_infinite_noise_is_outside_of_every_interval() -> None:
     negative, positive = draw(3, 4, 8, 8, seed=1), draw(3, 4, 8, 8, seed=2)
     end = NoiseLevel(torch.zeros(3, 1, 1, 1), torch.ones(3, 1, 1, 1))
-    assert torch.equal(guided(Interval(low=0.0, high=1e9), step(negative, positive, level=end)), positive)
+    assert torch.equal(guided(GuidanceInterval(low=0.0, high=1e9), step(negative, positive, level=end)), positive)
 
 
 def test_away_from_a_weakened_network_at_some_steps() -> None:

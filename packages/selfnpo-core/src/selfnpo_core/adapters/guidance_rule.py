@@ -17,7 +17,7 @@ from torch import Tensor
 from selfnpo_core.adapters.branches import NEGATIVE, RULE, Branches
 from selfnpo_core.adapters.hooks import batch_of, forward_of, replace_forward
 from selfnpo_core.adapters.negative_delta import is_compiled, take
-from selfnpo_core.adapters.rules import Pair, Rule, Step, Weaken
+from selfnpo_core.adapters.rules import GuidanceStep, Pair, Rule, Weaken
 from selfnpo_core.errors import InputError
 from selfnpo_core.schedule import NoiseSchedule
 
@@ -93,7 +93,7 @@ class GuidanceRule:
                 return self._run_rows(*some, batch // 2)[0].float()  # type: ignore[no-any-return]
 
         noisy = x_t[half].float()
-        step = Step(
+        step = GuidanceStep(
             x_t=noisy,
             level=self._schedule.at(_timesteps(args, kwargs, batch)[half], like=noisy),
             prediction_type=self._predicts,

@@ -10,7 +10,8 @@ gives it another n and p, such that this very line computes the rule's predictio
     PAG, SLG        (n + s·(p − q), p + s·(p − q))  q: the positive rows of a weakened network         2403.17377
 
 Autoguidance (2406.02507) is `NegativeDelta` with an earlier state of the model and condition "prompt". A rule asks its
-`Step` for the forwards that it needs, so what it saves or adds is really saved or run. Shapes: n, p, q: (B, *S).
+`GuidanceStep` for the forwards that it needs, so what it saves or adds is really saved or run.
+Shapes: n, p, q: (B, *S).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Weaken = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class GuidanceStep:
     """One denoising step of a pipeline call, as a rule sees it.
 
     x_t: (B, *S), the rows of one branch, float32; level: their noise; scale: the call's guidance scale g.
@@ -75,10 +76,10 @@ class Step:
         return from_estimate(to_estimate(prediction, self.x_t, self.level, old), self.x_t, self.level, new)
 
 
-Rule = Callable[[Step], Pair]
+Rule = Callable[[GuidanceStep], Pair]
 
 
-def plain(step: Step) -> Pair:
+def plain(step: GuidanceStep) -> Pair:
     """Classifier-free guidance (2207.12598)."""
     return step.both()
 
@@ -95,7 +96,7 @@ class ZeroStar:
     first: int = 0
     rule: Rule = plain
 
-    def __call__(self, step: Step) -> Pair:
+    def __call__(self, step: GuidanceStep) -> Pair:
         if step.index < self.first:
             still = step.change_back(torch.zeros_like(step.x_t), "flow")
             return still, still
@@ -119,7 +120,7 @@ class Projected:
     momentum: float = -0.5
     rule: Rule = plain
 
-    def __call__(self, step: Step) -> Pair:
+    def __call__(self, step: GuidanceStep) -> Pair:
         negative, positive = self.rule(step)
         x0 = step.change(positive, "sample")
         buffer = step.memory.setdefault("apg", MomentumBuffer(self.momentum))
@@ -139,7 +140,7 @@ class Rescaled:
     share: float = 0.7
     rule: Rule = plain
 
-    def __call__(self, step: Step) -> Pair:
+    def __call__(self, step: GuidanceStep) -> Pair:
         if step.memory.setdefault("scale", step.scale) != step.scale:
             raise InputError("rescaling wants one guidance scale at all steps: leave dynamic guidance out")
         negative, positive = self.rule(step)
@@ -148,7 +149,7 @@ class Rescaled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
+class GuidanceInterval:
     """Guidance at some noise levels only (2404.07724): where low < σ/α ≤ high. Elsewhere p, from half the rows.
 
     The paper's interval for SDXL is (0.28, 5.42]. `rule` is what is done inside.
@@ -158,7 +159,7 @@ class Interval:
     high: float = 5.42
     rule: Rule = plain
 
-    def __call__(self, step: Step) -> Pair:
+    def __call__(self, step: GuidanceStep) -> Pair:
         alpha, sigma = step.level.alpha.flatten()[0], step.level.sigma.flatten()[0]
         if self.low * alpha < sigma <= self.high * alpha:
             return self.rule(step)
@@ -181,7 +182,7 @@ class Perturbed:
     stop: float = 1.0
     rule: Rule = plain
 
-    def __call__(self, step: Step) -> Pair:
+    def __call__(self, step: GuidanceStep) -> Pair:
         negative, positive = self.rule(step)
         if not self.start * step.total < step.index < self.stop * step.total:
             return negative, positive

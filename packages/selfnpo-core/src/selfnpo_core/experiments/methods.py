@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from selfnpo_core.adapters import GuidanceRule
 from selfnpo_core.adapters.autoguidance import autoguidance, load_earlier
-from selfnpo_core.adapters.rules import Interval, Perturbed, Projected, Rescaled, Rule, ZeroStar
+from selfnpo_core.adapters.rules import GuidanceInterval, Perturbed, Projected, Rescaled, Rule, ZeroStar
 from selfnpo_core.adapters.weakening import identity_attention, skipped_blocks
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.arms import make_arm
@@ -109,7 +109,7 @@ def _autoguided(shop: Shop, _variant: Variant) -> tuple[Attach, Mapping[str, Any
 
 
 def _interval(_demo: Demo, variant: Variant) -> Rule:
-    return Interval(low=variant["low"], high=variant["high"])
+    return GuidanceInterval(low=variant["low"], high=variant["high"])
 
 
 def _apg(_demo: Demo, variant: Variant) -> Rule:

@@ -73,32 +73,32 @@ class Encoder:
 @torch.no_grad()
 def embedded(texts: Sequence[Text], encoder: Encoder, cache: "EmbeddingsCache | None" = None) -> tuple[Tensor, ...]:
     """The texts' rows as tensors (N, …) in host memory. With a cache, for all processes of a run together."""
-    table, load = Table(texts), once(encoder.load)
+    table, load = EmbeddingTable(texts), once(encoder.load)
     if cache is not None:
-        _fill_together(table, cache.shelf(encoder), load)
+        _fill_together(table, cache.part_of(encoder), load)
     for _ in _encoded(table, list(table.missing), load):
         pass
     return table.columns
 
 
-def _fill_together(table: "Table", shelf: "Shelf", load: Callable[[], Encode]) -> None:
+def _fill_together(table: "EmbeddingTable", cached: "EncoderCache", load: Callable[[], Encode]) -> None:
     """What is missing is shared out; twice, for processes that see different folders. The rest is left over."""
-    texts = {shelf.key(text): text for text in table.missing}
+    texts = {cached.key(text): text for text in table.missing}
     for attempt in range(_ROUNDS):
-        lacking = gathered(lambda: shelf.read(table))
+        lacking = gathered(lambda: cached.read(table))
         if attempt == 0 and is_main():
             found = len(table) - len(table.missing)
-            log.info("%d of %d texts have their embeddings in %s", found, len(table), shelf.root)
+            log.info("%d of %d texts have their embeddings in %s", found, len(table), cached.root)
         if not any(lacking):
             break
         own = [texts[key] for key in own_share(lacking)]
-        gathered(partial(shelf.write, _encoded(table, own, load)))
+        gathered(partial(cached.write, _encoded(table, own, load)))
     else:
-        shelf.read(table)
-    shelf.sweep()
+        cached.read(table)
+    cached.sweep()
 
 
-def _encoded(table: "Table", texts: Sequence[Text], load: Callable[[], Encode]) -> Iterator[tuple[Text, Row]]:
+def _encoded(table: "EmbeddingTable", texts: Sequence[Text], load: Callable[[], Encode]) -> Iterator[tuple[Text, Row]]:
     """Encode, put into the table and hand on."""
     hidden = len(texts) < _BAR_FROM or not is_main()
     for text in tqdm(texts, desc="embed prompts", unit="prompt", disable=hidden):
@@ -107,8 +107,8 @@ def _encoded(table: "Table", texts: Sequence[Text], load: Callable[[], Encode]) 
         yield text, row
 
 
-class Table:
-    """Rows of texts, in their order, put in as they come; a text may stand there more than once."""
+class EmbeddingTable:
+    """The embeddings of texts, a row each, in their order, put in as they come; a text may stand there twice."""
 
     def __init__(self, texts: Sequence[Text]):
         self.columns: tuple[Tensor, ...] = ()
@@ -150,7 +150,7 @@ class EmbeddingsCache:
             raise InputError(f"embeddings_cache {folder} is a file: choose a folder, or null for none")
         return cls(folder)
 
-    def shelf(self, encoder: Encoder) -> "Shelf":
+    def part_of(self, encoder: Encoder) -> "EncoderCache":
         """The part of the cache that is this encoder's."""
         on_main(lambda: [self.sha256(path) for path in encoder.files.values()])  # the others find it remembered
         about = {
@@ -158,7 +158,7 @@ class EmbeddingsCache:
             **encoder.facts,
             **_arithmetic(encoder.device),
         }
-        return Shelf(self.folder, about)
+        return EncoderCache(self.folder, about)
 
     def sha256(self, path: Path) -> str:
         """Of a file's contents. One that has lain there unchanged since it was last hashed is not read again."""
@@ -176,8 +176,8 @@ class EmbeddingsCache:
         return digest
 
 
-class Shelf:
-    """The rows of one encoder."""
+class EncoderCache:
+    """The rows of one encoder in a cache."""
 
     def __init__(self, root: Path, about: Mapping[str, Any]):
         self.about, self.encoder = about, _digest(about)
@@ -188,7 +188,7 @@ class Shelf:
     def key(self, text: Text) -> str:
         return _digest([self.encoder, text])
 
-    def read(self, table: Table) -> list[str]:
+    def read(self, table: EmbeddingTable) -> list[str]:
         """Put what is there into the table, and return the keys of what is not. Damaged files are removed."""
         wanted = {self.key(text): text for text in table.missing}
         for path in sorted(self.folder.glob("*.safetensors")) if wanted else []:
@@ -287,7 +287,7 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, str]:
 
 
 def _arithmetic(device: torch.device) -> dict[str, Any]:
-    """What decides how numbers are rounded, as far as it can be told."""
+    """What decides how numbers are rounded, as far as it is known."""
     if device.type == "cuda":
         where: list[Any] = [torch.cuda.get_device_name(device), torch.version.cuda or torch.version.hip]
     elif device.type == "cpu":

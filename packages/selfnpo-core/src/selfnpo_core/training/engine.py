@@ -23,7 +23,7 @@ from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
 from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_source, make_teacher
-from selfnpo_core.training.steps import Step, make_steps
+from selfnpo_core.training.steps import UpdateResult, make_steps
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
 
@@ -122,7 +122,7 @@ class Engine:
             skipped=self.skipped,
         )
 
-    def _descend(self) -> Step:
+    def _descend(self) -> UpdateResult:
         """Backward passes and the optimizer's step."""
         for noised in noised_looks(self.source, self.backbone, self.recipe, self.generator, self.ranks):
             with self.steps.part():
@@ -130,7 +130,7 @@ class Engine:
         self.source.put_back()
         return self.steps.finish()
 
-    def _why_not_finite(self, made: Step, step: int) -> str:
+    def _why_not_finite(self, made: UpdateResult, step: int) -> str:
         cure = f"lower learning_rate ({self.recipe.learning_rate:g})"
         if self.recipe.mixed_precision == "fp16":
             cure += ", or use mixed_precision bf16"

@@ -69,7 +69,7 @@ def make_teacher(recipe: Recipe, denoise: Denoise) -> Teacher:
     return Teacher(denoise=denoise, weak=recipe.teacher_guidance, strong=strong)
 
 
-class Source(ABC):
+class RolloutSource(ABC):
     """Draws the rows of one update, then yields the teacher's looks at this process's, `batch_size` rows at a time.
 
     An update is `draw`, all of `looks`, `put_back`, in this order.
@@ -106,7 +106,7 @@ class Drawn(Protocol):
     def drawn_t(self) -> Tensor: ...
 
 
-class PoolSource(Source):
+class PoolSource(RolloutSource):
     """The streaming pool: one teacher forward a row and update, which also makes the next step of what was drawn."""
 
     def __init__(self, pool: TrajectoryPool, teacher: Teacher, schedule: NoiseSchedule, device: torch.device):
@@ -171,7 +171,7 @@ class Fresh:
     steps: int
 
 
-class FreshSource(Source):
+class FreshSource(RolloutSource):
     """Every update starts from noise: truncated after at least `fewest_steps` steps, or (None) simulated to the end."""
 
     def __init__(
@@ -242,7 +242,7 @@ def make_source(
     generator: torch.Generator,
     device: torch.device,
     ranks: Ranks = ALONE,
-) -> Source:
+) -> RolloutSource:
     """The recipe's `rollout`. All randomness comes from `generator`, a CPU one, whatever the device.
 
     generator: in the same state on all processes.

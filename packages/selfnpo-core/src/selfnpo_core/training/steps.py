@@ -33,7 +33,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class UpdateResult:
     """Of one update: mean loss over all processes, norm of the gradient before clipping, whether weights moved."""
 
     loss: float
@@ -62,7 +62,7 @@ class Steps(ABC):
     def backward(self, loss: Tensor) -> None: ...
 
     @abstractmethod
-    def finish(self) -> Step:
+    def finish(self) -> UpdateResult:
         """After the last part: the step, if loss and gradient are finite."""
 
     @abstractmethod
@@ -103,7 +103,7 @@ class TorchSteps(Steps):
         self._losses.append(loss.detach())
         self.accelerator.backward(loss)
 
-    def finish(self) -> Step:
+    def finish(self) -> UpdateResult:
         loss, scaler = self._loss(), self.accelerator.scaler
         norm = self._norm()
         broken = scaler is None and not (math.isfinite(loss) and math.isfinite(norm))
@@ -111,7 +111,7 @@ class TorchSteps(Steps):
             self.optimizer.step()
         self.optimizer.zero_grad()
         moved = not broken and not self.optimizer.step_was_skipped
-        return Step(loss=loss, grad_norm=norm, moved=moved, skipped=broken or not math.isfinite(loss))
+        return UpdateResult(loss=loss, grad_norm=norm, moved=moved, skipped=broken or not math.isfinite(loss))
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -191,11 +191,11 @@ class ZeroSteps(Steps):
             return
         self.accelerator.backward(loss)
 
-    def finish(self) -> Step:
+    def finish(self) -> UpdateResult:
         broken, self._broken, self._parts = self._broken, False, 0
         loss = self._loss()
         if broken:
-            return Step(loss=loss, grad_norm=math.nan, moved=False, skipped=True)
+            return UpdateResult(loss=loss, grad_norm=math.nan, moved=False, skipped=True)
         norm = float(self._engine.get_global_grad_norm() or 0.0)
         skipped = private.overflowed(self._optimizer)
         if not skipped and not math.isfinite(norm):
@@ -203,7 +203,7 @@ class ZeroSteps(Steps):
                 f"the gradient's norm is {norm}, which ZeRO-3 cannot skip: lower learning_rate, and go on from the "
                 "last checkpoint with --resume"
             )
-        return Step(loss=loss, grad_norm=norm, moved=not skipped, skipped=skipped)
+        return UpdateResult(loss=loss, grad_norm=norm, moved=not skipped, skipped=skipped)
 
     def set_rate(self, rate: float) -> None:
         for group in self._optimizer.param_groups:

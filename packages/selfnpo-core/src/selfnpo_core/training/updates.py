@@ -23,7 +23,7 @@ from selfnpo_core.objective import gradient_reversal_loss, npo_dpo_loss, tdft_lo
 from selfnpo_core.prediction import Estimate, to_estimate
 from selfnpo_core.ranks import ALONE, Ranks
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.rollouts import Look, Source
+from selfnpo_core.training.rollouts import Look, RolloutSource
 from selfnpo_core.training.student import Role, Student
 
 
@@ -106,7 +106,7 @@ class Denoisers:
 
 
 def noised_looks(
-    source: Source, backbone: Backbone, recipe: Recipe, generator: torch.Generator, ranks: Ranks = ALONE
+    source: RolloutSource, backbone: Backbone, recipe: Recipe, generator: torch.Generator, ranks: Ranks = ALONE
 ) -> Iterator[Noised]:
     """This process's parts of one update, re-noised. All that is random is drawn first, for all processes' rows.
 
