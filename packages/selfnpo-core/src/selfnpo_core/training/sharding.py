@@ -65,7 +65,8 @@ def collect(
         with whole([tensor]):
             copy = change(name, entire(tensor.detach()))
             if keep:
-                there = tensor.data_ptr() if type(tensor.data) is Tensor else None
+                own = tensor.to_local() if isinstance(tensor, DTensor) else tensor.data
+                there = own.data_ptr() if type(own) is Tensor else None
                 copy = copy.cpu()
                 collected[name] = copy.clone() if copy.data_ptr() == there else copy
     return collected

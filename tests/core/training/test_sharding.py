@@ -1,0 +1,82 @@
+"""Tensors in pieces, in one process: what is made whole is what was cut."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.core.training.toy import ToyNet
+from torch.distributed.tensor import DTensor
+
+from selfnpo_core.training.sharding import collect, entire, fill, like, pieces, release, split, whole
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cut(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    network = ToyNet()
+    before = copy.deepcopy(network.state_dict())
+    split(network, CPU, [network.conv.weight])
+    yield network, before
+    dist.destroy_process_group()
+
+
+def test_all_parameters_are_cut_but_the_ignored(cut):
+    network, _ = cut
+    kinds = {name: isinstance(parameter, DTensor) for name, parameter in network.named_parameters()}
+    assert kinds == {name: name != "conv.weight" for name in kinds}
+
+
+def test_collected_tensors_are_whole_copies(cut):
+    network, before = cut
+    collected = collect(dict(network.named_parameters()), keep=True)
+    assert collected.keys() == before.keys()
+    for name, tensor in collected.items():
+        assert type(tensor) is torch.Tensor
+        assert torch.equal(tensor, before[name])
+        tensor.zero_()
+    assert all(torch.equal(entire(p.detach()), before[n]) for n, p in network.named_parameters())
+    assert collect(dict(network.named_parameters()), keep=False) == {}
+
+
+def test_filled_tensors_are_cut_as_they_were(cut):
+    network, before = cut
+    parameters = dict(network.named_parameters())
+    fill(parameters, {name: tensor + 1 for name, tensor in before.items()})
+    for name, parameter in parameters.items():
+        assert isinstance(parameter, DTensor) is (name != "conv.weight")
+        assert torch.equal(entire(parameter.detach()), before[name] + 1)
+
+
+def test_pieces_are_what_an_average_may_write_to(cut):
+    network, before = cut
+    for piece in pieces(network.parameters()):
+        piece.mul_(2)
+    assert all(torch.equal(entire(p.detach()), 2 * before[n]) for n, p in network.named_parameters())
+
+
+def test_a_value_is_cut_like_a_tensor(cut):
+    network, before = cut
+    value = torch.randn_like(before["to_q.weight"])
+    made = like(value, network.to_q.weight)
+    assert isinstance(made, DTensor)
+    assert made.placements == network.to_q.weight.placements
+    assert torch.equal(entire(made), value)
+
+
+def test_ordinary_tensors_pass_through():
+    own = torch.nn.Parameter(torch.arange(3.0))
+    with whole([own], changed=True):
+        assert entire(own) is own
+    assert like(own, torch.zeros(3)) is own
+    collected = collect({"own": own}, True, lambda name, tensor: tensor * 2)["own"]
+    assert collected.tolist() == [0, 2, 4]
+    kept = collect({"own": own}, True)["own"]
+    assert kept.data_ptr() != own.data_ptr()
+    (piece,) = pieces([own])
+    assert piece.data_ptr() == own.data_ptr()
+    release([own])
+    fill({"own": own}, {"own": torch.ones(3)})
+    assert own.tolist() == [1, 1, 1]
