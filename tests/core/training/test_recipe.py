@@ -4,7 +4,6 @@ import pytest
 
 from selfnpo_core import InputError
 from selfnpo_core.training import Recipe, build_recipe, resolve_recipe
-from selfnpo_core.training.accelerators import learning_rate_at, seed_for
 from selfnpo_core.training.recipe import FREE_ON_RESUME, changed_keys
 
 PRESETS = {"lora": {"learning_rate": 1e-4, "rank": 8}, "full": {"learning_rate": 1e-6}}
@@ -99,19 +98,3 @@ def test_only_what_changes_no_update_may_change_on_resume():
     assert changed_keys(old, old.model_copy(update={"steps": 2, "trackers": (), "sample_every": 3})) == []
     assert changed_keys(old, old.model_copy(update={"rank": 2, "steps": 2})) == ["rank"]
     assert set(Recipe.model_fields) >= FREE_ON_RESUME
-
-
-def test_learning_rate_warms_up_and_then_follows_its_schedule():
-    recipe = build_recipe({"learning_rate": 1.0, "warmup_steps": 3, "steps": 11, "lr_schedule": "linear"})
-    rates = [learning_rate_at(step, recipe) for step in range(1, 12)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[4:] == pytest.approx([1 - k / 8 for k in range(1, 8)])
-    cosine = recipe.model_copy(update={"lr_schedule": "cosine", "warmup_steps": 0})
-    assert learning_rate_at(1, cosine) == 1.0
-    assert learning_rate_at(11, cosine) == pytest.approx(0.0203, abs=1e-4)
-    assert learning_rate_at(11, recipe.model_copy(update={"lr_schedule": "constant"})) == 1.0
-
-
-def test_seeds_of_neighbours_differ():
-    seeds = {seed_for(seed, rank, step) for seed in range(5) for rank in range(5) for step in range(5)}
-    assert len(seeds) == 125

@@ -143,25 +143,6 @@ def test_a_signal_that_comes_while_the_processes_ask_one_another_is_not_lost(tmp
     assert len(asked) == 3
 
 
-REPEATED = """
-import os, signal
-from selfnpo_core.system.signals import StopSignals
-
-with StopSignals() as signals:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
-        os.kill(os.getpid(), number)
-    print(int(signals.received))
-"""
-
-
-@pytest.mark.parametrize(("launched", "end"), [({"RANK": "0"}, "2"), ({}, "")])
-def test_a_second_signal_stops_at_once_unless_it_may_be_a_launchers(launched, end):
-    own = {name: value for name, value in os.environ.items() if name != "RANK"}
-    done = subprocess.run([sys.executable, "-c", REPEATED], env={**own, **launched}, capture_output=True, text=True)
-    assert done.stdout.strip() == end
-    assert done.returncode == (0 if launched else -signal.SIGTERM), done.stderr
-
-
 KILLED = """
 import os, pathlib, signal, sys
 from selfnpo_core.system import files

@@ -1,0 +1,56 @@
+"""What a run will cost, against what it is seen to cost."""
+
+import pytest
+from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
+
+from selfnpo_core.training import dry_run
+from selfnpo_core.training.measuring import measure
+
+
+def test_dry_run_counts_and_leaves_no_trace():
+    backbone = ToyBackbone()
+    network, names = backbone.denoiser, list(backbone.denoiser.state_dict())
+    plan = dry_run(backbone, toy_recipe(targets="all", objective="dpo"), PROMPTS)
+    rank, sizes = 4, {"conv": (4 * 9, 4), "to_q": (81, 48), "to_out": (48, 64)}
+    assert plan.trained_parameters == sum(rank * (i + o) for i, o in sizes.values())
+    assert plan.network_parameters == sum(p.numel() for p in network.parameters())
+    assert plan.rows_per_update == 2 + 1 + 3
+    parts = {part.name.split(",")[0]: part for part in plan.memory}
+    assert parts["base weights"].bytes == 4 * plan.network_parameters
+    assert parts["optimizer"].bytes == 8 * plan.trained_parameters
+    assert parts["pool"].bytes == 20 * 64 * 4
+    assert not parts["pool"].on_device
+    assert parts["prompt embeddings"].bytes == 6 * 64
+    assert plan.device_bytes == sum(p.bytes for p in plan.memory if p.on_device)
+    assert "6 a row: 2 teacher + 1 base + 3 student" in str(plan)
+    assert backbone.denoiser is network
+    assert list(network.state_dict()) == names
+
+
+def test_activations_grow_with_the_rows():
+    """By the same for every row, and never less than the layers' inputs."""
+    sizes = []
+    for batch_size in (64, 128, 192):
+        recipe = toy_recipe(train="full", batch_size=batch_size, pool_size=192)
+        sizes.append(dry_run(ToyBackbone(), recipe, PROMPTS).memory[-1].bytes)
+    row = (sizes[2] - sizes[1]) / 64
+    assert row == (sizes[1] - sizes[0]) / 64
+    inputs = 4 * (64 + 81 + 48 + 48)  # conv, to_q, silu, to_out
+    assert inputs <= row <= 4 * inputs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train": "full"},
+        {"train": "full", "grad_accumulation": 2, "batch_size": 2000},
+        {"objective": "gradient_reversal", "teacher_guidance": 0.5},
+        {"objective": "dpo", "mixed_precision": "bf16"},
+    ],
+)
+def test_the_estimate_is_what_an_update_is_seen_to_hold(changes):
+    recipe = toy_recipe(**{"batch_size": 4000, "pool_size": 4000, "steps": 9, **changes})
+    backbone = ToyBackbone()
+    asked = dry_run(backbone, recipe, PROMPTS).device_bytes
+    assert asked == pytest.approx(measure(backbone, recipe, PROMPTS).bytes, rel=0.15)

@@ -1,0 +1,79 @@
+"""Where training samples come from: the teacher's trajectories, and what an update leaves of them."""
+
+import pytest
+import torch
+from tests.core.training.engines import engine, fixed_parts
+
+from selfnpo_core import NULL, trajectory
+from selfnpo_core.guidance import guided_estimate
+from selfnpo_core.training.rollouts import Teacher
+
+
+def test_the_pool_moves_one_ddim_step_an_update():
+    with engine(batch_size=10, pool_size=10) as made:
+        before = made.source.state_dict()
+        (noised,) = fixed_parts(made)
+        after, grid = made.source.state_dict(), made.backbone.schedule.grid(5)
+        going = (before["index"] < 4).nonzero()[:, 0]
+        t = grid[before["index"][going]]
+        estimate = made.denoisers.teacher(before["x"][going], t, torch.full_like(going, NULL))
+        level = made.backbone.schedule.at(grid[before["index"][going] + 1], like=before["x"])
+    assert len(going) == 8
+    assert sorted(noised.look.t.tolist()) == sorted(grid[before["index"]].tolist())
+    assert torch.equal(after["index"][going], before["index"][going] + 1)
+    assert (after["index"][before["index"] == 4] == 0).all()
+    expected = level.alpha * estimate.x0 + level.sigma * estimate.eps
+    torch.testing.assert_close(after["x"][going], expected, rtol=0, atol=1e-5)
+
+
+def test_truncated_rollouts_stop_where_a_plain_trajectory_is():
+    with engine(batch_size=32, pool_size=32, rollout="truncated", truncation_steps=2, teacher_guidance=-2.0) as made:
+        made.generator.manual_seed(3)
+        drawn = made.source.draw()
+        (look,) = made.source.looks(drawn, 32)
+        schedule, grid = made.backbone.schedule, made.backbone.schedule.grid(5)
+        walk = list(trajectory(made.denoisers.teacher, schedule, grid, drawn.x, drawn.prompt, -2.0))
+    assert set(drawn.stop.tolist()) == {2, 3, 4}
+    for row, stop in enumerate(drawn.stop.tolist()):
+        torch.testing.assert_close(look.x_t[row], walk[stop].x_t[row], rtol=0, atol=1e-4)
+        torch.testing.assert_close(look.weak.x0[row], walk[stop].estimate.x0[row], rtol=0, atol=1e-3)
+        assert look.t[row] == grid[stop]
+
+
+def test_looks_that_are_left_out_are_noticed():
+    """Whoever stops early can neither put back what was not looked at nor draw again."""
+    with engine(batch_size=5, pool_size=10) as made:
+        before = made.source.state_dict()
+        next(made.source.looks(made.source.draw(), 2))
+        with pytest.raises(RuntimeError, match="2 trajectories were looked at"):
+            made.source.put_back()
+        with pytest.raises(RuntimeError, match="not put back"):
+            made.source.draw()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in made.source.state_dict().items())
+        made.source.load_state_dict(before)
+        assert len(list(made.source.looks(made.source.draw(), 2))) == 3
+        made.source.put_back()
+        moved = made.source.state_dict()["index"] != before["index"]
+    assert int(moved.sum()) == 5
+
+
+def test_nothing_can_be_put_back_twice():
+    with engine(batch_size=5, pool_size=10) as made:
+        list(made.source.looks(made.source.draw(), 5))
+        made.source.put_back()
+        with pytest.raises(RuntimeError, match="use all looks"):
+            made.source.put_back()
+
+
+@pytest.mark.parametrize("weak", [-1.0, -2.0])
+def test_a_strong_look_has_the_weak_estimate_of_a_look_alone(weak):
+    """Both are made of the same two branches, asked in one forward."""
+    with engine(teacher_guidance=weak) as made:
+        denoise, x = made.denoisers.teacher, torch.randn(3, 4, 4, 4)
+        t, prompt = torch.tensor([900, 500, 100]), torch.tensor([0, 1, 2])
+        alone = Teacher(denoise=denoise, weak=weak).look(x, t, prompt)
+        both = Teacher(denoise=denoise, weak=weak, strong=6.0).look(x, t, prompt)
+        prompted = guided_estimate(denoise, x, t, prompt, 6.0)
+    assert alone.strong is None
+    torch.testing.assert_close(both.weak.x0, alone.weak.x0, rtol=0, atol=1e-4)
+    torch.testing.assert_close(both.strong.x0, prompted.x0, rtol=0, atol=1e-4)
