@@ -103,7 +103,7 @@ def test_a_grid_is_rendered_and_the_page_shows_it(folder, lora, tmp_path):
 
 
 def test_what_is_whole_is_not_rendered_again(folder, lora, tmp_path, monkeypatch):
-    wanted, write = job(folder, lora, tmp_path), rendering.write_video
+    wanted, write = job(folder, lora, tmp_path), sampling.write_video
     written = []
 
     def fail_later(path, frames, **options):
@@ -112,12 +112,12 @@ def test_what_is_whole_is_not_rendered_again(folder, lora, tmp_path, monkeypatch
         written.append(path.name)
         return write(path, frames, **options)
 
-    monkeypatch.setattr(rendering, "write_video", fail_later)
+    monkeypatch.setattr(sampling, "write_video", fail_later)
     with pytest.raises(OSError, match="No space"):
         rendering.render(wanted, [2.0, 6.0], tmp_path / "out")
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.mp4")}
     assert len(stamps) == 3
-    monkeypatch.setattr(rendering, "write_video", write)
+    monkeypatch.setattr(sampling, "write_video", write)
     assert rendering.render(wanted, [2.0, 6.0], tmp_path / "out") == 5
     check(tmp_path / "out")
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfnpo_core import NULL, NoiseSchedule
-from selfnpo_core.models.backbone import Negative
+from selfnpo_core.models.backbone import NegativeWeights
 from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.training import Recipe, build_recipe
@@ -74,7 +74,13 @@ class ToyBackbone:
         assert name == "auto"
 
     def draw_samples(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int, negative: Negative
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: NegativeWeights,
     ) -> list[Image.Image]:
         self.drawn.append((guidance_scale, negative if negative is None else type(negative)))
         pictures = []

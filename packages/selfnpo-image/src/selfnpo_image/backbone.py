@@ -11,7 +11,6 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -23,6 +22,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from selfnpo_core.adapters.attach import attach_weights
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.models.identity import weights_hash
@@ -37,7 +37,7 @@ from selfnpo_image.loading import encoder_files, known_configs, load_pipeline, l
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from selfnpo_core.models.backbone import Negative
+    from selfnpo_core.models.backbone import NegativeWeights
 
 log = logging.getLogger(__name__)
 CLIP_TOKENS = 77
@@ -218,11 +218,9 @@ class ImageBackbone:
         *,
         guidance_scale: float,
         steps: int,
-        negative: Negative,
+        negative: NegativeWeights,
     ) -> Sequence[Image]:
         """One picture a prompt by the stock pipeline, with the negative weights on its negative branch."""
-        from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
-
         device = next(self.denoiser.parameters()).device
         pipe = self._pipeline(encoders=True)
         for part in (*self.kind.text_encoders, "vae"):
@@ -236,13 +234,7 @@ class ImageBackbone:
         # A prepared network answers in float32, whatever its weights are; the pipeline hands that on to the VAE.
         cast_back = self.denoiser.register_forward_hook(lambda _module, _inputs, output: _cast(output, self.dtype))
         try:
-            if negative is None:
-                attached: Any = nullcontext()
-            elif isinstance(negative, str):
-                attached = NegativeAdapters.attach(pipe, {negative: 1.0})
-            else:
-                attached = NegativeDelta.attach(pipe, negative)
-            with attached:
+            with attach_weights(pipe, negative):
                 return [picture for _, picture in draw(pipe, prompts, seeds, settings)]
         finally:
             cast_back.remove()

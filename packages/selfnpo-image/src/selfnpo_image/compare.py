@@ -29,10 +29,10 @@ def compare(job: Job, output: str | Path) -> Mapping[str, Any] | None:
     if job.negative is None:
         raise InputError("nothing to compare with: give the negative weights as --npo RUN|FILE")
     output, plain = Path(output), replace(job, negative=None)
-    pipe = job.load()
-    with SampleFolder(output, records(job, pipe), beside=(WITHOUT, WITH, SHEET, METRICS)) as pairs:
-        draw_into(pipe, plain, output / WITHOUT)
-        draw_into(pipe, job, output / WITH)
+    prepared = job.load()
+    with SampleFolder(output, records(job, prepared.pipe), beside=(WITHOUT, WITH, SHEET, METRICS)) as pairs:
+        draw_into(prepared, plain, output / WITHOUT)
+        draw_into(prepared, job, output / WITH)
         titles = _titles(job)
         names = [record["file"] for record in pairs.records]
         for index in pairs.missing:

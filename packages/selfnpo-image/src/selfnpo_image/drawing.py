@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from selfnpo_core.sampling import job
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How pictures are drawn. guidance_scale: 1 is none. height, width: pixels; None is the model's own."""
+class Settings(job.Settings):
+    """How pictures are drawn. height, width: pixels; None is the model's own."""
 
-    guidance_scale: float
-    steps: int
-    negative_prompt: str | None = None
     height: int | None = None
     width: int | None = None
     batch_size: int = 8

@@ -11,22 +11,19 @@ from diffusers import CogVideoXDPMScheduler
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from selfnpo_core.sampling import job
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream
 from selfnpo_video.video_files import to_frames
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How clips are drawn. guidance_scale: 1 is none."""
+class Settings(job.Settings):
+    """How clips are drawn."""
 
-    guidance_scale: float
-    steps: int
     size: ClipSize
-    negative_prompt: str | None = None
     dynamic_guidance: bool = False
     """The pipelines' `use_dynamic_cfg`: a scale that depends on the timestep, and swings widely at few steps."""
-    batch_size: int = 1
     window: int | None = None
     """Frames that the model sees at a time, for clips longer than it was trained for (`selfnpo_video.long`)."""
     window_place: int = 0

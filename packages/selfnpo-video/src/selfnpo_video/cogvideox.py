@@ -6,7 +6,6 @@ never on the device together: T5-XXL is the larger one.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from selfnpo_core.adapters import NegativeAdapters, NegativeDelta
+from selfnpo_core.adapters.attach import attach_weights
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.embeddings import EmbeddingsCache, embedded
 from selfnpo_core.models.identity import weights_hash
@@ -39,7 +38,7 @@ from selfnpo_video.sheets import strip
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from selfnpo_core.models.backbone import Negative
+    from selfnpo_core.models.backbone import NegativeWeights
 
 COGVIDEOX = VideoKind(
     name="cogvideox",
@@ -167,7 +166,7 @@ class CogVideoX:
         *,
         guidance_scale: float,
         steps: int,
-        negative: "Negative",
+        negative: "NegativeWeights",
     ) -> "Sequence[Image]":
         """A strip of frames a prompt, each one of `embed`'s. The transformer waits on the CPU while the VAE decodes."""
         assert self._table is not None, "embed() comes before draw_samples()"
@@ -175,14 +174,8 @@ class CogVideoX:
         embeddings = self._table[[*(self._row[prompt] for prompt in prompts), -1]]
         given = {"transformer": self.denoiser, "text_encoder": None, "tokenizer": None}
         pipe = loading.load_pipeline(self._base, dtype=self.dtype, **given)
-        if negative is None:
-            attached: Any = nullcontext()
-        elif isinstance(negative, str):
-            attached = NegativeAdapters.attach(pipe, {negative: 1.0})
-        else:
-            attached = NegativeDelta.attach(pipe, negative)
         settings = Settings(guidance_scale=guidance_scale, steps=steps, size=self.size, batch_size=1)
-        with attached:
+        with attach_weights(pipe, negative):
             drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings)
             clips = [latents.cpu() for _, latents in drawn]
         self.denoiser.to("cpu")

@@ -28,10 +28,10 @@ def compare(job: Job, output: str | Path) -> dict[str, Any] | None:
     """Draw both arms and put them side by side. Returns the metrics, where there are judges for the model."""
     if job.negative is None:
         raise InputError("nothing to compare with: give the negative weights as --npo RUN|FILE")
-    output, pipe = Path(output), job.load()
-    with SampleFolder(output, records(job, pipe), beside=(WITHOUT, WITH, METRICS)) as pairs:
-        draw_into(pipe, replace(job, negative=None), output / WITHOUT)
-        draw_into(pipe, job, output / WITH)
+    output, prepared = Path(output), job.load()
+    with SampleFolder(output, records(job, prepared.pipe), beside=(WITHOUT, WITH, METRICS)) as pairs:
+        draw_into(prepared, replace(job, negative=None), output / WITHOUT)
+        draw_into(prepared, job, output / WITH)
         scale = f"scale {job.settings.guidance_scale:g}"
         titles = scale, f"{scale}, negative weights {job.negative.beta:g}"
         for index in pairs.missing:

@@ -11,7 +11,6 @@ The same command again goes on where it stopped; several processes (torchrun, ac
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Any
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.sampling.preference import Prepared
 from selfnpo_core.sampling.sample_folder import METADATA, SampleFolder, read_records
-from selfnpo_video.clips import frames_of, latent_clips
-from selfnpo_video.sampling import Job, attached, records
+from selfnpo_video.sampling import Job, attached, drawn, records
 from selfnpo_video.sheets import INDEX, grid, write_sheet
 from selfnpo_video.video_files import read_video, write_video
 
@@ -52,10 +51,10 @@ def render(job: Job, scales: Sequence[float], output: str | Path, *, shard: tupl
     """Draw what is missing of this process's share; returns how many clips were drawn now."""
     output = Path(output)
     _check_scales(scales)
-    pipe = job.load()
+    prepared = job.load()
     cells = [Cell(scale=s, negative=n) for n in ((False, True) if job.negative else (False,)) for s in scales]
     arms = {cell: _arm(job, cell) for cell in cells}
-    lines = {cell: records(arm, pipe) for cell, arm in arms.items()}
+    lines = {cell: records(arm, prepared.pipe) for cell, arm in arms.items()}
     wanted = [
         {**lines[cell][i], "file": f"{Path(lines[cell][i]['file']).stem}-{cell.name}{_suffix(job)}"}
         for i in range(len(job.prompts))
@@ -69,7 +68,7 @@ def render(job: Job, scales: Sequence[float], output: str | Path, *, shard: tupl
         with tqdm(total=len(todo), desc=output.name, unit="clip", disable=not todo, position=shard[0]) as bar:
             for cell in cells:
                 own = [k for k in todo if k % len(cells) == cells.index(cell)]
-                _draw_cell(pipe, arms[cell], folder, own, len(cells), bar)
+                _draw_cell(prepared, arms[cell], folder, own, len(cells), bar)
         if job.format != "frames" and len(cells) > 1:
             _write_grids(folder, wanted, cells, grids, job, shard)
         write_index(output)
@@ -81,15 +80,13 @@ def _arm(job: Job, cell: Cell) -> Job:
     return replace(job, settings=settings, negative=job.negative if cell.negative else None)
 
 
-def _draw_cell(pipe: Any, arm: Job, folder: SampleFolder, own: Sequence[int], cells: int, bar: Any) -> None:
+def _draw_cell(prepared: Prepared, arm: Job, folder: SampleFolder, own: Sequence[int], cells: int, bar: Any) -> None:
     if not own:
         return
     indices = [k // cells for k in own]
-    with ExitStack() as stack:
-        attached(stack, pipe, arm)
+    with attached(prepared, arm):
         some = [arm.prompts[i] for i in indices], [arm.seeds[i] for i in indices]
-        for index, latents in latent_clips(pipe, *some, arm.settings, image=arm.image):
-            write = partial(write_video, frames=frames_of(pipe, latents), fps=arm.fps, format=arm.format)
+        for index, write in drawn(prepared.pipe, arm, *some):
             folder.add(own[index], write)
             bar.update()
 

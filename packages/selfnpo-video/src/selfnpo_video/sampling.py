@@ -1,24 +1,20 @@
 """`sample`: what its options ask for, as a job, and the clips of a job into a folder."""
 
-import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import Source
-from selfnpo_core.sampling import preference
-from selfnpo_core.sampling.options import NO_NEGATIVE, Negative, dtype_of, negative_of, prompts_of, scale_of
-from selfnpo_core.sampling.preference import Preference, kept_eta, prepare
-from selfnpo_core.sampling.sample_folder import SampleFolder, sample_name
-from selfnpo_core.system.devices import DTYPES, best_device
+from selfnpo_core.sampling import job, preference
+from selfnpo_core.sampling.options import dtype_of, scale_of
+from selfnpo_core.sampling.preference import Preference, Prepared, with_preference
+from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.system.files import file_sha256
 from selfnpo_video import memory
 from selfnpo_video.attention import use_attention
@@ -32,19 +28,11 @@ from selfnpo_video.prompts import load_prompts
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.video_files import write_video
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(job.Job[VideoBase, Settings]):
     """Everything that `sample` and `compare` were asked to draw."""
 
-    base: VideoBase
-    prompts: Sequence[str]
-    seeds: Sequence[int]
-    settings: Settings
-    negative: Negative | None
-    dtype: str
     fps: int
     format: str = "mp4"
     tiling: bool = False
@@ -52,19 +40,16 @@ class Job:
     attention: str = "auto"
     image: Path | None = None
     """First frame, for image-to-video checkpoints."""
-    preference: str | None = None
-    """A preference-tuned LoRA or model, on both branches; see `selfnpo_core.sampling.preference`."""
-    device: torch.device = field(default_factory=best_device)
 
-    def load(self) -> Any:
+    def load(self) -> Prepared:
         pipe = load_pipeline(self.base, dtype=DTYPES[self.dtype])
-        prepare(pipe, "transformer", self, lambda name, _: find_preference(name, self.base))
+        prepared = with_preference(pipe, "transformer", self, lambda name, _: find_preference(name, self.base))
         use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
         if self.tiling:
             pipe.vae.enable_tiling()
         if self.device.type != "cpu":  # T5 and transformer do not fit together
             pipe.enable_model_cpu_offload(device=self.device)
-        return pipe
+        return prepared
 
 
 def plan(options: Mapping[str, Any]) -> Job:
@@ -72,9 +57,8 @@ def plan(options: Mapping[str, Any]) -> Job:
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
     base = find_base(options["model"], options["model_config"])
-    device, image = best_device(options["device"]), options["image"]
-    prompts = [text for text in prompts_of(options, load_prompts) for _ in range(options["count"])]
-    negative, npo_config = negative_of(options)
+    shared, npo_config = job.asked(options, load_prompts)
+    device, negative, image = shared["device"], shared["negative"], options["image"]
     _check_picture(image)
     _check_request(base, options)  # before it is fetched
     base = local(base)
@@ -93,8 +77,6 @@ def plan(options: Mapping[str, Any]) -> Job:
     ).check(size)
     return Job(
         base=base,
-        prompts=prompts,
-        seeds=[options["seed"] + i for i in range(len(prompts))],
         settings=Settings(
             guidance_scale=scale,
             steps=options["steps"] or known.steps,
@@ -105,15 +87,13 @@ def plan(options: Mapping[str, Any]) -> Job:
             window=options["window"],
             window_place=known.window_place if options["window_place"] is None else options["window_place"],
         ),
-        negative=negative,
         dtype=dtype,
         fps=options["fps"] or known.fps,
         format=options["format"],
         tiling=options["tiling"],
         attention=options["attention"],
         image=None if image is None else Path(image),
-        preference=options["preference"],
-        device=device,
+        **shared,
     )
 
 
@@ -126,68 +106,55 @@ def find_preference(name: str, base: VideoBase) -> Preference:
     return preference.find(name, network=base.kind.network, component="transformer", locate=find_source, whole=whole)
 
 
-def sample(job: Job, output: str | Path) -> int:
+def sample(asked: Job, output: str | Path) -> int:
     """Draw the job's clips into a folder; returns how many were drawn now. Those that are there are kept."""
-    return draw_into(job.load(), job, output)
+    return draw_into(asked.load(), asked, output)
 
 
-def draw_into(pipe: Any, job: Job, output: str | Path) -> int:
+def draw_into(prepared: Prepared, asked: Job, output: str | Path) -> int:
     """As `sample`, on a pipeline that is loaded already."""
+    with attached(prepared, asked):
+        return job.fill(output, records(asked, prepared.pipe), partial(drawn, prepared.pipe, asked), "clip")
+
+
+def drawn(pipe: Any, asked: Job, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
+    """Index and what writes the clip, in order."""
+    for index, latents in latent_clips(pipe, prompts, seeds, asked.settings, image=asked.image):
+        yield index, partial(write_video, frames=frames_of(pipe, latents), fps=asked.fps, format=asked.format)
+
+
+@contextmanager
+def attached(prepared: Prepared, asked: Job) -> Iterator[None]:
+    """With the job's windows and negative weights on the pipeline."""
     with ExitStack() as stack:
-        attached(stack, pipe, job)
-        return _draw_missing(pipe, job, output)
+        if asked.settings.window is not None:
+            window = asked.base.compression.latent_window(asked.settings.window)
+            place = asked.settings.window_place
+            stack.enter_context(windowed(prepared.pipe.transformer, window, place=place))
+        if asked.negative is not None:
+            stack.enter_context(asked.negative.attach(prepared.pipe, prepared.eta))
+        yield
 
 
-def attached(stack: ExitStack, pipe: Any, job: Job) -> None:
-    """Put the job's windows and negative weights on the pipeline, until `stack` is closed."""
-    if job.settings.window is not None:
-        window = job.base.compression.latent_window(job.settings.window)
-        stack.enter_context(windowed(pipe.transformer, window, place=job.settings.window_place))
-    if job.negative is not None:
-        stack.enter_context(job.negative.attach(pipe, kept_eta(pipe)))
-
-
-def _draw_missing(pipe: Any, job: Job, output: str | Path) -> int:
-    with SampleFolder(output, records(job, pipe)) as folder:
-        todo = folder.missing
-        if len(todo) < len(job.prompts):
-            log.warning("%s: %d clips are there already", output, len(job.prompts) - len(todo))
-        some = [job.prompts[i] for i in todo], [job.seeds[i] for i in todo]
-        bar = tqdm(total=len(todo), desc=Path(output).name, unit="clip", disable=not todo)
-        for index, latents in latent_clips(pipe, *some, job.settings, image=job.image):
-            write = partial(write_video, frames=frames_of(pipe, latents), fps=job.fps, format=job.format)
-            folder.add(todo[index], write)
-            bar.update()
-    return len(todo)
-
-
-def records(job: Job, pipe: Any) -> list[dict[str, Any]]:
-    """A line of metadata.jsonl a clip: all that is needed to draw it again."""
-    size = job.settings.size
-    shared = {
-        "negative_prompt": job.settings.negative_prompt,
-        "guidance_scale": job.settings.guidance_scale,
-        "dynamic_guidance": job.settings.dynamic_guidance,
-        "steps": job.settings.steps,
+def records(asked: Job, pipe: Any) -> list[dict[str, Any]]:
+    """A line of metadata.jsonl a clip."""
+    settings, size, image = asked.settings, asked.settings.size, asked.image
+    how = {
+        "dynamic_guidance": settings.dynamic_guidance,
+        "steps": settings.steps,
         "frames": size.frames,
         "height": size.height,
         "width": size.width,
-        "window": job.settings.window,
-        "window_place": None if job.settings.window is None else job.settings.window_place,
-        "fps": job.fps,
-        "tiling": job.tiling,
-        "scheduler": type(pipe.scheduler).__name__,
-        "model": job.base.name,
-        "dtype": job.dtype,
-        "image": None if job.image is None else str(job.image),
-        "image_sha256": None if job.image is None else file_sha256(job.image),
-        **preference.record(job.preference),
-        **(job.negative.record if job.negative else NO_NEGATIVE),
+        "window": settings.window,
+        "window_place": None if settings.window is None else settings.window_place,
+        "fps": asked.fps,
+        "tiling": asked.tiling,
     }
-    return [
-        {"file": sample_name(index, seed, job.format), "prompt": prompt, "seed": seed, **shared}
-        for index, (prompt, seed) in enumerate(zip(job.prompts, job.seeds, strict=True))
-    ]
+    given = {
+        "image": None if image is None else str(image),
+        "image_sha256": None if image is None else file_sha256(image),
+    }
+    return job.records(asked, pipe, suffix=asked.format, how=how, given=given)
 
 
 def _check_request(base: VideoBase, options: Mapping[str, Any]) -> ClipSize:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.system import private
 
 if TYPE_CHECKING:
+    from selfnpo_core.models.backbone import NegativeWeights
     from selfnpo_core.weights.npo_folder import Npo
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,15 @@ def attach_npo(
     layers = NegativeLayers.attach(pipe, offset, beta=times, condition=condition, store=store)
     log.info("negative weights kept as %s: %.1f MB, off by %.2g %%", mode, layers.nbytes / 1e6, 100 * layers.error)
     return layers
+
+
+def attach_weights(pipe: Any, negative: NegativeWeights) -> AbstractContextManager[object]:
+    """Weights in training on the negative branch, at full strength, for the duration of a `with` block."""
+    if negative is None:
+        return nullcontext()
+    if isinstance(negative, str):
+        return NegativeAdapters.attach(pipe, {negative: 1.0})
+    return NegativeDelta.attach(pipe, negative)
 
 
 def _offset(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from selfnpo_core.models.embeddings import EmbeddingsCache
 
-Negative = str | Mapping[str, Tensor] | None
+NegativeWeights = str | Mapping[str, Tensor] | None
 """Negative weights to sample with: the name of a PEFT adapter, a full-weight offset by parameter name, or none."""
 
 
@@ -80,7 +80,7 @@ class Backbone(Protocol):
         *,
         guidance_scale: float,
         steps: int,
-        negative: Negative,
+        negative: NegativeWeights,
     ) -> "Sequence[Image]":
         """One picture a prompt (a video family: one strip of frames), for the run's sample grids. `embed` had them all.
 

@@ -145,18 +145,6 @@ def with_preference(pipe: Any, component: str, job: Job, find_it: Callable[[str,
     return Prepared(pipe=pipe, eta=find_it(job.preference, pipe).apply(pipe, component, keep=keep))
 
 
-def prepare(pipe: Any, component: str, job: Job, find_it: Callable[[str, Any], Preference]) -> Any:
-    """`with_preference`, whose η is kept on the pipeline for `kept_eta`."""
-    prepared = with_preference(pipe, component, job, find_it)
-    pipe._selfnpo_eta = prepared.eta
-    return pipe
-
-
-def kept_eta(pipe: Any) -> Mapping[str, Tensor] | None:
-    """η of whole weights that `prepare` kept."""
-    return getattr(pipe, "_selfnpo_eta", None)
-
-
 def record(name: str | None) -> dict[str, str | None]:
     """What metadata.jsonl says of a preference; of a file, its hash too."""
     path = None if name is None else Path(name).expanduser()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from selfnpo_core.models.backbone import Backbone, Negative
+from selfnpo_core.models.backbone import Backbone, NegativeWeights
 from selfnpo_core.system.files import save_tensors
 from selfnpo_core.system.processes import is_main
 from selfnpo_core.training.recipe import Recipe
@@ -58,7 +58,7 @@ class FullStudent(Student):
 
         return collect(self.parameters, keep, change)
 
-    def negative(self) -> Negative:
+    def negative(self) -> NegativeWeights:
         return self.delta()
 
     @contextmanager

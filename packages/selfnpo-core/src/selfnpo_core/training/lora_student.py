@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.backbone import Backbone, Negative
+from selfnpo_core.models.backbone import Backbone, NegativeWeights
 from selfnpo_core.models.storage import give_back, place_rest, store_base
 from selfnpo_core.system import private
 from selfnpo_core.training.recipe import Recipe
@@ -100,7 +100,7 @@ class LoraStudent(Student):
                 squares.append(layer.scaling[NPO] ** 2 * ((b.T @ b) * (a @ a.T)).sum())
         return float(torch.stack(squares).double().sum().clamp(min=0).sqrt()) / self._base_norm
 
-    def negative(self) -> Negative:
+    def negative(self) -> NegativeWeights:
         return NPO
 
     @contextmanager

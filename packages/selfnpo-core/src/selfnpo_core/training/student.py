@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from selfnpo_core.ema import ema_update
 from selfnpo_core.errors import RunError
-from selfnpo_core.models.backbone import Backbone, Negative
+from selfnpo_core.models.backbone import Backbone, NegativeWeights
 from selfnpo_core.training.sharding import collect, fill, pieces
 
 Role = Literal["student", "teacher", "base"]
@@ -52,7 +52,7 @@ class Student(ABC):
         """‖Δθ‖/‖θ‖."""
 
     @abstractmethod
-    def negative(self) -> Negative:
+    def negative(self) -> NegativeWeights:
         """The student as `Backbone.draw_samples` wants it, inside `role("base")`."""
 
     @abstractmethod

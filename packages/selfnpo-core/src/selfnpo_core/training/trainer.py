@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError, RunError
-from selfnpo_core.models.backbone import Backbone, Negative
+from selfnpo_core.models.backbone import Backbone, NegativeWeights
 from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.models.identity import fingerprint
 from selfnpo_core.system.files import is_disk_full
@@ -244,7 +244,7 @@ class Trainer:
                     pixels = np.asarray(grid)[None]
                     tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
 
-    def _samples(self, scale: float, negative: Negative) -> Sequence[Any]:
+    def _samples(self, scale: float, negative: NegativeWeights) -> Sequence[Any]:
         """Each process draws a share; the first one has them all."""
         prompts = list(enumerate(self._sample_prompts))
 
