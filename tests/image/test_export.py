@@ -22,9 +22,10 @@ from selfnpo_core.weights.offsets import lora_of, offset_of, to_lora
 from selfnpo_image import kohya
 from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
-from selfnpo_image.sd15 import SD15, UNET_TARGETS
+from selfnpo_image.sd15 import SD15
 from selfnpo_image.sdxl import SDXL
 from selfnpo_image.single_file import configs_for
+from selfnpo_image.unets import UNET_TARGETS
 
 ENDS = ["conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"]
 XL_ENDS = ["add_embedding.linear_1", "add_embedding.linear_2"]

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from tests.image.ldm import single_file
 from tests.tiny import sample, sd15
+from tests.tiny import sdxl as tiny_sdxl
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from selfnpo_core.errors import InputError
@@ -60,6 +61,12 @@ def test_the_same_base_as_the_folder(file: Path, folder: Path) -> None:
 def test_another_size_needs_its_configurations(file: Path) -> None:
     with pytest.raises(InputError, match=r"text width 32.*--model-config"):
         load_pipeline(find_base(str(file)))
+
+
+def test_configurations_of_another_family_are_refused(file: Path, tmp_path: Path) -> None:
+    tiny_sdxl().save_pretrained(tmp_path / "xl")
+    with pytest.raises(InputError, match=r"an SDXL folder, not of the SD1\.5 family"):
+        find_base(str(file), tmp_path / "xl")
 
 
 def test_a_tokenizer_is_asked_for_where_there_is_none(

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from selfnpo_core.errors import InputError
+from selfnpo_image import loading
+from selfnpo_image.base import check_network
 from selfnpo_image.families import find_base, kind_of_index
-from selfnpo_image.kinds import check_network, check_scheduler
-from selfnpo_image.loading import load_pipeline
+from selfnpo_image.loading import check_scheduler, load_pipeline
 from selfnpo_image.models import KNOWN, find_source
 from selfnpo_image.sd3 import SD3
 from selfnpo_image.sd15 import SD15
@@ -155,3 +156,28 @@ def test_without_a_network_the_error_says_what_to_do(offline: None) -> None:
     with pytest.raises(InputError, match="hf download Lykon/dreamshaper-8 --local-dir DIR") as caught:
         load_pipeline(find_base("dreamshaper"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_known_model_is_found_without_the_hub(offline: None) -> None:
+    base = find_base("sdxl")
+    assert (base.family, base.kind, base.known, base.network) == ("sdxl", SDXL.kind, KNOWN["sdxl"], None)
+
+
+def test_a_model_on_the_hub_is_fetched_once_and_is_then_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetch(repo: str, place: str = "everything", **_: Any) -> str:
+        asked.append(place)
+        return str(folder if place == "everything" else folder / place)
+
+    monkeypatch.setattr(loading, "hf_hub_download", fetch)
+    monkeypatch.setattr(StableDiffusionPipeline, "download", fetch)
+    base = find_base("someone/tiny")
+    assert (base.source.kind, base.family, asked) == ("hub", "sd15", ["model_index.json"])
+    here = loading.local(base)
+    assert (here.name, here.source.kind, here.source.location) == ("someone/tiny", "folder", str(folder))
+    assert asked == ["model_index.json", "unet/config.json", "everything"]
+    load_pipeline(here)
+    assert len(asked) == 3
+    with pytest.raises(InputError, match=r"an SD1\.5 model, not of the SDXL family"):
+        SDXL(base)

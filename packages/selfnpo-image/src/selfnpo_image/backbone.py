@@ -31,8 +31,8 @@ from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.devices import best_device
 from selfnpo_image.base import ImageBase
 from selfnpo_image.drawing import Settings, draw
-from selfnpo_image.kinds import Kind, check_scheduler
-from selfnpo_image.loading import encoder_files, known_configs, load_pipeline, local
+from selfnpo_image.kinds import Kind
+from selfnpo_image.loading import check_scheduler, encoder_files, known_configs, load_pipeline, local
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -190,8 +190,9 @@ class ImageBackbone:
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         """The network's raw output at x_t: (B, C, H, W), t: (B,), prompt: (B,) rows of the table."""
         assert self._table, "embed() comes before predict()"
+        table = tuple(part.to(x_t.device) for part in self._table)  # there since embed(), but for a simulation
         dtype = compute_dtype(self.denoiser)
-        rows = tuple(part[prompt.to(part.device)].to(x_t.device, dtype) for part in self._table)
+        rows = tuple(part[prompt.to(x_t.device)].to(dtype) for part in table)
         output: Tensor = self._call(x_t.to(dtype), t, self._told(rows))
         return output
 

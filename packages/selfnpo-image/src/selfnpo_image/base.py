@@ -1,5 +1,6 @@
 """A base model that makes pictures: `selfnpo_image.families.find_base` finds it and looks at it, once."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.base import Base
 from selfnpo_core.models.sources import KnownModel, Source
-from selfnpo_image.kinds import Kind, Shapes, check_network, read_config
+from selfnpo_image.kinds import Kind, Shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,27 @@ def of_folder(source: Source, kind: Kind, known: KnownModel | None) -> ImageBase
             raise InputError(f"model {name} has {problem} in {part}: get it as safetensors")
     variant = _variant(folder / kind.denoiser)
     return ImageBase(source=source, family=kind.name, known=known, kind=kind, network=network, variant=variant)
+
+
+def check_network(kind: Kind, config: Mapping[str, Any], name: str) -> None:
+    """The denoiser's config.json tells inpainting, refining and distilled networks from ours."""
+    if config.get("_class_name", kind.network) != kind.network:
+        raise kind.wrong(name, f"built on a {config['_class_name']}")
+    kind.check(kind, config, name)
+
+
+def read_config(path: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a diffusers folder."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        part = f"{path.parent.name}/{path.name}" if path.name == "config.json" else path.name
+        raise InputError(f"model {name} has no {part}: give a diffusers folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}): get the model again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged: get the model again")
+    return value
 
 
 def _variant(folder: Path) -> str | None:

@@ -14,8 +14,8 @@ from selfnpo_core.models.sources import KnownModel, Source
 from selfnpo_core.training.recipe import Presets
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.base import ImageBase, of_folder
-from selfnpo_image.kinds import Kind, Shapes, check_network, read_config
+from selfnpo_image.base import ImageBase, check_network, of_folder, read_config
+from selfnpo_image.kinds import Kind, Shapes
 from selfnpo_image.loading import fetched_config
 from selfnpo_image.models import KNOWN, find_source
 from selfnpo_image.sd3 import SD3

@@ -1,16 +1,15 @@
-"""What a family of image models is: its `Kind`, and the checks that tell whether a configuration is of it."""
+"""What a family of image models is, without its behaviour: its `Kind`, and the `Layout` of its single files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).with_name("configs")
 """A folder a family that has single files: those of its first release, as a diffusers folder without weights."""
 
-CLIP_L = "openai/clip-vit-large-patch14"
 STEM = "model.diffusion_model.input_blocks.0.0.weight"
 """The first convolution of a UNet, in a single file."""
 
@@ -49,7 +47,7 @@ class Layout:
     @cached_property
     def configs(self) -> Configs:
         files = sorted(self.folder.rglob("*.json"))
-        return {path.relative_to(self.folder).as_posix(): read_config(path, self.folder.name) for path in files}
+        return {path.relative_to(self.folder).as_posix(): json.loads(path.read_text("utf-8")) for path in files}
 
     @property
     def text_width(self) -> int:
@@ -91,47 +89,3 @@ class Kind:
         return InputError(
             f"model {name} is {what}, not of the {self.title} family: give one that is, such as {self.examples}"
         )
-
-
-def check_network(kind: Kind, config: Mapping[str, Any], name: str) -> None:
-    """The denoiser's config.json tells inpainting, refining and distilled networks from ours."""
-    if config.get("_class_name", kind.network) != kind.network:
-        raise kind.wrong(name, f"built on a {config['_class_name']}")
-    kind.check(kind, config, name)
-
-
-def check_unet(kind: Kind, config: Mapping[str, Any], name: str, conditions: Sequence[str]) -> None:
-    """A UNet on 4 latent channels that takes none of these added conditions."""
-    if config.get("in_channels", 4) != 4:
-        raise kind.wrong(name, f"an inpainting or editing model ({config['in_channels']} input channels)")
-    for key in conditions:
-        if config.get(key):
-            raise kind.wrong(name, f"a UNet with {key} {config[key]}")
-
-
-def check_scheduler(scheduler: Any, kind: Kind, name: str) -> str:
-    """The prediction type, if it is one of the family's."""
-    flow = NoiseSchedule.from_scheduler(scheduler).is_flow
-    found = "flow" if flow else str(scheduler.config.get("prediction_type", "epsilon"))
-    if found not in kind.predicts:
-        raise InputError(f"model {name} predicts '{found}': use a model that predicts {' or '.join(kind.predicts)}")
-    return found
-
-
-def halvings(config: Any) -> int:
-    """A UNet halves latents level by level."""
-    return int(2 ** (len(config.block_out_channels) - 1))
-
-
-def read_config(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a diffusers folder."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        part = f"{path.parent.name}/{path.name}" if path.name == "config.json" else path.name
-        raise InputError(f"model {name} has no {part}: give a diffusers folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}): get the model again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: get the model again")
-    return value

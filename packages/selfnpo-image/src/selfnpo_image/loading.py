@@ -15,9 +15,10 @@ from transformers import CLIPTokenizer
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
+from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_image import single_file
-from selfnpo_image.base import ImageBase, of_folder
-from selfnpo_image.kinds import Configs, Kind, check_network, check_scheduler, read_config
+from selfnpo_image.base import ImageBase, check_network, of_folder, read_config
+from selfnpo_image.kinds import Configs, Kind
 from selfnpo_image.models import is_known
 from selfnpo_image.single_file import configs_for, layout_of, prepared, tensor_shapes
 
@@ -47,8 +48,8 @@ def load_pipeline(base: ImageBase, *, dtype: torch.dtype = torch.float32, **comp
                 **{**kind.left_out, **_missing(Path(source.location), kind), **components},
             )
     _check_whole(pipe, base, components)
-    check_scheduler(pipe.scheduler, kind, base.name)
-    pipe.register_to_config(_name_or_path=base.name)
+    check_scheduler(pipe.scheduler, kind, source.name)
+    pipe.register_to_config(_name_or_path=source.name)
     return pipe
 
 
@@ -86,6 +87,15 @@ def known_configs(base: ImageBase) -> Configs | None:
     folder, places = source.config or Path(source.location), ("vae/config.json", "scheduler/scheduler_config.json")
     configs = {place: read_config(folder / place, base.name) for place in places}
     return {f"{kind.denoiser}/config.json": network_config(base), **configs}
+
+
+def check_scheduler(scheduler: Any, kind: Kind, name: str) -> str:
+    """The prediction type, if it is one of the family's."""
+    flow = NoiseSchedule.from_scheduler(scheduler).is_flow
+    found = "flow" if flow else str(scheduler.config.get("prediction_type", "epsilon"))
+    if found not in kind.predicts:
+        raise InputError(f"model {name} predicts '{found}': use a model that predicts {' or '.join(kind.predicts)}")
+    return found
 
 
 def encoder_files(base: ImageBase) -> dict[str, Path]:

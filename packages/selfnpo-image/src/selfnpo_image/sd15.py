@@ -8,15 +8,8 @@ from torch import Tensor
 
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.kinds import CLIP_L, CONFIGS, Kind, Layout, check_unet, halvings
-
-_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-_CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"]
-UNET_TARGETS = {
-    "attention": _ATTENTION,
-    "all": [*_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", *_CONVOLUTIONS],
-}
-"""Layers with a LoRA, in the UNets of Stable Diffusion."""
+from selfnpo_image.kinds import CONFIGS, Kind, Layout
+from selfnpo_image.unets import CLIP_L, UNET_TARGETS, check_unet, halvings
 
 LAYOUT = Layout(
     text="cond_stage_model.transformer.",

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.kinds import CLIP_L, CONFIGS, Kind, Layout, check_unet, halvings
-from selfnpo_image.sd15 import UNET_TARGETS
+from selfnpo_image.kinds import CONFIGS, Kind, Layout
+from selfnpo_image.unets import CLIP_L, UNET_TARGETS, check_unet, halvings
 
 LAYOUT = Layout(
     text="conditioner.embedders.1.model.",
