@@ -1,0 +1,61 @@
+"""Checkpoints: whole or passed over, whatever befalls a file."""
+
+import pytest
+import torch
+
+from selfnpo_core import RunError
+from selfnpo_core.training.checkpoint import State, damage_of, load_checkpoint, newest_checkpoint, save_checkpoint
+
+
+def state(step: int) -> State:
+    tensors = {
+        "student": {"a.weight": torch.arange(6.0).reshape(2, 3) + step},
+        "source": {"index": torch.tensor([1, 2])},
+    }
+    return State(step=step, tensors=tensors, values={"skipped": 3, "optimizer": {"scalars": {"0.step": 1.5}}})
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    loaded = load_checkpoint(save_checkpoint(tmp_path, state(7)))
+    assert loaded.step == 7
+    assert (loaded.values["skipped"], loaded.values["optimizer"]) == (3, {"scalars": {"0.step": 1.5}})
+    assert loaded.tensors.keys() == {"student", "source"}
+    for part, tensors in state(7).tensors.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(loaded.tensors[part][name], tensor)
+            assert loaded.tensors[part][name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize(
+    ("befall", "word"),
+    [
+        (lambda file: file.unlink(), "student.safetensors is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "bytes instead of"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"x"), "another sha256"),
+        (lambda file: (file.parent / "manifest.json").unlink(), "manifest.json: FileNotFoundError"),
+        (lambda file: (file.parent / "manifest.json").write_text("[]"), "manifest.json: TypeError"),
+        (lambda file: (file.parent / "manifest.json").write_text("{"), "manifest.json: JSONDecodeError"),
+    ],
+)
+def test_damage_is_named_and_an_older_checkpoint_taken(tmp_path, caplog, befall, word):
+    older, newer = (save_checkpoint(tmp_path, state(step)) for step in (2, 4))
+    befall(newer / "student.safetensors")
+    assert word in damage_of(newer)
+    assert newest_checkpoint(tmp_path) == older
+    assert "step-000004 is not whole" in caplog.text
+    with pytest.raises(RunError, match="resume from an older one"):
+        load_checkpoint(newer)
+
+
+def test_steps_are_counted_and_not_spelled(tmp_path):
+    for step in (999_999, 1_000_000, 2):
+        save_checkpoint(tmp_path, state(step))
+    (tmp_path / "step-best").mkdir()
+    assert newest_checkpoint(tmp_path).name == "step-1000000"
+    save_checkpoint(tmp_path, state(3), keep_last=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-999999", "step-1000000", "step-best"}
+
+
+def test_an_empty_folder_has_none(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "none") is None
