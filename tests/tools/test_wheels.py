@@ -34,8 +34,22 @@ DATA = {
     ],
 }
 
-EXTRAS = {"study/server.py": "study"}
-"""Modules of core that are themselves imported within functions, and the extra that brings what they need."""
+FLOORS = {
+    "commands/": {"train", "evaluate", "report"},
+    "evaluation/": {"evaluate"},
+    "experiments/": {"evaluate"},
+    "models/embeddings.py": {"train"},
+    "reporting/": {"report"},
+    "sampling/": {"evaluate"},
+    "study/": {"study"},
+    "system/memory.py": {"train"},
+    "training/": {"train"},
+    "worlds/": {"evaluate"},
+}
+"""The extras that bring what core's files import at their top. All others need what core itself asks for."""
+FAMILIES = ["train", "evaluate", "report"]
+"""The extras that both families ask for."""
+HEAVY = ["tensorboard", "matplotlib", "jinja2", "scipy", "starlette", "uvicorn", "click", "torch_fidelity", "deepspeed"]
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +83,78 @@ def test_a_wheel_holds_its_files_and_names_its_dependencies(wheels, name):
     assert ours == (set() if name == "selfnpo-core" else {"selfnpo-core"})
 
 
+def test_the_core_installs_light_and_the_families_ask_for_all(wheels):
+    light = {plain(line) for line in required(wheels["selfnpo-core"]) if extra_of(line) is None}
+    assert light == {"torch", "diffusers", "transformers", "peft", "safetensors", "pydantic", "pyyaml"}
+    for name in ("selfnpo-image", "selfnpo-video"):
+        (core,) = (line for line in required(wheels[name]) if plain(line) == "selfnpo-core" and extra_of(line) is None)
+        assert set(re.search(r"\[(.*)\]", core)[1].split(",")) == set(FAMILIES)
+
+
+def test_what_an_extra_is_for_is_in_it(wheels):
+    brought: dict[str | None, set[str]] = {}
+    for line in required(wheels["selfnpo-core"]):
+        brought.setdefault(extra_of(line), set()).add(plain(line))
+    assert {"accelerate", "psutil", "tensorboard"} <= brought["train"]
+    assert {"jinja2", "matplotlib"} <= brought["report"]
+    assert {"starlette", "uvicorn", "jinja2"} <= brought["study"]
+    assert set(brought) == {None, *FAMILIES, "study", "eval", "deepspeed", "adamw8bit", "int8", "wandb", "trackio"}
+
+
+def test_negative_weights_need_no_extra(tmp_path):
+    """The README's two usages, with what the extras bring out of reach."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT.format(heavy=HEAVY, folder=str(tmp_path))],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGES.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "this needs matplotlib: pip install 'selfnpo-core[report]'" in done.stdout
+
+
+LIGHT = """
+import sys
+sys.modules.update(dict.fromkeys({heavy!r}))
+from selfnpo_core import GuidanceRule, NegativeAdapters, NoiseSchedule, attach_npo, tdft_loss
+from selfnpo_core.adapters.rules import GuidanceInterval, Projected
+from tests.core.adapters.reference import add_lora
+from tests.tiny import sample, sd15
+from peft.utils import get_peft_model_state_dict
+
+made = sd15()
+add_lora(made.unet, "npo", seed=1)
+layers, metadata = get_peft_model_state_dict(made.unet, adapter_name="npo"), made.unet.peft_config["npo"].to_dict()
+made.save_lora_weights({folder!r}, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata)
+pipe = sd15()
+plain = sample("sd15", pipe)
+pipe.load_lora_weights({folder!r}, adapter_name="npo")
+with NegativeAdapters.attach(pipe, {{"npo": 1.0}}):
+    changed = sample("sd15", pipe)
+with NegativeAdapters.attach(pipe, {{"npo": 1.0}}), GuidanceRule.attach(pipe, GuidanceInterval(rule=Projected())):
+    sample("sd15", pipe)
+pipe.delete_adapters("npo")
+with attach_npo(pipe, {folder!r}):
+    assert (sample("sd15", pipe) == changed).all()
+assert not (changed == plain).all()
+NoiseSchedule.from_scheduler(pipe.scheduler)
+from selfnpo_core.weights.inspection import plot
+try:
+    plot({{}}, "never")
+except ValueError as error:
+    print(error)
+"""
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_what_a_package_imports_it_asks_for(wheels, name):
     """Third-party imports at the top of its modules; what is imported within functions may be an extra."""
     lines = [line for each in {name, "selfnpo-core"} for line in required(wheels[each])]
     owners, others, unasked = packages_distributions(), set(), set()
-    for file in (PACKAGES / name / "src").rglob("*.py"):
-        extra = next((extra for path, extra in EXTRAS.items() if file.as_posix().endswith(path)), None)
-        asked = {plain(line) for line in lines if "extra ==" not in line or f"extra == '{extra}'" in line}
+    source = PACKAGES / name / "src" / name.replace("-", "_")
+    for file in source.rglob("*.py"):
+        extras = extras_of(file.relative_to(source).as_posix()) if name == "selfnpo-core" else set(FAMILIES)
+        asked = {plain(line) for line in lines if extra_of(line) in {None, *extras}}
         for module in imported(file) - sys.stdlib_module_names:
             if not module.startswith("selfnpo_"):
                 others.add(module)
@@ -84,6 +162,16 @@ def test_what_a_package_imports_it_asks_for(wheels, name):
                     unasked.add(module)
     assert "torch" in others
     assert not unasked
+
+
+def extra_of(line: str) -> str | None:
+    """The extra that a line of Requires-Dist belongs to."""
+    found = re.search(r"extra == [\'\"]([\w-]+)[\'\"]", line)
+    return found and found[1]
+
+
+def extras_of(path: str) -> set[str]:
+    return next((extras for floor, extras in FLOORS.items() if path.startswith(floor)), set())
 
 
 def imported(file: Path) -> set[str]:

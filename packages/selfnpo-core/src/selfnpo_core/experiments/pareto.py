@@ -15,6 +15,7 @@ from selfnpo_core.experiments.equal_cost import UNTRAINED, best_plain, by_budget
 from selfnpo_core.experiments.measure import floor
 from selfnpo_core.experiments.methods import METHODS
 from selfnpo_core.experiments.report import bounds, percent
+from selfnpo_core.system.extras import pyplot
 from selfnpo_core.worlds.world import Demo, World
 
 Cell = Mapping[str, Any]
@@ -221,13 +222,10 @@ def plot(budgets: Mapping[int, Sequence[Cell]], world: World, path: Path, *, tit
 
     A line joins the best of each method. real: distance of real data.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    plt = pyplot()
     from matplotlib.ticker import ScalarFormatter
 
-    figure, axes = pyplot.subplots(
+    figure, axes = plt.subplots(
         2, len(budgets), figsize=(6.2 * len(budgets) + 2.4, 10.4), layout="constrained", squeeze=False, sharey="row"
     )
     handles: dict[str, Any] = {}
@@ -249,7 +247,7 @@ def plot(budgets: Mapping[int, Sequence[Cell]], world: World, path: Path, *, tit
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def _scatter(axis: Any, cells: Sequence[Cell], world: World) -> None:

@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 from selfnpo_core.experiments.measure import floor
+from selfnpo_core.system.extras import pyplot
 from selfnpo_core.worlds.world import Demo, World
 
 Cell = Mapping[str, Any]
@@ -76,12 +77,8 @@ def verdict(cells: Sequence[Cell], world: World) -> str:
 
 def curves(cells: Sequence[Cell], world: World, path: Path, *, title: str) -> None:
     """Distance and prompt accuracy against guidance scale, a line an arm with its 95 % intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     arms = list(dict.fromkeys(cell["arm"] for cell in cells))
     labels = f"{world.distance.upper()} (oracle features)", "prompt accuracy, everything named"
     for axis, key, label in zip(axes, (world.distance, "accuracy"), labels, strict=True):
@@ -96,7 +93,7 @@ def curves(cells: Sequence[Cell], world: World, path: Path, *, title: str) -> No
     axes[0].legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def read_cells(folder: Path) -> list[dict[str, Any]]:

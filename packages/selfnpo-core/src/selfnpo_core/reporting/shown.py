@@ -15,6 +15,7 @@ from PIL import Image
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.medium import Frames, Medium
+from selfnpo_core.system.extras import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,10 +102,8 @@ def _webp(pictures: Sequence[Image.Image], duration: int) -> Shown:
 
 def inline_svg(figure: Figure, name: str) -> str:
     """A plot as an <svg> element in the page's colours. name: of letters; no two plots of a page share one."""
-    import matplotlib
-
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with pyplot().rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
@@ -114,12 +113,8 @@ def inline_svg(figure: Figure, name: str) -> str:
 
 def curve(name: str, label: str, x: Sequence[float], y: Sequence[float], *, bound: float | None = None) -> str:
     """A line over updates with its moving mean, as an <svg> element. bound: what it may not pass."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context(
+    plt = pyplot()
+    with plt.rc_context(
         {
             "text.color": _INK,
             "axes.labelcolor": _INK,
@@ -129,7 +124,7 @@ def curve(name: str, label: str, x: Sequence[float], y: Sequence[float], *, boun
             "font.family": "sans-serif",
         }
     ):
-        figure, axes = pyplot.subplots(figsize=(4.6, 2.7), layout="constrained")
+        figure, axes = plt.subplots(figsize=(4.6, 2.7), layout="constrained")
         width, at = max(1, len(y) // 25), _spread(len(y), POINTS)
         steps, values = np.asarray(x)[at], np.asarray(y, dtype=float)
         axes.plot(
@@ -145,7 +140,7 @@ def curve(name: str, label: str, x: Sequence[float], y: Sequence[float], *, boun
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
         svg = inline_svg(figure, name)
-        pyplot.close(figure)
+        plt.close(figure)
     return svg
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from selfnpo_core.guidance import NULL
 from selfnpo_core.prediction import Estimate, to_estimate
 from selfnpo_core.rollout import Step, trajectory
+from selfnpo_core.system.extras import pyplot
 from selfnpo_core.weights.npo_folder import Npo, check_base, load_npo
 
 if TYPE_CHECKING:
@@ -89,13 +90,9 @@ def measure_strength(
 
 def plot(facts: Mapping[str, Any], path: Path, *, shown: int = 15) -> None:
     """Two pictures in one file: ‖Δε‖/‖ε‖ over the timesteps, where it was measured, and the layers that carry most."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    plt = pyplot()
     strength, layers = facts["strength"], facts["by_layer"][:shown]
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
     if strength:
         times, ratios = zip(*strength["by_timestep"], strict=True)
         axes[0].plot(times, [100 * ratio for ratio in ratios], marker="o")
@@ -108,7 +105,7 @@ def plot(facts: Mapping[str, Any], path: Path, *, shown: int = 15) -> None:
     axes[1].set_title("share of ‖δ‖², %")
     axes[1].tick_params(axis="y", labelsize=7)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 @torch.no_grad()
