@@ -5,7 +5,6 @@ OUTPUT/sheet.png                the first pairs         OUTPUT/metrics.json     
 """
 
 import json
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from PIL import Image
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.sample_folder import SampleFolder
 from selfnpo_core.sampling.side_by_side import GAP, pair
+from selfnpo_core.system.files import named_aside, write_text
 from selfnpo_image.metrics import oracle_for
 from selfnpo_image.sampling import Job, draw_into, records
 
@@ -38,13 +38,13 @@ def compare(job: Job, output: str | Path) -> Mapping[str, Any] | None:
         for index in pairs.missing:
             picture = pair(*_both(output, names[index]), titles, job.prompts[index])
             pairs.add(index, picture.save)
-        _replace(output / SHEET, lambda path: sheet(output, names[:SHEET_PAIRS], job.prompts, titles).save(path))
+        with named_aside(output / SHEET) as aside:
+            sheet(output, names[:SHEET_PAIRS], job.prompts, titles).save(aside)
         oracle = oracle_for(job.base.name)
         if oracle is None:
             return None
         metrics = oracle(job.prompts, *([_open(output / arm / name) for name in names] for arm in (WITHOUT, WITH)))
-        text = json.dumps({"schema": 1, **metrics}, indent=1) + "\n"
-        _replace(output / METRICS, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(output / METRICS, json.dumps({"schema": 1, **metrics}, indent=1) + "\n")
         return metrics
 
 
@@ -76,9 +76,3 @@ def _both(folder: Path, name: str) -> tuple[Image.Image, Image.Image]:
 def _open(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         return picture.convert("RGB")
-
-
-def _replace(path: Path, write: Any) -> None:
-    partial = path.with_name(f".{path.name}")
-    write(partial)
-    os.replace(partial, path)

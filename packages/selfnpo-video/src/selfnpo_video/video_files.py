@@ -6,12 +6,10 @@ plays. Reading: decord (or decord2, which has the same module name), else PyAV, 
 
 import errno
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import imageio.v2 as imageio
@@ -21,6 +19,7 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.system.files import named_aside
 
 FORMATS = ("mp4", "webp", "gif", "frames")
 Frame = np.ndarray
@@ -52,13 +51,10 @@ def write_video(path: Path, frames: Iterable[Frame], *, fps: int, format: str | 
     format = format or path.suffix.removeprefix(".")
     if format not in FORMATS:
         raise InputError(f"{path} has an unknown video format: use one of {', '.join(FORMATS)}")
-    # A folder of its own: when writing fails, ffmpeg may still be about to make its file.
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-", ignore_cleanup_errors=True) as aside:
-        partial = Path(aside) / path.name
-        count = _WRITERS[format](partial, frames, fps)
+    with named_aside(path) as aside:  # when writing fails, ffmpeg may still be about to make its file
+        count = _WRITERS[format](aside, frames, fps)
         if count == 0:
             raise InputError(f"{path} would have no frames")
-        os.replace(partial, path)
     return count
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from selfnpo_core.evaluation.samples import Sample
 from selfnpo_core.evaluation.weights import Wanted, locate, weights_sha256
 from selfnpo_core.ranks import Ranks
 from selfnpo_core.sampling.medium import Frames, Medium
-from selfnpo_core.system.files import load_tensors, save_tensors
+from selfnpo_core.system.files import load_tensors, write_tensors
 from selfnpo_core.system.locks import FolderLock
 
 Look = Callable[[Sequence[Frames], Sequence[str]], Tensor]
@@ -148,15 +147,8 @@ class Cache:
                 files.add(file.name)
 
     def add(self, folder: str, rows: Mapping[str, Tensor]) -> None:
-        place = self.root / folder
-        place.mkdir(exist_ok=True)
         name = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:24]
-        aside = place / f".{name}-{os.getpid()}"
-        try:
-            save_tensors(aside, rows)
-            os.replace(aside, place / f"{name}.safetensors")
-        finally:
-            aside.unlink(missing_ok=True)
+        write_tensors(self.root / folder / f"{name}.safetensors", rows)
 
 
 def look(

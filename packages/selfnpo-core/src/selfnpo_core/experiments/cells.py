@@ -21,7 +21,7 @@ from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.measure import Attach, Scores, against, describe, judge, sample
-from selfnpo_core.worlds.building import save_tensors
+from selfnpo_core.system.files import write_tensors, write_text
 from selfnpo_core.worlds.world import Task, World
 
 KEPT = 64
@@ -114,21 +114,18 @@ class Table:
         return Scores(features=stored["features"], right=stored["right"].bool(), preference=stored["preference"])
 
     def _keep(self, name: str, scores: Scores, data: Tensor) -> None:
-        save_tensors(
+        write_tensors(
+            self.scores / f"{name}.safetensors",
             {
                 "features": scores.features,
                 "right": scores.right.to(torch.uint8),
                 "preference": scores.preference,
                 "pictures": data[:KEPT].clone(),
             },
-            self.scores / f"{name}.safetensors",
         )
 
 
 def write_cell(path: Path, figures: Mapping[str, Any]) -> None:
     """Whole or absent; six significant digits are enough for every figure of a cell."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     short = json.loads(json.dumps(figures), parse_float=lambda digits: float(f"{float(digits):.6g}"))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(short, indent=1) + "\n")

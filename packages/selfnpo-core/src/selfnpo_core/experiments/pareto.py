@@ -16,6 +16,7 @@ from selfnpo_core.experiments.measure import floor
 from selfnpo_core.experiments.methods import METHODS
 from selfnpo_core.experiments.report import bounds, percent
 from selfnpo_core.system.extras import pyplot
+from selfnpo_core.system.files import write_text
 from selfnpo_core.worlds.world import Demo, World
 
 Cell = Mapping[str, Any]
@@ -321,7 +322,7 @@ def write_matched_page(demo: Demo, drawn: Table, folder: Path, command: str) -> 
         missing=f"\n\nNot in the tables: {', '.join(missing)}." if missing else "",
         sections="\n\n".join(_section(budget, cells, world) for budget, cells in budgets.items()),
     )
-    (folder / "README.md").write_text(page, encoding="utf-8")
+    write_text(folder / "README.md", page)
     return page
 
 

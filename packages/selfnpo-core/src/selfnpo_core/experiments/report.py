@@ -11,6 +11,7 @@ from typing import Any
 
 from selfnpo_core.experiments.measure import floor
 from selfnpo_core.system.extras import pyplot
+from selfnpo_core.system.files import write_text
 from selfnpo_core.worlds.world import Demo, World
 
 Cell = Mapping[str, Any]
@@ -194,7 +195,7 @@ def write_page(folder: Path, demo: Demo, command: str) -> str:
         findings="\n".join(findings(rows, world)),
         notes="\n" + notes.read_text(encoding="utf-8") if notes.exists() else "",
     )
-    (folder / "README.md").write_text(page, encoding="utf-8")
+    write_text(folder / "README.md", page)
     return page
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.files import named_aside, write_text
 from selfnpo_core.system.locks import FolderLock
 
 METADATA = "metadata.jsonl"
@@ -91,16 +92,8 @@ class SampleFolder:
 
     def put(self, name: str, write: Callable[[Path], object]) -> None:
         """A file or folder without a line: it has its name when it is whole, and a killed process leaves no part."""
-        partial = self._aside / name
-        self._aside.mkdir(exist_ok=True)
-        try:
-            write(partial)
-            if (self.path / name).is_dir():  # whole, but without its line: the last process was killed
-                shutil.rmtree(self.path / name)
-            os.replace(partial, self.path / name)
-        except BaseException:
-            shutil.rmtree(self._aside, ignore_errors=True)
-            raise
+        with named_aside(self.path / name, within=self._aside) as aside:
+            write(aside)
 
     def _refuse_others(self) -> None:
         """Processes that divide the work otherwise would draw the same samples. Raises `InputError` if there are any.
@@ -132,9 +125,7 @@ class SampleFolder:
             raise InputError(f"output folder {self.path} holds something else ({foreign[0]}): choose a new folder")
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         if self._world == 1 and metadata.read_text(encoding="utf-8") != lines:  # others may be writing
-            partial = metadata.with_name(f".{METADATA}")
-            partial.write_text(lines, encoding="utf-8")
-            os.replace(partial, metadata)
+            write_text(metadata, lines)
         return {record["file"] for record in kept}
 
     def _compare(self, old: Record, new: Record | None) -> None:

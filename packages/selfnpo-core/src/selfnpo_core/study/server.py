@@ -42,6 +42,7 @@ from selfnpo_core.study.pairs import Pair
 from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import DAMAGED, Trial, plan_trials
 from selfnpo_core.study.votes import Votes
+from selfnpo_core.system.files import named_aside
 from selfnpo_core.system.signals import StopSignals
 
 log = logging.getLogger(__name__)
@@ -85,9 +86,8 @@ class Shown:
         with self._lock:
             if not path.exists():
                 copy = self.medium.damage if arm.endswith(DAMAGED) else self.medium.plain
-                aside = path.with_stem(f"{path.stem}-partial")
-                copy(self.pairs[pair].files["a" if arm.startswith("a") else "b"], aside)
-                aside.rename(path)
+                with named_aside(path) as aside:
+                    copy(self.pairs[pair].files["a" if arm.startswith("a") else "b"], aside)
         return path
 
 

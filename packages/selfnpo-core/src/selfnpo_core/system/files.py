@@ -72,26 +72,44 @@ def tidy(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file by a whole new one."""
+    """Replace a text file by a whole new one. One process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with _renamed(path.with_name(f".{path.name}.partial"), path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def file_aside(target: Path) -> Iterator[Path]:
     """A new file to write, which becomes `target` when the block ends. Several processes may do so at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{uuid4().hex}.partial")
+    with _renamed(target.with_name(f".{target.name}.{uuid4().hex}.partial"), target) as aside:
+        yield aside
+
+
+@contextmanager
+def named_aside(target: Path, within: Path | None = None) -> Iterator[Path]:
+    """A file or folder to make under its own name in a folder aside; it becomes `target` when the block ends.
+
+    For writers that go by a name's suffix, or that may still write after they have failed. within: the folder aside,
+    where the caller looks for what a kill has left.
+    """
+    folder = within or target.with_name(f".{target.name}.{uuid4().hex}.partial")
+    folder.mkdir(exist_ok=True)
+    try:
+        made = folder / target.name
+        yield made
+        _sync_tree(folder)
+        if target.is_dir():  # the whole one that a rename cannot replace
+            shutil.rmtree(target)
+        os.replace(made, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    _sync(target.parent)
+
+
+@contextmanager
+def _renamed(aside: Path, target: Path) -> Iterator[Path]:
+    """A file to write at `aside`, which becomes `target` once it is on the disk; if it fails, it is removed."""
     try:
         yield aside
         _sync(aside)
@@ -125,6 +143,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Replace a safetensors file by a whole new one. Several processes may do so at once."""
+    with file_aside(path) as aside:
+        save_tensors(aside, tensors, metadata)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

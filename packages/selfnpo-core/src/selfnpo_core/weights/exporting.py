@@ -17,7 +17,7 @@ from torch import Tensor
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.backbone import Backbone, LoadingBackbone
 from selfnpo_core.negative import relative_error
-from selfnpo_core.system.files import save_tensors, write_json, written_aside
+from selfnpo_core.system.files import save_tensors, write_json, write_tensors, written_aside
 from selfnpo_core.weights import offsets
 from selfnpo_core.weights.inspection import added, effect_errors
 from selfnpo_core.weights.npo_folder import LORA_FILE, Npo, check_base, write_npo
@@ -70,11 +70,8 @@ def to_diffusers(npo: Npo, backbone: LoadingBackbone | None, output: Path, *, ra
 def to_kohya(npo: Npo, lora: Lora, files: KohyaFiles, output: Path) -> Exported:
     """OUTPUT.safetensors, and the workflow beside it as OUTPUT.comfyui.json."""
     tensors, workflow = files
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f".{output.name}.partial")
     facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(f.rank for f in lora.values()))}
-    save_tensors(aside, tensors, {**facts, "selfnpo_base_model": npo.config.base_model if npo.config else "unknown"})
-    aside.replace(output)
+    write_tensors(output, tensors, {**facts, "selfnpo_base_model": npo.config.base_model if npo.config else "unknown"})
     write_json(output.with_suffix(".comfyui.json"), workflow)
     return Exported(output)
 

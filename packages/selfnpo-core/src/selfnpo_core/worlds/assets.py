@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.evaluation import Moments, frechet_distance
+from selfnpo_core.system.files import write_tensors, write_text
 from selfnpo_core.worlds.building import progress
 from selfnpo_core.worlds.world import Judges, World
 
@@ -55,14 +56,14 @@ def write_assets(
     pipe.to(torch.float32)
     for name, module in (("oracle", judges.oracle), ("judge", judges.preference)):
         half = {k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}
-        save_file({k: v.contiguous() for k, v in half.items()}, assets / f"{name}.safetensors")
+        write_tensors(assets / f"{name}.safetensors", half)
     moments = judges.reference
     state = {"mean": moments.mean.float(), "covariance": moments.covariance.float()}
-    save_file({**state, "count": torch.tensor(moments.count)}, assets / "reference.safetensors")
-    (assets / "card.json").write_text(json.dumps({"schema": 1, **figures}, indent=2) + "\n", encoding="utf-8")
+    write_tensors(assets / "reference.safetensors", {**state, "count": torch.tensor(moments.count)})
+    write_text(assets / "card.json", json.dumps({"schema": 1, **figures}, indent=2) + "\n")
     rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items() if not isinstance(value, dict))
     more = "\n" + textwrap.indent(textwrap.fill(history, 116), "  ") if history else ""
-    (assets / "model" / "README.md").write_text(card.format(rows=rows, history=more), encoding="utf-8")
+    write_text(assets / "model" / "README.md", card.format(rows=rows, history=more))
 
 
 @torch.no_grad()

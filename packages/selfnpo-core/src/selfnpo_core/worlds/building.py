@@ -3,13 +3,15 @@
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from selfnpo_core.system.files import file_aside, write_tensors
 
 
 def cosine(step: int, steps: int, warmup: int = 50) -> float:
@@ -24,18 +26,8 @@ def progress(steps: int, name: str, first: int = 0) -> "tqdm[int]":
 
 
 def save(module: nn.Module, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_model(module, str(partial))  # also where tensors are shared, as T5's embeddings are
-    partial.rename(path)
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    partial.replace(path)
+    with file_aside(path) as aside:
+        save_model(module, str(aside))  # also where tensors are shared, as T5's embeddings are
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -111,7 +103,7 @@ class _State:
         state |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
         state |= {f"moment.{i}.{key}": value for i, values in moments.items() for key, value in values.items()}
         state |= {"step": torch.tensor(step), "generator": self._generator.get_state()}
-        save_tensors({k: v.clone() for k, v in state.items()}, self._path)  # clones: T5 shares its embeddings
+        write_tensors(self._path, state)
 
     def clear(self) -> None:
         """Another training of this name begins anew."""

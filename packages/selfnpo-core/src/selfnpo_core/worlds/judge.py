@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selfnpo_core.worlds.building import cosine, progress, save, save_tensors
+from selfnpo_core.system.files import write_tensors
+from selfnpo_core.worlds.building import cosine, progress, save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def train_judge(
 def kept(path: Path, make: Callable[[], Rated]) -> Rated:
     """Rated samples from disk, or made now and put there."""
     if not path.exists():
-        save_tensors({k: v.to(torch.uint8) if v.dtype == torch.bool else v for k, v in vars(make()).items()}, path)
+        write_tensors(path, {k: v.to(torch.uint8) if v.dtype == torch.bool else v for k, v in vars(make()).items()})
     stored = load_file(path)
     return Rated(**{**stored, "wrong": stored["wrong"].bool()})
 

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from selfnpo_core.worlds.building import fingerprint, load, progress, save_tensors, train_averaged
+from selfnpo_core.system.files import write_tensors
+from selfnpo_core.worlds.building import fingerprint, load, progress, train_averaged
 from selfnpo_image.demo import world
 from selfnpo_image.demo.build.oracle import real_batch
 
@@ -106,7 +107,7 @@ def encode_world(vae: AutoencoderKL, path: Path, *, count: int, seed: int) -> tu
             pictures, rows = real_batch(256, generator)
             latents.append(vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor)
             labels.append(rows)
-        save_tensors({"latents": torch.cat(latents), "labels": torch.cat(labels)}, path)
+        write_tensors(path, {"latents": torch.cat(latents), "labels": torch.cat(labels)})
     stored = load_file(path)
     return stored["latents"], stored["labels"]
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from selfnpo_core.worlds.building import fingerprint, load, progress, save_tensors, train_averaged
+from selfnpo_core.system.files import write_tensors
+from selfnpo_core.worlds.building import fingerprint, load, progress, train_averaged
 from selfnpo_core.worlds.shapes import COLOURS, SHAPES, to_uint8
 from selfnpo_video.demo import world
 from selfnpo_video.positions import window_at
@@ -98,7 +99,7 @@ def encode_world(
             clips = to_uint8(world.render(world.draw_clips(rows, generator, frames))) / 255
             latents.append(vae.encode(clips * 2 - 1).latent_dist.mean.permute(0, 2, 1, 3, 4))
             labels.append(rows)
-        save_tensors({"latents": torch.cat(latents), "labels": torch.cat(labels)}, path)
+        write_tensors(path, {"latents": torch.cat(latents), "labels": torch.cat(labels)})
     stored = load_file(path)
     return stored["latents"] * vae.config.scaling_factor, stored["labels"]
 
