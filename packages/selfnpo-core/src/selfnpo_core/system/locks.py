@@ -1,4 +1,8 @@
-"""One process writes into a folder at a time: the one that holds its lock, a file with its process id and host."""
+"""One process writes into a folder at a time: the one that holds its lock, a file with its process id and host.
+
+The `filelock` package does not do here: its lock file has no room for the owner's name (older versions empty the file
+when they open it), it fails where a file system has no locks, and it trusts a lock that another host does not see.
+"""
 
 import json
 import os
