@@ -51,7 +51,10 @@ def with_measured(card: str, section: str) -> str:
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """Markdown with the front matter that model hubs read."""
+    """Markdown with the front matter that model hubs read.
+
+    Not by the hub client's ModelCardData, which writes a base model's name beyond ASCII in other bytes.
+    """
     recommended, recipe = config["recommended"], config["recipe"]
     low, high = recommended["guidance_scale"]
     use = _LORA_USE if config["train"] == "lora" else _FULL_USE

@@ -55,6 +55,7 @@ def train_averaged(
 ) -> nn.Module:
     """Train by AdamW; the exponential moving average of the weights goes to `path` and is returned.
 
+    Not diffusers' EMAModel, whose first update is a copy: here it keeps a tenth of the initial weights.
     loss_of: one batch's loss, all of whose randomness comes from the generator that it is given. An interrupted
     training goes on from the state that it keeps beside `path`.
     """
