@@ -96,6 +96,7 @@ def test_what_an_extra_is_for_is_in_it(wheels):
     for line in required(wheels["selfnpo-core"]):
         brought.setdefault(extra_of(line), set()).add(plain(line))
     assert {"accelerate", "psutil", "tensorboard"} <= brought["train"]
+    assert "scipy" in brought["evaluate"]
     assert {"jinja2", "matplotlib"} <= brought["report"]
     assert {"starlette", "uvicorn", "jinja2"} <= brought["study"]
     assert set(brought) == {None, *FAMILIES, "study", "eval", "deepspeed", "adamw8bit", "int8", "wandb", "trackio"}
@@ -110,7 +111,11 @@ def test_negative_weights_need_no_extra(tmp_path):
         cwd=PACKAGES.parent,
     )
     assert done.returncode == 0, done.stderr
-    assert "this needs matplotlib: pip install 'selfnpo-core[report]'" in done.stdout
+    assert done.stdout.splitlines() == [
+        "this needs matplotlib: pip install 'selfnpo-core[report]'",
+        "this needs jinja2 and matplotlib: pip install 'selfnpo-core[report]'",
+        "this needs scipy: pip install 'selfnpo-core[evaluate]'",
+    ]
 
 
 LIGHT = """
@@ -141,6 +146,15 @@ NoiseSchedule.from_scheduler(pipe.scheduler)
 from selfnpo_core.weights.inspection import plot
 try:
     plot({{}}, "never")
+except ValueError as error:
+    print(error)
+try:
+    import selfnpo_core.reporting
+except ValueError as error:
+    print(error)
+from selfnpo_core.evaluation import sign_test
+try:
+    sign_test(plain)
 except ValueError as error:
     print(error)
 """

@@ -1,6 +1,7 @@
 """Tests of paired differences: against enumeration, known values, and their level in simulation."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -20,6 +21,14 @@ def test_the_sign_test_is_the_exact_binomial():
         differences = torch.cat([torch.ones(positive), -torch.ones(negative), torch.zeros(4)])
         assert sign_test(differences) == pytest.approx(binomtest(positive, positive + negative).pvalue, rel=1e-9)
     assert sign_test(torch.zeros(3)) == 1
+
+
+def test_the_sign_test_equals_the_sum_of_binomials():
+    for positive, negative in ((1, 0), (9, 1), (5, 5), (6, 5), (0, 7), (130, 90), (3000, 2800)):
+        count, fewer = positive + negative, min(positive, negative)
+        wanted = min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / 2**count)
+        differences = torch.cat([torch.ones(positive), -torch.ones(negative)])
+        assert sign_test(differences) == pytest.approx(wanted, rel=1e-12, abs=0)
 
 
 def test_the_permutation_test_equals_enumeration():

@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: float, count: int, z: float = Z95) -> Interval:
-    """Wilson's score interval for a proportion (1927); `successes` may hold half points for ties."""
+    """Wilson's score interval for a proportion (1927); `successes` may hold half points for ties, unlike SciPy's."""
     if count <= 0 or not 0 <= successes <= count:
         raise ValueError(f"need 0 <= successes <= count and count > 0, got {successes} of {count}")
     p = successes / count
@@ -53,6 +53,7 @@ def bootstrap(
     statistic: takes row indices (count,) int64 and computes the figure from those rows; called with every row once for
     the value, then with `repeats` resamples. Pairs stay together because both arms are indexed by the same rows. The
     interval is centred on the value and not on the resamples, whose Fréchet distances are biased upwards (Efron 1979).
+    SciPy's bootstrap has no such interval, and draws other rows.
     """
     value = statistic(torch.arange(count))
     draws = torch.tensor(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.evaluation.intervals import Z95
+from selfnpo_core.system.extras import need
 
 EXACT = 16
 """Up to so many differences that are not 0, all 2ⁿ choices of signs are counted."""
@@ -22,19 +23,18 @@ def sign_test(differences: Tensor) -> float:
 
     Zeros are left out (Dixon and Mood 1946).
     """
+    need("evaluate", "scipy")
+    from scipy.stats import binomtest  # takes a second, of which most commands have no use
+
     positive, negative = int((differences > 0).sum()), int((differences < 0).sum())
-    count, fewer = positive + negative, min(positive, negative)
-    below, choose = 0, 1  # Σ_{k ≤ fewer} C(count, k), in exact integers
-    for k in range(fewer + 1):
-        below += choose
-        choose = choose * (count - k) // (k + 1)
-    return min(1.0, 2 * below / 2**count)
+    return float(binomtest(positive, positive + negative).pvalue) if positive + negative else 1.0
 
 
 def permutation_test(differences: Tensor, *, generator: torch.Generator, repeats: int = 9999) -> float:
     """Two-sided p of the mean of paired differences (n,) when their signs are drawn at random (Fisher 1935).
 
     Exact up to `EXACT` differences; else (1 + as extreme)/(1 + repeats), which is never 0 (Phipson and Smyth 2010).
+    Not SciPy's: its signs come from another generator, and published p-values would change.
     """
     d = differences.double()
     d = d[d != 0]
@@ -53,7 +53,7 @@ def permutation_test(differences: Tensor, *, generator: torch.Generator, repeats
 
 
 def normal_test(value: float, standard_error: float) -> float:
-    """Two-sided p of a value that is normal around 0 under the null hypothesis."""
+    """Two-sided p of a value that is normal around 0 under the null hypothesis; `math.erfc` is all it needs."""
     if standard_error == 0:
         return 1.0 if value == 0 else 0.0
     return math.erfc(abs(value / standard_error) / math.sqrt(2))
