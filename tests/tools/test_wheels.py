@@ -28,6 +28,7 @@ DATA = {
     ],
     "selfnpo-video": [
         "selfnpo_video/prompts.txt",
+        "selfnpo_video/page/sheet.html",
         "selfnpo_video/architectures.json",
         "selfnpo_video/demo/assets/judge.safetensors",
         "selfnpo_video/demo/assets/model/model_index.json",

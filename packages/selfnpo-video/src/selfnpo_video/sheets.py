@@ -1,11 +1,11 @@
 """Clips beside each other for people to look at: strips of frames, pairs, grids, and a page that plays them."""
 
-import html
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
 from selfnpo_core.sampling.side_by_side import pair
@@ -56,34 +56,12 @@ def grid(clips: Sequence[np.ndarray], titles: Sequence[str], columns: int, capti
 
 def write_sheet(output: Path, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> None:
     """OUTPUT/index.html, which plays offline. sections: heading, and what is below it as (file in OUTPUT, words)."""
-    parts = []
-    for heading, figures in sections:
-        shown = "".join(_figure(file, words) for file, words in figures)
-        parts.append(f"<section><h2>{html.escape(heading)}</h2><div>{shown}</div></section>")
+    pages = Environment(
+        loader=PackageLoader("selfnpo_video", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
     with file_aside(output / INDEX) as aside:
-        aside.write_text(_PAGE.format(rows="\n".join(parts)), encoding="utf-8")
-
-
-def _figure(file: str, words: str) -> str:
-    source = html.escape(file, quote=True)
-    if source.endswith(".mp4"):
-        shown = f'<video src="{source}" muted loop autoplay playsinline controls></video>'
-    elif source.endswith((".webp", ".gif")):
-        shown = f'<img src="{source}" alt="">'
-    else:
-        shown = f'<a href="{source}/00000.png"><img src="{source}/00000.png" alt=""></a>'
-    return f"<figure>{shown}<figcaption>{html.escape(words)}</figcaption></figure>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Self-NPO: clips</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; background: #fafafa; color: #222 }}
-h2 {{ font-size: 1rem; font-weight: 500; margin: 1.5rem 0 .4rem }}
-div {{ display: flex; flex-wrap: wrap; gap: .6rem }}
-figure {{ margin: 0 }} video, img {{ width: 20rem; max-width: 90vw; background: #ddd }}
-figcaption {{ font-size: .8rem; color: #666 }}
-</style></head><body>
-{rows}
-</body></html>
-"""
+        aside.write_text(pages.get_template("sheet.html").render(sections=sections), encoding="utf-8")
