@@ -23,8 +23,8 @@ from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Table
 from selfnpo_core.experiments.equal_cost import entries, fill
-from selfnpo_core.experiments.methods import METHODS, Shop
-from selfnpo_core.experiments.pareto import write_matched_page
+from selfnpo_core.experiments.methods import METHODS, TrainedArms
+from selfnpo_core.experiments.pareto import write_equal_cost_page
 from selfnpo_core.worlds.world import Task
 from selfnpo_image.demo import shapes
 from selfnpo_video.demo import moving
@@ -74,16 +74,16 @@ def main(
     table = Table(
         world=demo.world, folder=output / "cells", scores=work / "scores", task=task, steps=demo.steps, batch=100
     )
-    shop = Shop(demo=demo, work=work, seed=seed, earlier=earlier)
+    trained = TrainedArms(demo=demo, work=work, seed=seed, earlier=earlier)
     mine = part(wanted, shard) if shard else wanted
-    for entry, cell in zip(mine, fill(table, shop, demo.pipeline(), mine), strict=True):
+    for entry, cell in zip(mine, fill(table, trained, demo.pipeline(), mine), strict=True):
         rows = cell[f"rows_per_{demo.world.unit}"]
         distance = cell[demo.world.distance][0]
         click.echo(f"{entry.name}: {rows:g} rows, distance {distance:.2f}, accuracy {cell['accuracy'][0]:.3f}")
     if shard:
         click.echo("this shard is done; once all are, the same command without --shard writes the page")
         return
-    write_matched_page(demo, table, output, f"python tools/compare_methods.py --world {world} --budget {budget}")
+    write_equal_cost_page(demo, table, output, f"python tools/compare_methods.py --world {world} --budget {budget}")
     click.echo(f"{output / 'README.md'} and pareto.png are written")
 
 

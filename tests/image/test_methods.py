@@ -8,7 +8,7 @@ import torch
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Table
 from selfnpo_core.experiments.equal_cost import MOST_ROWS, entries, fill
-from selfnpo_core.experiments.methods import METHODS, Shop
+from selfnpo_core.experiments.methods import METHODS, TrainedArms
 from selfnpo_core.worlds.world import Task
 from selfnpo_image import shipped
 from selfnpo_image.demo import shapes
@@ -23,12 +23,12 @@ def test_every_method_within_a_budget(tmp_path):
     world, pipe = DEMO.world, DEMO.pipeline()
     task = Task.draw(world, 2, seed=1)
     table = Table(world=world, folder=tmp_path / "cells", scores=tmp_path / "scores", task=task, steps=0)
-    shop = Shop(demo=DEMO, work=tmp_path, seed=0, earlier=shipped.FOLDER / "model")
+    arms = TrainedArms(demo=DEMO, work=tmp_path, seed=0, earlier=shipped.FOLDER / "model")
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     every = entries(list(METHODS), [13], seed=0, scales=[3.0])
     wanted = [entry for entry in every if entry.variant == METHODS[entry.method].variants[0]]
     pictures, steps = {}, {}
-    for entry, cell in zip(wanted, fill(table, shop, pipe, wanted), strict=True):
+    for entry, cell in zip(wanted, fill(table, arms, pipe, wanted), strict=True):
         assert 13 - MOST_ROWS < cell["rows_per_picture"] <= 13
         pictures[entry.name], steps[entry.method] = table.kept(entry.arm, entry.scale), cell["steps"]
     assert steps["cfg"] == steps["npo"] == steps["neon"] == steps["apg"] == steps["rescale"] == 6
@@ -45,6 +45,6 @@ def test_every_method_within_a_budget(tmp_path):
 
 
 def test_autoguidance_wants_an_earlier_state(tmp_path):
-    shop = Shop(demo=DEMO, work=tmp_path, seed=0)
+    arms = TrainedArms(demo=DEMO, work=tmp_path, seed=0)
     with pytest.raises(InputError, match="--earlier DIR"):
-        METHODS["autoguidance"].make(shop, {})
+        METHODS["autoguidance"].make(arms, {})

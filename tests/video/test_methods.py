@@ -4,7 +4,7 @@ import torch
 
 from selfnpo_core.experiments.cells import Table
 from selfnpo_core.experiments.equal_cost import MOST_ROWS, entries, fill
-from selfnpo_core.experiments.methods import METHODS, Shop
+from selfnpo_core.experiments.methods import METHODS, TrainedArms
 from selfnpo_core.worlds.world import Task
 from selfnpo_video.demo import moving
 
@@ -17,7 +17,7 @@ def test_layers_of_the_video_model_are_weakened(tmp_path):
     wanted = [entry for entry in wanted if entry.variant == METHODS[entry.method].variants[0]]
     clips = []
     for entry, cell in zip(
-        wanted, fill(table, Shop(demo=demo, work=tmp_path, seed=0), demo.pipeline(), wanted), strict=True
+        wanted, fill(table, TrainedArms(demo=demo, work=tmp_path, seed=0), demo.pipeline(), wanted), strict=True
     ):
         assert 13 - MOST_ROWS < cell["rows_per_clip"] <= 13
         clips.append(table.kept(entry.arm, entry.scale))

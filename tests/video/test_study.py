@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.study.pairs import check_samples, read_pairs
-from selfnpo_core.study.server import Page, Shown, application
+from selfnpo_core.study.server import Copies, Page, application
 from selfnpo_core.study.votes import Votes
 from selfnpo_video.medium import CLIPS
 from selfnpo_video.video_files import read_video, write_video
@@ -66,7 +66,7 @@ def test_the_page_shows_clips(tmp_path: Path) -> None:
     study = {"pairs": 1, "seed": 0, "attention_checks": 0, "questions": [["q", "Which?"]]}
     votes = Votes.open(tmp_path / "v.sqlite", study)
     (tmp_path / "aside").mkdir()
-    page = Page(votes, Shown(pairs=pairs, medium=CLIPS, folder=tmp_path / "aside"), {"a": "1", "b": "2"}, None)
+    page = Page(votes, Copies(pairs=pairs, medium=CLIPS, folder=tmp_path / "aside"), {"a": "1", "b": "2"}, None)
     client = TestClient(application(page, link_token=None), base_url="http://localhost")
     text = client.post("/participants").text
     assert "autoplay loop muted playsinline" in text

@@ -23,7 +23,7 @@ from selfnpo_core.experiments.equal_cost import (
     pair_up,
 )
 from selfnpo_core.experiments.measure import against
-from selfnpo_core.experiments.methods import METHODS, Method, Shop
+from selfnpo_core.experiments.methods import METHODS, Method, TrainedArms
 from selfnpo_core.worlds.world import Task
 
 
@@ -97,8 +97,8 @@ def table(folder, count=120):
     return Table(world=world, folder=folder / "cells", scores=folder / "scores", task=task, steps=0, batch=50)
 
 
-def shop(folder):
-    return Shop(demo=None, work=folder, seed=1)
+def arms(folder):
+    return TrainedArms(demo=None, work=folder, seed=1)
 
 
 def test_as_many_steps_as_fit():
@@ -134,7 +134,7 @@ def test_the_shipped_methods_have_names_of_their_own():
 
 def test_cells_of_a_budget_cost_the_same_and_are_drawn_once(tmp_path, methods):
     wanted, painter = entries(list(methods), [20, 12], seed=1), Painter()
-    cells = list(fill(table(tmp_path), shop(tmp_path), painter, wanted))
+    cells = list(fill(table(tmp_path), arms(tmp_path), painter, wanted))
     for entry, cell in zip(wanted, cells, strict=True):
         assert entry.budget - 3 < cell["rows_per_dot"] <= entry.budget
         assert (cell["method"], cell["variant"], cell["budget"]) == (entry.method, dict(entry.variant), entry.budget)
@@ -146,24 +146,24 @@ def test_cells_of_a_budget_cost_the_same_and_are_drawn_once(tmp_path, methods):
     assert steps["interval-b12-g2"] == 8
     count = len(drawn)
     (tmp_path / "cells" / "cfg-b20-g1.json").unlink()
-    again = list(fill(table(tmp_path), shop(tmp_path), painter, wanted))
+    again = list(fill(table(tmp_path), arms(tmp_path), painter, wanted))
     assert [{**cell, "seconds": 0} for cell in again] == [{**cell, "seconds": 0} for cell in cells]
     assert 1 < len(drawn) - count <= 6  # counting rows for that one cell, and drawing it
     with pytest.raises(InputError, match="made with 120 samples"):
-        list(fill(table(tmp_path, 90), shop(tmp_path), painter, wanted))
+        list(fill(table(tmp_path, 90), arms(tmp_path), painter, wanted))
 
 
 def test_what_cannot_fit_is_refused_before_it_is_drawn(tmp_path, methods):
     methods["pag"] = replace(methods["pag"], make=making(lambda step: 9 if step else 1))
     with pytest.raises(InputError, match="no number of steps comes near 12 rows"):
-        list(fill(table(tmp_path), shop(tmp_path), Painter(), entries(["cfg", "pag"], [12], seed=1)))
+        list(fill(table(tmp_path), arms(tmp_path), Painter(), entries(["cfg", "pag"], [12], seed=1)))
     assert not list((tmp_path / "cells").glob("pag*"))
 
 
 def test_all_are_compared_with_plain_guidance_at_its_best_scale(tmp_path, methods):
     wanted, painter, drawing = entries(["cfg", "pag"], [20], seed=1), Painter(), table(tmp_path)
     list(
-        fill(drawing, shop(tmp_path), painter, [entry for entry in wanted if entry.scale < 3 or entry.method != "cfg"])
+        fill(drawing, arms(tmp_path), painter, [entry for entry in wanted if entry.scale < 3 or entry.method != "cfg"])
     )
     (cells,) = by_budget(drawing.folder).values()
     assert best_plain(cells, drawing.world)["scale"] == 2.0
@@ -175,7 +175,7 @@ def test_all_are_compared_with_plain_guidance_at_its_best_scale(tmp_path, method
         drawing.world, *(drawing.scores_of(*one) for one in (("pag-strength1-b20", 3.0), ("cfg-b20", 2.0)))
     )
     assert cells[2]["against"]["accuracy_change"] == pytest.approx(expected["accuracy_change"], rel=1e-5)
-    list(fill(drawing, shop(tmp_path), painter, wanted))  # a better scale is drawn later
+    list(fill(drawing, arms(tmp_path), painter, wanted))  # a better scale is drawn later
     pair_up(drawing, by_budget(drawing.folder)[20])
     cells = by_budget(drawing.folder)[20]
     assert [cell["against"] and cell["against"]["scale"] for cell in cells] == [3.0, 3.0, None, 3.0, 3.0]
@@ -193,7 +193,7 @@ def test_all_are_compared_with_plain_guidance_at_its_best_scale(tmp_path, method
 def test_trained_weights_are_compared_with_the_same_without_them(tmp_path, methods):
     methods["npo_interval"] = replace(methods["interval"], untrained="interval", variants=({"beta": 1.0},))
     drawing = table(tmp_path)
-    list(fill(drawing, shop(tmp_path), Painter(), entries([*methods], [20], seed=1)))
+    list(fill(drawing, arms(tmp_path), Painter(), entries([*methods], [20], seed=1)))
     pair_up(drawing, by_budget(drawing.folder)[20])
     cells = {(cell["method"], cell["scale"]): cell for cell in by_budget(drawing.folder)[20]}
     assert cells["npo", 2.0]["against"]["scale"] == 3.0

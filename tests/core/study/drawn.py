@@ -12,7 +12,7 @@ from PIL import Image
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.medium import ShownMedium, damaged
 from selfnpo_core.sampling.sample_folder import METADATA, sample_name
-from selfnpo_core.study.pairs import Arm
+from selfnpo_core.study.pairs import Side
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -56,6 +56,6 @@ def draw_arm(folder: Path, count: int, shade: int, *, size: int = 32, **changes:
     return folder
 
 
-def draw_folders(root: Path, count: int = 4) -> Mapping[Arm, Path]:
+def draw_folders(root: Path, count: int = 4) -> Mapping[Side, Path]:
     """Arm a is red, b is blue."""
     return {"a": draw_arm(root / "red", count, 250), "b": draw_arm(root / "blue", count, 5)}

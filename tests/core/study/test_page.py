@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from tests.core.study.drawn import MEDIUM, draw_folders
 
 from selfnpo_core.study.pairs import read_pairs
-from selfnpo_core.study.server import BODY_LIMIT, Page, Shown, application, is_loopback
+from selfnpo_core.study.server import BODY_LIMIT, Copies, Page, application, is_loopback
 from selfnpo_core.study.votes import Votes
 
 QUESTIONS = [["overall", "Which <b>?"], ["detail", "And?"]]
@@ -29,7 +29,7 @@ def page(tmp_path: Path, votes: Votes) -> Page:
     folders = draw_folders(tmp_path)
     os.utime(folders["a"] / "00000-70.png", (1, 1))
     (tmp_path / "aside").mkdir()
-    media = Shown(pairs=read_pairs(folders, MEDIUM), medium=MEDIUM, folder=tmp_path / "aside")
+    media = Copies(pairs=read_pairs(folders, MEDIUM), medium=MEDIUM, folder=tmp_path / "aside")
     return Page(votes, media, {"a": "red", "b": "blue"}, None)
 
 

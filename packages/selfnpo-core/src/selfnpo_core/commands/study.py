@@ -18,7 +18,7 @@ from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.printing import echo_table
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.medium import ShownMedium
-from selfnpo_core.study.pairs import Arm, check_samples, digest, read_pairs, some
+from selfnpo_core.study.pairs import Side, check_samples, digest, read_pairs, some
 from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import default_checks
 from selfnpo_core.study.votes import Votes
@@ -38,7 +38,7 @@ _KEY = re.compile(r"[a-z0-9_-]{1,64}", re.IGNORECASE)
 def run_study(family: AnyFamily, options: Options) -> None:
     """Serve the page until Ctrl-C, or with --results say what the votes say."""
     medium = family.medium()
-    folders: dict[Arm, Path] = {"a": Path(options["dir_a"]), "b": Path(options["dir_b"])}
+    folders: dict[Side, Path] = {"a": Path(options["dir_a"]), "b": Path(options["dir_b"])}
     database = Path(options["database"] or f"study-{_name(folders['a'])}-{_name(folders['b'])}.sqlite")
     if options["results"]:
         _tell_results(medium, folders, database, options)
@@ -65,8 +65,8 @@ def parse_questions(given: Sequence[str]) -> dict[str, str]:
     return questions or dict(QUESTIONS)
 
 
-def _serve(medium: ShownMedium, folders: Mapping[Arm, Path], database: Path, options: Mapping[str, Any]) -> None:
-    from selfnpo_core.study.server import Page, Shown, application, is_loopback, serve
+def _serve(medium: ShownMedium, folders: Mapping[Side, Path], database: Path, options: Mapping[str, Any]) -> None:
+    from selfnpo_core.study.server import Copies, Page, application, is_loopback, serve
 
     different = options["allow_different"]
     every = read_pairs(folders, medium, allow_different=different)
@@ -90,7 +90,7 @@ def _serve(medium: ShownMedium, folders: Mapping[Arm, Path], database: Path, opt
         token = None if is_loopback(options["host"]) else votes.link_token
         page = Page(
             votes,
-            Shown(pairs=pairs, medium=medium, folder=Path(aside)),
+            Copies(pairs=pairs, medium=medium, folder=Path(aside)),
             _names(folders),
             options["allow_failures"],
         )
@@ -131,7 +131,9 @@ def _root(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
 
 
-def _tell_results(medium: ShownMedium, folders: Mapping[Arm, Path], database: Path, options: Mapping[str, Any]) -> None:
+def _tell_results(
+    medium: ShownMedium, folders: Mapping[Side, Path], database: Path, options: Mapping[str, Any]
+) -> None:
     """All but the folders comes from the database."""
     every = read_pairs(folders, medium, allow_different=True)
     votes = Votes.open(database)
@@ -167,7 +169,7 @@ def _echo(results: Results) -> None:
     )
 
 
-def _names(folders: Mapping[Arm, Path]) -> dict[str, str]:
+def _names(folders: Mapping[Side, Path]) -> dict[str, str]:
     return {arm: str(folder) for arm, folder in folders.items()}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Arm, Table, write_cell
 from selfnpo_core.experiments.measure import Attach, against, sample
-from selfnpo_core.experiments.methods import METHODS, Shop, Variant
+from selfnpo_core.experiments.methods import METHODS, TrainedArms, Variant
 from selfnpo_core.worlds.world import Task, World
 
 MOST_ROWS = 3
@@ -76,7 +76,7 @@ def entries(
     ]
 
 
-def fill(table: Table, shop: Shop, pipe: Any, wanted: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+def fill(table: Table, arms: TrainedArms, pipe: Any, wanted: Sequence[Entry]) -> Iterator[dict[str, Any]]:
     """The cells of these entries one by one, from disk or drawn now. `table.steps` is not used."""
     for entry in wanted:
         path = table.folder / f"{entry.name}.json"
@@ -84,7 +84,7 @@ def fill(table: Table, shop: Shop, pipe: Any, wanted: Sequence[Entry]) -> Iterat
             steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
             made = Arm(name=entry.arm, attach=_nothing, note={}, against=())
         else:
-            attach, note = METHODS[entry.method].make(shop, entry.variant)
+            attach, note = METHODS[entry.method].make(arms, entry.variant)
             steps = steps_within(table.world, pipe, table.task, attach, entry.scale, entry.budget)
             own = {"method": entry.method, "variant": dict(entry.variant), "budget": entry.budget}
             made = Arm(name=entry.arm, attach=attach, note={**note, **own}, against=())

@@ -1,6 +1,6 @@
 """The methods that are compared at equal cost: plain guidance, Self-NPO, Neon, and the rules that need no training.
 
-A method has variants (its own settings) and guidance scales to be tried at. `matched` makes cells of them.
+A method has variants (its own settings) and guidance scales to be tried at. `equal_cost` makes cells of them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ Variant = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shop:
-    """Where arms are made. earlier: folder of an earlier state of the demo's model, for autoguidance."""
+class TrainedArms:
+    """Arms whose weights are trained in the folder `work` when they are asked for.
+
+    earlier: folder of an earlier state of the demo's model, for autoguidance.
+    """
 
     demo: Demo
     work: Path
@@ -45,8 +48,8 @@ class Shop:
             return make_arm(self.demo, arm, self.seed, self.work / "runs", **settings)  # type: ignore[arg-type]
 
 
-Make = Callable[[Shop, Variant], tuple[Attach, Mapping[str, Any]]]
-"""(shop, variant) → what is put on the pipeline, and what the cell says of it."""
+Make = Callable[[TrainedArms, Variant], tuple[Attach, Mapping[str, Any]]]
+"""(arms, variant) → what is put on the pipeline, and what the cell says of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +68,8 @@ class Method:
 
 
 def _trained(arm: str) -> Make:
-    def make(shop: Shop, variant: Variant) -> tuple[Attach, Mapping[str, Any]]:
-        made = shop.trained(arm, **({} if arm == "cfg" else variant))
+    def make(arms: TrainedArms, variant: Variant) -> tuple[Attach, Mapping[str, Any]]:
+        made = arms.trained(arm, **({} if arm == "cfg" else variant))
         return made.attach, made.note
 
     return make
@@ -75,9 +78,9 @@ def _trained(arm: str) -> Make:
 def _ruled(rule: Callable[[Demo, Variant], Rule], negative: bool = False) -> Make:
     """The rule, around Self-NPO's negative weights where `negative`."""
 
-    def make(shop: Shop, variant: Variant) -> tuple[Attach, Mapping[str, Any]]:
-        put = rule(shop.demo, variant)
-        inner = shop.trained("npo", beta=variant["beta"]) if negative else None
+    def make(arms: TrainedArms, variant: Variant) -> tuple[Attach, Mapping[str, Any]]:
+        put = rule(arms.demo, variant)
+        inner = arms.trained("npo", beta=variant["beta"]) if negative else None
 
         @contextmanager
         def attach(pipe: Any) -> Iterator[None]:
@@ -92,8 +95,8 @@ def _ruled(rule: Callable[[Demo, Variant], Rule], negative: bool = False) -> Mak
     return make
 
 
-def _autoguided(shop: Shop, _variant: Variant) -> tuple[Attach, Mapping[str, Any]]:
-    folder = shop.earlier
+def _autoguided(arms: TrainedArms, _variant: Variant) -> tuple[Attach, Mapping[str, Any]]:
+    folder = arms.earlier
     if folder is None:
         raise InputError("autoguidance wants an earlier state of the model: --earlier DIR, or leave it out")
     weights = {path.parent.name: file_sha256(path) for path in sorted(folder.glob("*/*.safetensors"))}

@@ -14,12 +14,11 @@ from selfnpo_core.experiments.cells import Table
 from selfnpo_core.experiments.equal_cost import UNTRAINED, best_plain, by_budget, check_budget, pair_up
 from selfnpo_core.experiments.measure import floor
 from selfnpo_core.experiments.methods import METHODS
-from selfnpo_core.experiments.report import bounds, percent
+from selfnpo_core.experiments.report import Cell, bounds, percent
 from selfnpo_core.system.extras import pyplot
 from selfnpo_core.system.files import write_text
 from selfnpo_core.worlds.world import Demo, World
 
-Cell = Mapping[str, Any]
 LEVEL = 0.05
 INK = {
     "cfg": ("black", "o"),
@@ -54,7 +53,7 @@ def front(cells: Sequence[Cell], world: World) -> list[Cell]:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One cell against plain guidance: −1 worse, 0 not told apart, 1 better, for each figure."""
+    """One cell against plain guidance: −1 worse, 0 not distinguishable, 1 better, for each figure."""
 
     cell: Cell
     signs: Mapping[str, int]
@@ -287,7 +286,7 @@ def _zoom(axis: Any, cells: Sequence[Cell], world: World) -> None:
         )
 
 
-def write_matched_page(demo: Demo, drawn: Table, folder: Path, command: str) -> str:
+def write_equal_cost_page(demo: Demo, drawn: Table, folder: Path, command: str) -> str:
     """folder/README.md and folder/pareto.png from folder/cells/*.json; returns the page.
 
     drawn: the table whose scores new comparisons are made from. command: what made the cells.

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.intervals import Interval
 
-Kind = Literal["evaluate", "study", "compare"]
+Command = Literal["evaluate", "study", "compare"]
+"""What wrote a file."""
 
 
 class _Stored(BaseModel):
@@ -64,7 +65,7 @@ class Figure(_Stored):
         return self.model_copy(update=swapped)
 
 
-class Arm(_Stored):
+class Folder(_Stored):
     """A folder, as `evaluate` saw it."""
 
     path: str
@@ -78,17 +79,17 @@ class Skipped(_Stored):
     reason: str
 
 
-Scores = Mapping[str, Sequence[float | None]]
+ByMetric = Mapping[str, Sequence[float | None]]
 """By metric, a number a sample."""
 
 
 class PerSample(_Stored):
     """Scores of single samples, and which samples those are."""
 
-    value: Scores
+    value: ByMetric
     value_files: Sequence[str]
     value_sha256: str
-    against: Scores = {}
+    against: ByMetric = {}
     against_files: Sequence[str] = ()
     against_sha256: str | None = None
 
@@ -117,9 +118,9 @@ class Evaluated(_Stored):
     """What `evaluate --json` wrote."""
 
     version: Literal[1] = Field(alias="schema")
-    folder: Arm
-    against: Arm | None
-    reference: Arm | None = None
+    folder: Folder
+    against: Folder | None
+    reference: Folder | None = None
     skipped: Sequence[Skipped] = ()
     different: Sequence[str] = ()
     metrics: Mapping[str, Figure]
@@ -210,9 +211,9 @@ def read_json_object(file: Path) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def kind_of(stored: Mapping[str, Any]) -> Kind | None:
+def kind_of(stored: Mapping[str, Any]) -> Command | None:
     """Whose figures these are, if they are any."""
-    kinds: Mapping[Kind, set[str]] = {
+    kinds: Mapping[Command, set[str]] = {
         "evaluate": {"schema", "folder", "metrics"},
         "study": {"schema", "arms", "questions"},
         "compare": {"schema", "judged"},

@@ -1,4 +1,4 @@
-"""Figures in words and in Markdown: what can be told from a difference, and what cannot."""
+"""Figures in words and in Markdown: what a difference says, and what it does not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Names(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """tone: better, worse, changed, or open where a difference cannot be told from none."""
+    """tone: better, worse, changed, or open where a difference is not distinguishable from none."""
 
     tone: str
     text: str

@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.evaluation.samples import Key
 from selfnpo_core.sampling.medium import ShownMedium
 from selfnpo_core.sampling.sample_folder import ALIKE, METADATA, Record, read_records
 from selfnpo_core.system.files import file_sha256
 
-Arm = Literal["a", "b"]
-ARMS: tuple[Arm, Arm] = ("a", "b")
-Key = tuple[str, int]
-"""Prompt and seed."""
+Side = Literal["a", "b"]
+"""Which of the two folders."""
+SIDES: tuple[Side, Side] = ("a", "b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,15 @@ class Pair:
 
     prompt: str
     seed: int
-    files: Mapping[Arm, Path]
+    files: Mapping[Side, Path]
 
 
-def read_pairs(folders: Mapping[Arm, Path], medium: ShownMedium, *, allow_different: bool = False) -> list[Pair]:
+def read_pairs(folders: Mapping[Side, Path], medium: ShownMedium, *, allow_different: bool = False) -> list[Pair]:
     """All pairs, in the order of folder a. Raises `InputError` for what cannot be paired; opens no sample."""
     if folders["a"].resolve() == folders["b"].resolve():
         raise InputError(f"{folders['a']} and {folders['b']} are one folder: give two")
-    records = {arm: _records(folders[arm], medium) for arm in ARMS}
-    for arm, other in (ARMS, ARMS[::-1]):
+    records = {arm: _records(folders[arm], medium) for arm in SIDES}
+    for arm, other in (SIDES, SIDES[::-1]):
         for prompt, seed in records[arm]:
             if (prompt, seed) not in records[other]:
                 raise InputError(
@@ -50,7 +50,7 @@ def read_pairs(folders: Mapping[Arm, Path], medium: ShownMedium, *, allow_differ
         two = records["b"][prompt, seed]
         if not allow_different:
             _compare(folders, one, two)
-        files: dict[Arm, Path] = {"a": _file(folders["a"], one, medium), "b": _file(folders["b"], two, medium)}
+        files: dict[Side, Path] = {"a": _file(folders["a"], one, medium), "b": _file(folders["b"], two, medium)}
         pairs.append(Pair(prompt=prompt, seed=seed, files=files))
     return pairs
 
@@ -65,9 +65,9 @@ def some(pairs: Sequence[Pair], limit: int | None, generator: torch.Generator) -
 def check_samples(pairs: Sequence[Pair], medium: ShownMedium, *, allow_different: bool = False) -> None:
     """Read every file. Raises `InputError` for a damaged one, or for a pair of two sizes."""
     for pair in pairs:
-        sizes = {arm: medium.size(pair.files[arm]) for arm in ARMS}
+        sizes = {arm: medium.size(pair.files[arm]) for arm in SIDES}
         if sizes["a"] != sizes["b"] and not allow_different:
-            told = " and ".join(f"{pair.files[arm]} is {sizes[arm][0]} × {sizes[arm][1]}" for arm in ARMS)
+            told = " and ".join(f"{pair.files[arm]} is {sizes[arm][0]} × {sizes[arm][1]}" for arm in SIDES)
             raise InputError(f"{told}: draw both at one size, or say --allow-different")
 
 
@@ -75,7 +75,7 @@ def digest(pairs: Sequence[Pair]) -> str:
     """Hash of what the folders hold: prompts, seeds and the bytes of both arms' files."""
     total = hashlib.sha256()
     for pair in pairs:
-        line = [pair.prompt, pair.seed, *(file_sha256(pair.files[arm]) for arm in ARMS)]
+        line = [pair.prompt, pair.seed, *(file_sha256(pair.files[arm]) for arm in SIDES)]
         total.update(json.dumps(line).encode() + b"\n")
     return total.hexdigest()
 
@@ -98,12 +98,12 @@ def _records(folder: Path, medium: ShownMedium) -> dict[Key, Record]:
     return found
 
 
-def _compare(folders: Mapping[Arm, Path], one: Record, two: Record) -> None:
+def _compare(folders: Mapping[Side, Path], one: Record, two: Record) -> None:
     for key in ALIKE:
         if one.get(key) != two.get(key):
             told = " and ".join(
                 f"{folders[arm] / str(record['file'])} was drawn with {key} {record.get(key)}"
-                for arm, record in zip(ARMS, (one, two), strict=True)
+                for arm, record in zip(SIDES, (one, two), strict=True)
             )
             raise InputError(f"{told}: a difference in {key} would be judged too; draw anew, or say --allow-different")
 

@@ -72,7 +72,7 @@ class _Ballot(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class Copies:
     """Copies of samples to send, made when they are first asked for."""
 
     pairs: Sequence[Pair]
@@ -94,7 +94,7 @@ class Shown:
 class Page:
     """All that the addresses answer with."""
 
-    def __init__(self, votes: Votes, media: Shown, names: Mapping[str, str], allowed_failures: int | None):
+    def __init__(self, votes: Votes, media: Copies, names: Mapping[str, str], allowed_failures: int | None):
         """names: of the arms, for the results. allowed_failures: as of `summarise`."""
         self.votes, self.media, self.names, self.allowed_failures = votes, media, names, allowed_failures
         self.study = votes.study

@@ -50,7 +50,7 @@ PRAGMA user_version = {VERSION};
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class OpenTrial:
     """A participant's trial under its tokens, with the questions that are answered already."""
 
     position: int
@@ -170,12 +170,12 @@ class Votes:
         found = self._db.execute("SELECT number FROM participants WHERE code = ?", (code,)).fetchone()
         return None if found is None else found[0]
 
-    def next_trial(self, participant: int, questions: int) -> Shown | None:
+    def next_trial(self, participant: int, questions: int) -> OpenTrial | None:
         """The first trial with fewer answers than questions; None when all are answered."""
         where = "(SELECT count(*) FROM votes v WHERE (v.participant, v.position) = (t.participant, t.position)) < ?"
         return self._shown(participant, where, questions)
 
-    def trial(self, participant: int, token: str) -> Shown | None:
+    def trial(self, participant: int, token: str) -> OpenTrial | None:
         """The trial that a token names for this participant."""
         return self._shown(participant, "t.token = ?", token)
 
@@ -186,7 +186,7 @@ class Votes:
             return None
         return found.trial.pair, found.trial.left if token == found.left_token else found.trial.right
 
-    def add(self, shown: Shown, participant: int, question: str, answer: str) -> bool:
+    def add(self, shown: OpenTrial, participant: int, question: str, answer: str) -> bool:
         """Put a vote on the disk. False, and nothing is changed, if there is one already."""
         row = (participant, shown.position, question, answer)
         with self._change() as db:
@@ -209,7 +209,7 @@ class Votes:
             for participant, position, pair, left, right, question, answer in rows
         ]
 
-    def _shown(self, participant: int, where: str, value: object) -> Shown | None:
+    def _shown(self, participant: int, where: str, value: object) -> OpenTrial | None:
         found = self._db.execute(
             "SELECT position, (SELECT count(*) FROM trials c WHERE c.participant = t.participant), token, pair, "
             "left_arm, right_arm, left_token, right_token FROM trials t "
@@ -222,7 +222,7 @@ class Votes:
         answers = self._db.execute(
             "SELECT question, answer FROM votes WHERE participant = ? AND position = ?", (participant, position)
         )
-        return Shown(
+        return OpenTrial(
             position=position,
             count=count,
             token=token,
