@@ -39,7 +39,7 @@ class Clip:
 
     @classmethod
     def of(cls, model_place: Path, place: Path, device: torch.device) -> Clip:
-        """From folders with the model and with its processor; they may be one."""
+        """The model and its processor, from two folders or one."""
         from transformers import CLIPModel
 
         model = whole(CLIPModel, model_place)
@@ -76,7 +76,7 @@ class Clip:
 
 
 def processor(place: Path) -> tuple[Any, Any]:
-    """Of pictures, by PIL whether or not torchvision is there, whose resizing differs; and the tokenizer."""
+    """The preparation of pictures and the tokenizer. PIL resizes: torchvision, where it is there, does so otherwise."""
     from transformers import AutoTokenizer, CLIPImageProcessorPil
 
     return CLIPImageProcessorPil.from_pretrained(place), AutoTokenizer.from_pretrained(place)
@@ -98,7 +98,7 @@ def whole(kind: Any, place: Path) -> Any:
 
 @contextmanager
 def readable(place: Path) -> Iterator[None]:
-    """Whatever transformers raises over a folder that it cannot load, in one line."""
+    """An error of transformers over a folder that it cannot load becomes one line."""
     try:
         with quiet():
             yield

@@ -134,7 +134,7 @@ def manifold_radii(points: Tensor, k: int) -> Tensor:
 
 
 def manifold_hits(queries: Tensor, points: Tensor, radii: Tensor) -> Tensor:
-    """In how many of the balls around points (m, d) with radii (m,) each query (n, d) lies, (n,).
+    """Of each query (n, d), how many balls around points (m, d) with radii (m,) hold it, (n,).
 
     With k = 3, hits > 0 of generated samples in the balls of real ones is precision, of real ones in the balls of
     generated ones recall (Kynkäänniemi et al., 1904.06991). With k = 5, hits / k of generated samples is density

@@ -1,4 +1,4 @@
-"""From what networks said of samples to figures with intervals, and to paired tests against another arm.
+"""Figures with intervals, and paired tests against another arm, from what networks said of samples.
 
 Every metric but a distance has a value a row, of a sample or (recall, coverage) of a reference sample, so that two arms
 are compared row by row. A distance is compared by drawing pairs anew (`bootstrap`).
@@ -224,7 +224,7 @@ def cautions(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def table(figures: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows of what is printed."""
+    """Head and rows of the printed table."""
     arrows = {"higher": " ↑", "lower": " ↓", "neither": ""}
     compared = any("against" in found for found in figures.values())
     head: tuple[str, ...] = ("metric", "value")

@@ -87,7 +87,7 @@ class Ready:
 
     @property
     def folder(self) -> str:
-        """Another model, other weights or another preparation of the pixels have a folder of their own."""
+        """The network's folder: another model, other weights or other preparation of the pixels have another."""
         return f"{self.network.name}-{hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:16]}"
 
 

@@ -129,7 +129,7 @@ def choose(offered: MetricSet, options: Mapping[str, Any]) -> tuple[list[Metric]
 
 
 def read_folders(medium: Medium, options: Mapping[str, Any]) -> Folders:
-    """Every file is opened. Raises `InputError` for what cannot be read or compared, before any network is loaded."""
+    """Open every file, before any network is loaded. Raises `InputError` for what cannot be read or compared."""
     one = read_samples(options["folder"], medium)
     other = None if options["against"] is None else read_samples(options["against"], medium)
     reference = None if options["reference"] is None else read_reference(options["reference"], medium)
@@ -196,7 +196,7 @@ def _reference(metric: Metric, said: Tensor | None) -> Reference | None:
 
 
 def _json(results: Mapping[str, Any]) -> str:
-    """Of a line a value but for "per_sample", which has many and is one line."""
+    """JSON with one value a line; "per_sample", which has many, is one line."""
     rest = {key: value for key, value in results.items() if key != "per_sample"}
     text = json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}")
     return f'{text},\n "per_sample": {json.dumps(results["per_sample"], ensure_ascii=False)}\n}}\n'

@@ -226,7 +226,7 @@ def _opened(root: Path, files: Sequence[Path], medium: Medium) -> list[tuple[str
 
 
 def content_sha256(path: Path) -> str:
-    """Of a file's bytes, or of all files' in a folder of frames."""
+    """Hash of a file's bytes, or of all files' in a folder of frames."""
     if path.is_file():
         return file_sha256(path)
     digest = hashlib.sha256()
@@ -244,7 +244,7 @@ def digest(samples: Sequence[Sample]) -> str:
 
 
 def _differences(one: Sequence[Sample], other: Sequence[Sample]) -> list[str]:
-    """Such as "steps (25, 50)", of what the records say and what the files are."""
+    """What differs in records and files, such as "steps (25, 50)"."""
     found = []
     for key in ALIKE:
         a, b = ({str(sample.record.get(key)) for sample in some} for some in (one, other))

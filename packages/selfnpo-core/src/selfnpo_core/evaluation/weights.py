@@ -78,7 +78,7 @@ def _from_hub(wanted: Wanted) -> Path | None:
 
 
 def pick(place: Path, names: str) -> Path | None:
-    """The one that is there of several names with | between them, safetensors before others."""
+    """The file that is there, of several names with | between them; safetensors comes first."""
     ordered = sorted(names.split("|"), key=lambda name: not name.endswith(SAFETENSORS))
     return next((place / name for name in ordered if (place / name).is_file()), None)
 
@@ -113,7 +113,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def library(name: str) -> str:
-    """Such as "transformers 5.23.0"."""
+    """A library and its version, such as "transformers 5.23.0"."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

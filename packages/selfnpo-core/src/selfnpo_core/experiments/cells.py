@@ -126,6 +126,6 @@ class Table:
 
 
 def write_cell(path: Path, figures: Mapping[str, Any]) -> None:
-    """Whole or absent; six significant digits are enough for every figure of a cell."""
+    """Write a cell, whole or not at all; six significant digits are enough for all of its figures."""
     short = json.loads(json.dumps(figures), parse_float=lambda digits: float(f"{float(digits):.6g}"))
     write_text(path, json.dumps(short, indent=1) + "\n")

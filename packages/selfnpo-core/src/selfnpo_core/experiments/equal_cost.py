@@ -121,7 +121,7 @@ def most_within(rows: Callable[[int], int], budget: int) -> int:
 
 
 def pair_up(table: Table, cells: Sequence[Mapping[str, Any]]) -> None:
-    """Have each cell of one budget compared with plain guidance at its best scale; written where that is new.
+    """Compare each cell of one budget with plain guidance at its best scale, and write what is new.
 
     A cell of trained weights is compared with the same without them too, where that was drawn. The judges' scores of
     both must be on this disk, unless the cell has the comparison already.

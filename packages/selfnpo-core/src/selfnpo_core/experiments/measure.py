@@ -182,7 +182,7 @@ def compare_arms(world: World, labels: Tensor, without: Tensor, with_npo: Tensor
 def compare_prompts(
     world: World, prompts: Sequence[str], without: Sequence[Tensor], with_npo: Sequence[Tensor]
 ) -> dict[str, Any]:
-    """As `compare_arms`, of samples (3, …, H, W) of any prompts; those that are no captions are left out."""
+    """`compare_arms` of samples (3, …, H, W) of any prompts; those that are no captions are left out."""
     parsed = [world.parse_caption(text) for text in prompts]
     kept = [index for index, labels in enumerate(parsed) if labels is not None]
     if not kept:

@@ -38,7 +38,7 @@ INK = {
 
 
 def front(cells: Sequence[Cell], world: World) -> list[Cell]:
-    """Those that no other beats: of lower distance and higher accuracy, or of one of them with the other equal."""
+    """The cells that no other beats: none is better in one of distance and accuracy, and not worse in the other."""
 
     def point(cell: Cell) -> tuple[float, float]:
         return cell[world.distance][0], -cell["accuracy"][0]
@@ -163,7 +163,7 @@ def labels(cells: Iterable[Cell]) -> str:
 
 
 def name(method: str) -> str:
-    """For Markdown."""
+    """A method's title, for Markdown."""
     return METHODS[method].title.replace("*", r"\*")
 
 
@@ -267,7 +267,7 @@ def _scatter(axis: Any, cells: Sequence[Cell], world: World) -> None:
 
 
 def _zoom(axis: Any, cells: Sequence[Cell], world: World) -> None:
-    """To the front and plain guidance's best, and what lies a little outside."""
+    """Zoom to the front and plain guidance's best, and a little beyond."""
     shown = [*front(cells, world), best_plain(cells, world)]
     x, y = ([cell[key][0] for cell in shown] for key in ("accuracy", world.distance))
     axis.set_xlim(100 * min(x) - 2, 100 * max(x) + 0.5)

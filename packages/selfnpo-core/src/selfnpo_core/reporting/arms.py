@@ -84,7 +84,7 @@ def is_compared(path: Path) -> bool:
 
 
 def read_arms(folder: Path, against: Path | None, medium: Medium) -> Arms:
-    """The samples are not opened, but for the hash of their bytes: figures are of bytes, and few are shown."""
+    """Both folders. Samples are hashed but not opened: figures are of bytes, and few samples are shown."""
     root = folder
     if is_compared(folder):
         if against is not None:
@@ -116,7 +116,7 @@ def read_arms(folder: Path, against: Path | None, medium: Medium) -> Arms:
 
 
 def _check(samples: Samples) -> None:
-    """A page is given to others, so it shows nothing from elsewhere."""
+    """Raise for samples from elsewhere: a page is given to others."""
     if not samples.good:
         raise InputError(f"{samples.path} has no sample to show: draw some first")
     for sample in samples.good:
@@ -147,7 +147,7 @@ def gather(arms: Arms, given: Mapping[str, Evaluated | Study]) -> Told:
 
 
 def _found_beside(arms: Arms) -> list[Evaluated | Study]:
-    """The newest by `evaluate`, and all studies."""
+    """The newest figures by `evaluate`, and all studies."""
     found: list[Evaluated | Study] = []
     for file, figures in _near(arms):
         own = _belonging(arms, figures)
@@ -160,7 +160,7 @@ def _found_beside(arms: Arms) -> list[Evaluated | Study]:
 
 
 def _near(arms: Arms) -> Iterator[tuple[Path, Evaluated | Study]]:
-    """In the folder, and above one of samples, where damaged files may be anybody's."""
+    """Figures in the folder, and above one of samples, where damaged files may be anybody's."""
     yield from figures_in(arms.root)
     if arms.root == arms.one.path:
         try:
@@ -182,7 +182,7 @@ def _belonging(arms: Arms, figures: Evaluated | Study) -> Evaluated | Study | No
 
 
 def _is_of(arms: Arms, figures: Evaluated) -> bool:
-    """By the bytes of all samples that were measured; of an earlier version's figures, by how they were made."""
+    """Whether figures are of these arms: by all samples' bytes or, of an earlier version's, by how they were made."""
     scores = figures.per_sample
     if scores is None:
         pairs = [(figures.folder, arms.one), (figures.against, arms.other)]
@@ -269,7 +269,7 @@ def groups(
 
 
 def _in_order(arms: Arms, evaluated: Evaluated, values: Sequence[float | None]) -> list[float | None]:
-    """Of the measured files' order, in that of the arms' samples."""
+    """Values in the order of the arms' samples, from that of the measured files."""
     assert evaluated.per_sample is not None
     by_file = dict(zip(evaluated.per_sample.value_files, values, strict=True))
     return [by_file.get(sample.path.name) for sample in arms.one.good]

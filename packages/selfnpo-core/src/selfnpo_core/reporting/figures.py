@@ -201,7 +201,7 @@ def read_compared(values: Mapping[str, Any]) -> tuple[dict[str, Figure], str | N
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Raises `InputError` for what is no JSON; what is no object holds nothing."""
+    """The object in a file, or an empty one for other JSON. Raises `InputError` for what is no JSON."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -222,7 +222,7 @@ def kind_of(stored: Mapping[str, Any]) -> Command | None:
 
 
 def read_figures(file: Path) -> Evaluated | Study:
-    """A file of `evaluate` or `study`."""
+    """Figures from a file of `evaluate` or `study`."""
     stored = read_json_object(file)
     kind = kind_of(stored)
     if kind not in ("evaluate", "study"):
@@ -236,7 +236,7 @@ def read_figures(file: Path) -> Evaluated | Study:
 
 
 def figures_in(folder: Path) -> Iterator[tuple[Path, Evaluated | Study]]:
-    """All that lie in a folder, the newest first. Raises `InputError` for JSON that is damaged."""
+    """All figures in a folder, the newest first. Raises `InputError` for JSON that is damaged."""
     files = [file for file in folder.glob("*.json") if file.is_file()]
     for file in sorted(files, key=lambda file: (-file.stat().st_mtime, file.name)):
         if kind_of(read_json_object(file)) in ("evaluate", "study"):

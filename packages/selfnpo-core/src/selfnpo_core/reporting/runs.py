@@ -109,7 +109,7 @@ def measured(run: Run, given: Sequence[str]) -> Measured | None:
 
 
 def _of_these_weights(run: Run, figures: Evaluated) -> Measured | None:
-    """As of the arm that was drawn with these very weights, by their hash."""
+    """The figures as those of the arm that was drawn with these very weights, by their hash."""
     if run.npo is None:
         return None
     own, against = file_sha256(run.npo), figures.against
@@ -211,7 +211,7 @@ def warnings(run: Run, found: Measured | None) -> list[str]:
 
 
 def _updates(file: Path) -> list[Mapping[str, Any]]:
-    """Whole lines; a kill may have cut the last one."""
+    """The whole lines of metrics.jsonl, whose last one a kill may have cut."""
     found: list[Mapping[str, Any]] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:

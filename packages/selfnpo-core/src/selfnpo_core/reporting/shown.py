@@ -70,7 +70,7 @@ def shown_grid(path: Path) -> Shown:
 
 
 def some(items: Sequence[Path], most: int) -> list[Path]:
-    """At most so many, evenly spread, the first and the last among them."""
+    """At most so many items, evenly spread, the first and the last among them."""
     return [items[i] for i in _spread(len(items), most)]
 
 
@@ -145,7 +145,7 @@ def curve(name: str, label: str, x: Sequence[float], y: Sequence[float], *, boun
 
 
 def _moving_mean(y: np.ndarray, width: int) -> np.ndarray:
-    """Of the last `width` values, of fewer at the beginning."""
+    """The mean of the last `width` values, of fewer at the beginning."""
     sums = np.concatenate([[0.0], np.cumsum(y)])
     ends = np.arange(1, len(y) + 1)
     begins = np.maximum(0, ends - width)

@@ -24,7 +24,7 @@ class Names(NamedTuple):
 
     @property
     def sides(self) -> list[str]:
-        """From the left to the right."""
+        """The arms' names from the left to the right."""
         return [self.one] if self.other is None else [self.other, self.one]
 
 
@@ -172,6 +172,6 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def escaped(text: Any) -> str:
-    """Anything as text of one line of Markdown: no markup, no HTML."""
+    """One line of Markdown that shows a value as text: no markup, no HTML."""
     line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", line)

@@ -89,7 +89,7 @@ class Results:
 
 
 def default_allowed(checks: int) -> int:
-    """Failed checks that nobody is left out for: a quarter of all."""
+    """The number of failed checks for which nobody is left out: a quarter of all."""
     return checks // 4
 
 
@@ -163,7 +163,7 @@ def _bounds(interval: Interval | None) -> list[float] | None:
 
 
 def percent(interval: Interval | None) -> str:
-    """Such as 62.5 % [48.1, 75.0]."""
+    """A share and its interval, such as 62.5 % [48.1, 75.0]."""
     if interval is None:
         return "—"
     return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"

@@ -92,7 +92,7 @@ class Copies:
 
 
 class Page:
-    """All that the addresses answer with."""
+    """The answers of all addresses."""
 
     def __init__(self, votes: Votes, media: Copies, names: Mapping[str, str], allowed_failures: int | None):
         """names: of the arms, for the results. allowed_failures: as of `summarise`."""
@@ -195,7 +195,7 @@ class Page:
 
 
 def same_secret(given: str, secret: str) -> bool:
-    """Compared in a time that does not tell how much of it is right."""
+    """Whether both are equal, in a time that does not tell how much is."""
     return hmac.compare_digest(given.encode(), secret.encode())
 
 
@@ -221,7 +221,7 @@ def application(page: Page, *, link_token: str | None) -> ASGIApp:
 
 
 def serve(app: ASGIApp, listener: socket, announce: Callable[[], None]) -> None:
-    """Until SIGINT or SIGTERM. announce: called when the page can be asked for, and a signal ends it in good order."""
+    """Answer until SIGINT or SIGTERM. announce: called when the page can be asked for and a signal ends it well."""
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket] | None = None) -> None:
@@ -242,7 +242,7 @@ def serve(app: ASGIApp, listener: socket, announce: Callable[[], None]) -> None:
 
 
 class _Guard:
-    """Around the application: the secret in the address, the same headers on every answer, small requests only."""
+    """What surrounds the application: a secret in the address, the same headers on all answers, small requests only."""
 
     def __init__(self, app: ASGIApp, link_token: str | None):
         self.app, self.link_token = app, link_token

@@ -32,12 +32,12 @@ class Trial:
         return {"left": self.left, "right": self.right, "same": "same"}[answer]
 
     def passed(self, answer: str) -> bool:
-        """Of a check: whether the undamaged sample was preferred."""
+        """Whether a check's undamaged sample was preferred."""
         return answer != "same" and not self.choice(answer).endswith(DAMAGED)
 
 
 def default_checks(pairs: int) -> int:
-    """One for ten pairs, and at least one."""
+    """One check for ten pairs, and at least one."""
     return max(1, round(pairs / 10))
 
 
@@ -58,7 +58,7 @@ def _trial(pair: int, a_left: bool) -> Trial:
 
 
 def _checks(pairs: int, count: int, generator: torch.Generator) -> list[Trial]:
-    """Of random pairs and balanced arms, the damaged one on the left in half of them."""
+    """Checks of random pairs and balanced arms; the damaged one is on the left in half of them."""
     arm_a, damaged_left = _half(count, generator), _half(count, generator)
     found = []
     for k in range(count):

@@ -166,7 +166,7 @@ class Votes:
         return code
 
     def participant(self, code: str) -> int | None:
-        """The number of whom a code was given to."""
+        """The number of the participant who was given a code."""
         found = self._db.execute("SELECT number FROM participants WHERE code = ?", (code,)).fetchone()
         return None if found is None else found[0]
 
@@ -250,7 +250,7 @@ class Votes:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Readable by its owner only: it holds the links' secrets."""
+    """Open the file, which only its owner may read: it holds the links' secrets."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
 

@@ -97,7 +97,7 @@ def real_batch(world: World, count: int, generator: torch.Generator) -> tuple[Te
 
 
 def refuse_ragged(accuracy: float, reconstruction: float, *, least: float, most: float) -> None:
-    """On a model that draws badly nothing can be concluded: raise rather than ship it."""
+    """Raise rather than ship a model that draws badly: nothing could be concluded from it."""
     if accuracy < least:
         raise RunError(
             f"joint prompt accuracy {accuracy:.3f} at the best scale is under {least}: train the denoiser for longer"

@@ -52,7 +52,7 @@ def oracle_network(world: World, assets: Path) -> Network:
 
 
 def _look(world: World, samples: Sequence[Frames], prompts: Sequence[str]) -> Tensor:
-    """Of a reference sample, which has no prompt, only the features mean anything."""
+    """What the judges say; of a reference sample, which has no prompt, only the features mean anything."""
     x = torch.from_numpy(np.stack(samples)).permute(0, 4, 1, 2, 3).reshape(len(samples), *world.shape) / 255
     unnamed = [-1] * len(world.attributes)
     parsed = [world.parse_caption(text) for text in prompts]

@@ -71,7 +71,7 @@ SHAPES = tuple(DISTANCES)
 
 
 def with_article(colour: int) -> str:
-    """Such as "an orange"."""
+    """A word with its article, such as "an orange"."""
     word = COLOURS[colour]
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
