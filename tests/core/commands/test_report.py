@@ -17,7 +17,6 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.sample_folder import SampleFolder, read_records
 from selfnpo_core.system.files import file_sha256
 from selfnpo_core.training import train
-from selfnpo_core.weights.model_card import with_measured
 
 NEW, OLD = [200, 10, 60, 90, 120, 90], [100, 40, 60, 80, 120, 90]
 """Redness: gains of pairs 0 and 3, a loss of pair 1."""
@@ -31,17 +30,6 @@ def arms(tmp_path: Path) -> tuple[Path, Path]:
 def section(html: str, title: str) -> Page:
     start = html.index(f"<h2>{title}</h2>")
     return Page(html[start : html.index("</section>", start)])
-
-
-def test_scores_of_single_samples_are_kept(arms: tuple[Path, Path], tmp_path: Path) -> None:
-    stored = evaluate(*arms, tmp_path / "f.json")
-    scores = stored["per_sample"]
-    assert (stored["schema"], scores["value"]["red"], scores["against"]["red"]) == (1, NEW, OLD)
-    assert scores["value_files"] == [f"{n:05d}-{70 + n}.png" for n in range(6)]
-    lines = (tmp_path / "f.json").read_text().splitlines()
-    assert sum("per_sample" in line and line.endswith("}") for line in lines) == 1  # however many there are
-    alone = evaluate(arms[0], None, tmp_path / "g.json")["per_sample"]
-    assert set(alone) == {"value", "value_files", "value_sha256"}
 
 
 def test_two_folders(arms: tuple[Path, Path], tmp_path: Path) -> None:
@@ -378,13 +366,3 @@ def test_mistakes_with_runs(run: Path) -> None:
     os.truncate(run / "npo/pytorch_lora_weights.safetensors", 40)
     with pytest.raises(InputError, match="not a whole safetensors file"):
         report(run)
-
-
-def test_a_section_of_a_card() -> None:
-    assert with_measured("a\n", "x") == "a\n\n<!-- measured -->\nx\n<!-- /measured -->\n"
-    once = with_measured("a\n\n## How it was made\n\nb\n", "x")
-    assert once == "a\n\n<!-- measured -->\nx\n<!-- /measured -->\n\n## How it was made\n\nb\n"
-    assert with_measured(with_measured(once, "longer\ny"), "x") == once
-    for damaged in (once.replace("<!-- measured -->", ""), once + once, "<!-- /measured --> <!-- measured -->"):
-        with pytest.raises(InputError, match="remove both by hand"):
-            with_measured(damaged, "x")

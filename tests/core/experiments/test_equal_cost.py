@@ -23,7 +23,7 @@ from selfnpo_core.experiments.equal_cost import (
     pair_up,
 )
 from selfnpo_core.experiments.measure import against
-from selfnpo_core.experiments.methods import METHODS, Method, TrainedArms
+from selfnpo_core.experiments.methods import Method, TrainedArms
 from selfnpo_core.worlds.world import Task
 
 
@@ -125,11 +125,6 @@ def test_every_variant_at_every_scale_within_every_budget(methods):
         entries(["cfg", "nonsense"], [20], seed=1)
     with pytest.raises(InputError, match="have cfg among"):
         entries(["npo"], [20], seed=1)
-
-
-def test_the_shipped_methods_have_names_of_their_own():
-    names = [entry.name for entry in entries(list(METHODS), [20, 40], seed=1)]
-    assert len(names) == len(set(names))
 
 
 def test_cells_of_a_budget_cost_the_same_and_are_drawn_once(tmp_path, methods):
