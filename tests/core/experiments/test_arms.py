@@ -1,0 +1,105 @@
+"""The arms of a demo's tables: which weights each trains, and what it puts on the pipeline and takes off again."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.experiments import arms
+from selfnpo_core.experiments.arms import ARMS, TRAINED, TUNED_ARMS, make_arm, train_arm
+from selfnpo_core.negative import relative_error
+
+OFFSET = {"weight": torch.tensor([[0.5, -1.0]])}
+
+
+@pytest.fixture
+def demo():
+    network = nn.Linear(2, 1, bias=False)
+    world = SimpleNamespace(denoiser=lambda pipe: pipe.denoiser)
+    made = SimpleNamespace(world=world, kind="lora", presets=None, preference=None, pipe=SimpleNamespace())
+    made.pipe.denoiser = network
+    return made
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """Weights that are trained already; what was put on a pipeline."""
+    put = []
+
+    @contextmanager
+    def attached(pipe, what, **how):
+        put.append((what, how))
+        yield
+
+    config = SimpleNamespace(recommended=SimpleNamespace(beta=0.75), recipe={"steps": 4})
+    monkeypatch.setattr(arms, "train_arm", lambda demo, arm, seed, work: work / f"{arm}-s{seed}")
+    monkeypatch.setattr(arms, "load_npo", lambda run: SimpleNamespace(config=config, path=run))
+    monkeypatch.setattr(arms, "offset_of", lambda npo: OFFSET)
+    monkeypatch.setattr(arms, "attach_npo", attached)
+    monkeypatch.setattr(arms, "NegativeDelta", SimpleNamespace(attach=attached))
+    return put
+
+
+def test_plain_guidance_needs_no_weights(demo, tmp_path):
+    arm = make_arm(demo, "cfg", 1, tmp_path)
+    assert (arm.name, arm.base, arm.against, arm.note) == ("cfg", True, (), {})
+    for name in TUNED_ARMS:
+        with pytest.raises(InputError, match="no preference-tuned variant"):
+            make_arm(demo, name, 1, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in ARMS if name not in ("cfg", "neon", "random")])
+def test_trained_weights_go_on_at_their_recommended_strength(name, demo, done, tmp_path):
+    arm = make_arm(demo, name, 3, tmp_path)
+    assert (arm.name, arm.against, arm.base) == (f"{name}-s3", ("cfg",), False)
+    assert arm.note == {"training_seed": 3, "recipe": {"steps": 4}, "beta": 0.75}
+    with arm.attach(demo.pipe):
+        assert done == [(tmp_path / f"{name}-s3", {"beta": 0.75})]
+    assert make_arm(demo, name, 3, tmp_path, beta=0.25).note["beta"] == 0.25
+
+
+def test_a_random_offset_has_the_norm_of_the_weights_and_comes_from_the_seed(demo, done, tmp_path):
+    for seed in (3, 3, 4):
+        with make_arm(demo, "random", seed, tmp_path).attach(demo.pipe):
+            pass
+    offsets = [what["weight"] for what, _ in done]
+    assert torch.equal(offsets[0], offsets[1])
+    assert not torch.equal(offsets[0], offsets[2])
+    assert offsets[0].norm() == pytest.approx(OFFSET["weight"].norm())
+    assert relative_error(OFFSET, {"weight": offsets[0]}) > 0.01
+
+
+def test_neon_moves_the_model_away_and_puts_it_back(demo, done, tmp_path):
+    before = demo.pipe.denoiser.weight.detach().clone()
+    arm = make_arm(demo, "neon", 3, tmp_path, strength=0.5)
+    assert (arm.note["strength"], "beta" in arm.note) == (0.5, False)
+    moved = []
+
+    def fail():
+        with arm.attach(demo.pipe):
+            moved.append(demo.pipe.denoiser.weight.detach().clone())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    torch.testing.assert_close(moved[0], before - 0.5 * OFFSET["weight"])
+    assert torch.equal(demo.pipe.denoiser.weight, before)
+
+
+def test_weights_are_trained_once_with_the_arms_own_recipe(demo, tmp_path, monkeypatch):
+    asked = []
+    recipe = SimpleNamespace(steps=4)
+    monkeypatch.setattr(arms, "resolve_recipe", lambda presets, file, changes: asked.append(changes) or recipe)
+    monkeypatch.setattr(arms, "train", lambda *given, resume: asked.append(resume))
+    monkeypatch.setattr(arms, "_finished", lambda output, recipe: output.is_dir())
+    demo.backbone, demo.captions = (lambda: None), (list)
+    assert train_arm(demo, "full_simulation", 5, tmp_path) == tmp_path / "full_simulation-s5"
+    changes, resume = asked
+    assert changes == {"model": "demo", "seed": 5, "train": "lora", **TRAINED["full_simulation"]}
+    assert resume is False
+    (tmp_path / "full_simulation-s5").mkdir()
+    train_arm(demo, "full_simulation", 5, tmp_path)
+    assert len(asked) == 3  # a recipe, and no training
