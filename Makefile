@@ -35,7 +35,7 @@ test-fast: setup  ## what takes under five minutes
 test-faults: setup  ## engines and kills, all of them: many minutes
 	$(PYTEST) -v --no-header --durations=0 tests/tools/test_engines.py tests/tools/test_faults.py tests/tools/test_recipes.py
 
-check: setup  ## lint, format, types of the mathematics, import arrows
+check: setup  ## lint, format, types (strict on the mathematics), import arrows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -14,7 +14,9 @@ this repository has one of each, to be given as --earlier build/packages/…/mod
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import torch
@@ -31,6 +33,8 @@ from selfnpo_video.demo import moving
 
 DEMOS = {"image": (shapes.demo, 2000), "video": (moving.demo, 500)}
 TASK_SEED = 12  # of prompts that neither a recipe nor a table was made with
+
+Value = TypeVar("Value")
 
 
 @click.command(help=__doc__)
@@ -87,14 +91,14 @@ def main(
     click.echo(f"{output / 'README.md'} and pareto.png are written")
 
 
-def numbers(text: str, kind: type) -> list:
+def numbers(text: str, kind: Callable[[str], Value]) -> list[Value]:
     try:
         return [kind(number) for number in text.split(",")]
     except ValueError:
         raise InputError(f"'{text}' is no list of numbers: separate them by commas") from None
 
 
-def part(wanted: list, shard: str) -> list:
+def part(wanted: list[Value], shard: str) -> list[Value]:
     """Every N-th from the K-th."""
     first, _, count = shard.partition("/")
     if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
