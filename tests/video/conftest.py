@@ -1,5 +1,6 @@
 """Tiny CogVideoX models on disk: 2b, 5b and 1.5 in what tells them apart."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny"
     cogvideox().save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def damaged(small: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(small, tmp_path / "model"))

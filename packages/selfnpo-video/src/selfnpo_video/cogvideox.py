@@ -213,7 +213,7 @@ def has_numbers(tensor: Tensor) -> bool:
 
 
 def _scheduler(base: VideoBase) -> Any:
-    found = base.scheduler.get("_class_name")
+    found: Any = base.scheduler.get("_class_name")
     if found not in base.kind.schedulers:
         raise InputError(f"model {base.name} has a {found}: {base.kind.title} wants {base.kind.wants} scheduler")
     return base.kind.schedulers[found].from_config(base.scheduler)
@@ -221,14 +221,16 @@ def _scheduler(base: VideoBase) -> Any:
 
 def _sketched(base: VideoBase) -> nn.Module:
     with META:
-        return CogVideoXTransformer3DModel(**vars(base.transformer))
+        made: nn.Module = base.kind.network(**vars(base.transformer))
+    return made
 
 
 def _unwrapped(network: nn.Module) -> CogVideoXTransformer3DModel:
     """Without what DDP, DeepSpeed or a compiler put around it."""
-    while not isinstance(network, CogVideoXTransformer3DModel):
-        network = network.module if hasattr(network, "module") else network._orig_mod
-    return network
+    inner: Any = network
+    while not isinstance(inner, CogVideoXTransformer3DModel):
+        inner = inner.module if hasattr(inner, "module") else inner._orig_mod
+    return inner
 
 
 def _empty_cache(device: torch.device) -> None:

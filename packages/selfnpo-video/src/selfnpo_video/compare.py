@@ -36,8 +36,8 @@ def compare(job: Job, output: str | Path) -> dict[str, Any] | None:
         titles = scale, f"{scale}, negative weights {job.negative.beta:g}"
         for index in pairs.missing:
             name = pairs.records[index]["file"]
-            both = (read_video(output / arm / name)[0] for arm in (WITHOUT, WITH))
-            frames = beside(*both, titles, job.prompts[index])
+            without, with_npo = (read_video(output / arm / name)[0] for arm in (WITHOUT, WITH))
+            frames = beside(without, with_npo, titles, job.prompts[index])
             pairs.add(index, partial(write_video, frames=frames, fps=job.fps, format=job.format))
         if not job.base.shipped:
             return None

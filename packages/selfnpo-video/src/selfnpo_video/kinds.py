@@ -11,8 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
-
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.base import Base
 from selfnpo_core.models.sources import Source
@@ -37,8 +35,8 @@ class VideoKind:
     example: str
     pipeline: Any
     from_image: Any
-    network: type[nn.Module]
-    vae: type[nn.Module]
+    network: Any
+    vae: Any
     schedulers: Mapping[str, Any]
     wants: str
     scheduler: Mapping[str, Any]

@@ -56,7 +56,7 @@ def load_pipeline(base: VideoBase, *, dtype: torch.dtype = torch.float32, **comp
 def load_network(base: VideoBase, dtype: torch.dtype | None = None) -> nn.Module:
     """A local model's transformer alone; without a dtype in float32."""
     with quiet(), one_line_errors(base.source):
-        network: nn.Module = base.kind.network.from_pretrained(  # type: ignore[operator]
+        network: nn.Module = base.kind.network.from_pretrained(
             base.folder, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
         )
     return network
@@ -84,7 +84,7 @@ def text_encoder(
 
     def load() -> Encode:
         with quiet(), one_line_errors(base.source):
-            model = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+            model: Any = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         model.to(device)
 
         def encode(text: str | None) -> tuple[Tensor, ...]:

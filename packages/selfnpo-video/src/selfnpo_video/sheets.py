@@ -21,7 +21,7 @@ def strip(frames: np.ndarray, most: int = 5) -> Image.Image:
     return Image.fromarray(np.concatenate(list(frames[chosen]), axis=1))
 
 
-def beside(left: np.ndarray, right: np.ndarray, titles: tuple[str, str], caption: str) -> Iterator[np.ndarray]:
+def beside(left: np.ndarray, right: np.ndarray, titles: Sequence[str], caption: str) -> Iterator[np.ndarray]:
     """Frames of both clips (F, H, W, 3) beside each other; sides are even numbers, as H.264 wants them.
 
     The shorter one stays at its last frame: a clip in which nothing moves may come back from a file as one frame.

@@ -91,8 +91,8 @@ def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) ->
     (left, right), sections = columns.values(), []
     for index, prompt in enumerate(prompts[: min(SHOWN, len(left))]):
         file = f"clips/{index:05d}.mp4"
-        both = (clips[index].permute(1, 2, 3, 0).numpy() for clips in (left, right))
-        write_video(folder / file, beside(*both, tuple(columns), prompt), fps=KNOWN["demo"].fps)  # type: ignore[arg-type]
+        one, other = (clips[index].permute(1, 2, 3, 0).numpy() for clips in (left, right))
+        write_video(folder / file, beside(one, other, list(columns), prompt), fps=KNOWN["demo"].fps)
         sections.append((prompt, [(file, " | ".join(columns))]))
     write_sheet(folder, sections)
     few = min(FEW, len(left))
