@@ -20,7 +20,7 @@ from selfnpo_core.weights.inspection import effect_errors
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import lora_of, offset_of, to_lora
 from selfnpo_image import kohya
-from selfnpo_image.families import find_base
+from selfnpo_image.families import FAMILIES, find_base
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sd15 import SD15
 from selfnpo_image.sdxl import SDXL
@@ -215,7 +215,7 @@ def test_every_layer_comes_back_from_kohyas_names(family: str, made: Any, kind: 
             lora[name.removesuffix(".lora_A.npo")] = Factors(down=random[0], up=random[1], alpha=6.0)
     linear_or_conv = [n for n, m in made().unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     assert set(lora) == set(linear_or_conv)
-    save_file(kohya.tensors(lora, family, pipe.unet.config), tmp_path / "k.safetensors")
+    save_file(kohya.tensors(lora, FAMILIES[family].kind.kohya, pipe.unet.config), tmp_path / "k.safetensors")
     other = made()
     other.load_lora_weights(tmp_path / "k.safetensors", adapter_name="k")
     assert isinstance(other, kind)
@@ -254,7 +254,7 @@ def test_the_map_of_names() -> None:
     names = {"sd15": layer, "sdxl": "input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"}
     for family, name in names.items():
         stem = "lora_unet_" + name.replace(".", "_")
-        written = kohya.tensors({layer: factors}, family, unet)
+        written = kohya.tensors({layer: factors}, FAMILIES[family].kind.kohya, unet)
         assert sorted(written) == [f"{stem}.{end}" for end in ("alpha", "lora_down.weight", "lora_up.weight")]
         assert written[f"{stem}.alpha"].item() == 2.0
     with pytest.raises(InputError, match="no name in kohya's layout"):

@@ -6,9 +6,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from selfnpo_core.denoise import ddim_step
 from selfnpo_core.guidance import NULL, guide
+from selfnpo_core.models.backbone import has_numbers
 from selfnpo_core.prediction import to_estimate
 from selfnpo_core.schedule import CLEAN
-from selfnpo_video.cogvideox import CogVideoX, has_numbers
+from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.families import find_base
 from selfnpo_video.loading import load_pipeline
 from selfnpo_video.shapes import ClipSize

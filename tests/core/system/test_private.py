@@ -13,7 +13,15 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from accelerate.state import AcceleratorState, PartialState
-from diffusers import ClassifierFreeGuidance, CogVideoXTransformer3DModel, UNet2DConditionModel, WanTransformer3DModel
+from diffusers import (
+    ClassifierFreeGuidance,
+    CogVideoXTransformer3DModel,
+    DDPMPipeline,
+    DDPMScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+    WanTransformer3DModel,
+)
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -199,6 +207,19 @@ def test_prepared_branches():
     guider.set_state(step=1, num_inference_steps=2, timestep=torch.tensor(499))
     guider.prepare_models(network)
     assert [*counts, private.prepared_branches(guider)] == [1, 2, 1]
+
+
+def test_execution_device():
+    network = UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=2,
+    )
+    assert private.execution_device(DDPMPipeline(network, DDPMScheduler())) == torch.device("cpu")
+    assert private.execution_device(object()) is None
 
 
 @pytest.fixture(scope="module")

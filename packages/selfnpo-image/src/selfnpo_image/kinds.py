@@ -55,6 +55,17 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KohyaForm:
+    """How kohya's trainer names a family's layers, and the pixels a side of a workflow's pictures.
+
+    first_release: as the family's first release does, which counts all blocks through; else as diffusers does.
+    """
+
+    first_release: bool
+    side: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """A family, without its behaviour.
 
@@ -62,7 +73,7 @@ class Kind:
     optional: text encoders that a model may lack. left_out: arguments that keep the loader from what is not needed.
     check: raises by `wrong` for a configuration of the network that is not of the family.
     granularity: of a network's configuration → latents' height and width must be multiples of it.
-    layout: of single-file checkpoints, where the family has them.
+    layout: of single-file checkpoints, where the family has them. kohya: of LoRAs in kohya's names, likewise.
     """
 
     name: str
@@ -79,6 +90,7 @@ class Kind:
     check: Callable[[Kind, Mapping[str, Any], str], None]
     granularity: Callable[[Any], int]
     layout: Layout | None = None
+    kohya: KohyaForm | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from selfnpo_core.weights.exporting import KohyaFiles
 from selfnpo_core.weights.npo_folder import Npo
 from selfnpo_core.weights.offsets import Lora
 from selfnpo_image.base import ImageBase
+from selfnpo_image.kinds import KohyaForm
 from selfnpo_image.loading import network_config
 
 _ENDS = {
@@ -39,21 +40,21 @@ _RESNET = {
 def files(lora: Lora, npo: Npo, base: ImageBase, beta: float, guidance_scale: float, name: str) -> KohyaFiles:
     """What `export --format kohya` writes. Of the base, only its configuration is read."""
     kind = base.kind
-    if kind.denoiser != "unet":
+    if kind.kohya is None:
         raise InputError(
             f"model {base.name} is of the {kind.title} family, and kohya's names are for UNets: use diffusers"
         )
     unet = network_config(base)
     checkpoint = f"{base.name.replace('/', '_').removesuffix('.safetensors')}.safetensors"
-    shown = workflow(name, family=kind.name, beta=beta, guidance_scale=guidance_scale, checkpoint=checkpoint)
-    return tensors(lora, kind.name, unet), shown
+    shown = workflow(name, side=kind.kohya.side, beta=beta, guidance_scale=guidance_scale, checkpoint=checkpoint)
+    return tensors(lora, kind.kohya, unet), shown
 
 
-def tensors(lora: Lora, family: str, unet: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors(lora: Lora, form: KohyaForm, unet: Mapping[str, Any]) -> dict[str, Tensor]:
     """The file's tensors, float32. unet: the UNet's configuration, which numbers SDXL's blocks."""
     result = {}
     for layer, factors in lora.items():
-        name = "lora_unet_" + (first_release(layer, unet) if family == "sdxl" else layer).replace(".", "_")
+        name = "lora_unet_" + (first_release(layer, unet) if form.first_release else layer).replace(".", "_")
         result[f"{name}.lora_down.weight"] = factors.down.float().contiguous()
         result[f"{name}.lora_up.weight"] = factors.up.float().contiguous()
         result[f"{name}.alpha"] = torch.tensor(float(factors.alpha))
@@ -83,12 +84,11 @@ def first_release(layer: str, unet: Mapping[str, Any]) -> str:
     return f"output_blocks.{each * i + j}.{int(part == 'attentions')}.{_inner(inner)}"
 
 
-def workflow(lora: str, *, family: str, beta: float, guidance_scale: float, checkpoint: str) -> dict[str, Any]:
+def workflow(lora: str, *, side: int, beta: float, guidance_scale: float, checkpoint: str) -> dict[str, Any]:
     """A ComfyUI workflow (API format) with the LoRA on the negative conditioning only, by ComfyUI's own hook nodes.
 
-    lora, checkpoint: names of files as ComfyUI lists them.
+    lora, checkpoint: names of files as ComfyUI lists them. side: of the picture, in pixels.
     """
-    side = 1024 if family == "sdxl" else 512
     return {
         "1": _node("CheckpointLoaderSimple", ckpt_name=checkpoint),
         "2": _node("CLIPTextEncode", text="a lighthouse on a cliff in a storm", clip=["1", 1]),

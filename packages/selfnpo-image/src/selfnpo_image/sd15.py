@@ -8,7 +8,7 @@ from torch import Tensor
 
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.kinds import CONFIGS, Kind, Layout
+from selfnpo_image.kinds import CONFIGS, Kind, KohyaForm, Layout
 from selfnpo_image.unets import CLIP_L, UNET_TARGETS, check_unet, halvings
 
 LAYOUT = Layout(
@@ -38,6 +38,7 @@ class SD15(ImageBackbone):
         check=_check,
         granularity=halvings,
         layout=LAYOUT,
+        kohya=KohyaForm(first_release=False, side=512),
     )
     lora_targets = UNET_TARGETS
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.kinds import CONFIGS, Kind, Layout
+from selfnpo_image.kinds import CONFIGS, Kind, KohyaForm, Layout
 from selfnpo_image.unets import CLIP_L, UNET_TARGETS, check_unet, halvings
 
 LAYOUT = Layout(
@@ -45,6 +45,7 @@ class SDXL(ImageBackbone):
         check=_check,
         granularity=halvings,
         layout=LAYOUT,
+        kohya=KohyaForm(first_release=True, side=1024),
     )
     lora_targets = UNET_TARGETS
 

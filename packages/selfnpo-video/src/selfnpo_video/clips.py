@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from selfnpo_core.sampling import job
+from selfnpo_core.system import private
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream
 from selfnpo_video.video_files import to_frames
@@ -102,7 +103,7 @@ def frames_of(pipe: Any, latents: Tensor, device: torch.device | None = None) ->
     device: where; the pipeline's own if not given.
     """
     vae = pipe.vae
-    device = device or getattr(pipe, "_execution_device", latents.device)
+    device = device or private.execution_device(pipe) or latents.device
     if vae.device != device:
         vae.to(device)
     for chunk in decode_stream(vae, latents.to(device, vae.dtype)):

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from selfnpo_core.adapters.attach import attach_weights
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.backbone import has_numbers
 from selfnpo_core.models.embeddings import EmbeddingsCache, embedded
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
+from selfnpo_core.system import private
 from selfnpo_core.system.devices import best_device
 from selfnpo_video import loading
 from selfnpo_video.attention import use_attention
@@ -207,11 +209,6 @@ class CogVideoX:
         return None if found is None else (found[0].to(x_t.device), found[1].to(x_t.device))
 
 
-def has_numbers(tensor: Tensor) -> bool:
-    """Not so of a tensor on the meta device, nor of a fake one, which has its storage there whatever it says."""
-    return tensor.untyped_storage().device != META
-
-
 def _scheduler(base: VideoBase) -> Any:
     found: Any = base.scheduler.get("_class_name")
     if found not in base.kind.schedulers:
@@ -229,7 +226,7 @@ def _unwrapped(network: nn.Module) -> CogVideoXTransformer3DModel:
     """Without what DDP, DeepSpeed or a compiler put around it."""
     inner: Any = network
     while not isinstance(inner, CogVideoXTransformer3DModel):
-        inner = inner.module if hasattr(inner, "module") else inner._orig_mod
+        inner = inner.module if hasattr(inner, "module") else private.uncompiled(inner)
     return inner
 
 

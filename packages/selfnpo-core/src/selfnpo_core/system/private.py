@@ -154,6 +154,11 @@ def prepared_branches(guider: BaseGuidance) -> int:
     return int(guider._count_prepared)
 
 
+def execution_device(pipe: Any) -> torch.device | None:
+    """Where a pipeline calculates, also while its parts wait elsewhere; `device` says where they wait."""
+    return getattr(pipe, "_execution_device", None)
+
+
 # DeepSpeed: of parameters under ZeRO-3
 
 
