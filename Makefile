@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 READY := $(VENV)/.selfnpo-ready
+DOCS_READY := $(VENV)/.selfnpo-docs-ready
 PROJECTS := $(wildcard packages/*/pyproject.toml)
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo demo-image test test-fast test-faults check dist setup clean
+.PHONY: demo demo-image test test-fast test-faults check docs dist setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -40,6 +41,13 @@ check: setup  ## lint, format, types (strict on the mathematics), import arrows
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup $(DOCS_READY)  ## the documentation, in build/docs: open build/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+$(DOCS_READY): constraints.txt requirements-docs.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-docs.txt
+	touch $@
 
 dist: setup  ## the three wheels
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist $(dir $(PROJECTS))
