@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from selfnpo_core.commands.family import Family, Options
-from selfnpo_core.commands.options import stack
+from selfnpo_core.commands.options import Decorator, stack
 from selfnpo_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ImageFamily(Family["ImageBase", "Job"]):
         "evaluate: all": "Measure a sample folder: fid, kid, precision, recall, density, coverage, clip_score, "
         "pickscore, hpsv2.1, imagereward, aesthetic; oracle, of the demo's pictures.",
     }
-    options: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+    options: ClassVar[Mapping[str, Decorator]] = {
         "evaluate": stack(
             click.option(
                 "--feature-network",

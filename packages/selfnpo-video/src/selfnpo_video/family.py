@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from selfnpo_core.commands.family import Family, Options
-from selfnpo_core.commands.options import stack
+from selfnpo_core.commands.options import Decorator, stack
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class VideoFamily(Family["VideoBase", "Job"]):
         "frame_consistency, motion, speed; oracle, of the demo's clips; vbench, of VBench's own results.",
     }
     recipe_options = ("attention",)
-    options: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+    options: ClassVar[Mapping[str, Decorator]] = {
         "train": stack(
             click.option("--attention", type=ATTENTION, help="What computes attention. Default: the recipe's, auto.")
         ),

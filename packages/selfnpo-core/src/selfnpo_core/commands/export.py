@@ -46,7 +46,7 @@ def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
         done = exporting.to_merged(npo, backbone, output, beta=beta)
     else:
         assert backbone is not None
-        into = options["into"] or ("lora" if npo.kind == "lora" else "merged")
+        into: exporting.Into = options["into"] or ("lora" if npo.kind == "lora" else "merged")
         strength = options["strength"]
         done = exporting.to_neon(npo, backbone, output, strength=strength, into=into, rank=rank)
     click.echo(f"{form} in {done.path}")

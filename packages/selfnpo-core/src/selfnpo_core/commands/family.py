@@ -7,7 +7,7 @@ once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -16,8 +16,9 @@ import click
 if TYPE_CHECKING:
     import torch
 
+    from selfnpo_core.commands.options import Decorator
     from selfnpo_core.evaluation.run import MetricSet
-    from selfnpo_core.models.backbone import Backbone
+    from selfnpo_core.models.backbone import Backbone, LoadingBackbone
     from selfnpo_core.models.base import Base
     from selfnpo_core.models.sources import KnownModel
     from selfnpo_core.sampling.medium import ShownMedium
@@ -52,7 +53,7 @@ class Family(ABC, Generic[BaseT, JobT]):
     "models: also" below the table."""
     made_by_compare: ClassVar[str]
     """What `compare` says that there is now, after their number."""
-    options: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    options: ClassVar[Mapping[str, Decorator]] = {}
     """Command → click options that this family's has beside those of all."""
     has_kohya: ClassVar[bool] = False
     """Whether LoRAs of this family have a form in kohya's names."""
@@ -80,7 +81,7 @@ class Family(ABC, Generic[BaseT, JobT]):
         """Settings to train a base with."""
 
     @abstractmethod
-    def backbone(self, base: BaseT, recipe: Recipe, dtype: torch.dtype, device: str) -> Backbone:
+    def backbone(self, base: BaseT, recipe: Recipe, dtype: torch.dtype, device: str) -> LoadingBackbone:
         """The model, loaded. dtype: of the base."""
 
     @abstractmethod

@@ -3,14 +3,20 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def stack(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+class Decorator(Protocol):
+    """What puts options on a command: whatever function it is given comes back with them."""
+
+    def __call__(self, function: Function, /) -> Function: ...
+
+
+def stack(*decorators: Decorator) -> Decorator:
     """Several click decorators as one, in the order in which help lists them."""
 
     def decorate(function: Function) -> Function:

@@ -3,7 +3,7 @@
 Only click is imported here, so that `--help` answers at once; what a command does is imported when it is called.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,6 @@ def _commands(family: AnyFamily) -> Iterator[click.Command]:
     yield demo
 
 
-def _own_options(family: AnyFamily) -> Any:
+def _own_options(family: AnyFamily) -> Callable[[str], common.Decorator]:
     """Command → a decorator with the family's own options of it."""
     return lambda command: family.options.get(command, common.stack())

@@ -26,27 +26,44 @@ NegativeWeights = str | Mapping[str, Tensor] | None
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A model family as the engine sees it."""
+    """A model family as the engine sees it. It reads all of these attributes, and assigns to `denoiser` only."""
 
-    name: str
-    """The base model as users name it: hub id, folder or file. Goes into npo_config.json as `base_model`."""
-    family: str
-    """"sd15", …"""
-    base_hash: str
-    """`weights_hash(denoiser)`, taken when the weights were loaded, before any cast."""
+    @property
+    def name(self) -> str:
+        """The base model as users name it: hub id, folder or file. Goes into npo_config.json as `base_model`."""
+
+    @property
+    def family(self) -> str:
+        """ "sd15", …"""
+
+    @property
+    def base_hash(self) -> str:
+        """`weights_hash(denoiser)`, taken when the weights were loaded, before any cast."""
+
     denoiser: nn.Module
     """The network that is trained. The engine adds adapters to it, moves it to its device, and *assigns* to this
     attribute (a wrapped network, or the teacher while the teacher is asked), so `predict` must look it up at every
     call."""
-    prediction_type: str
-    """"epsilon", "v_prediction", "sample" or "flow" (`selfnpo_core.prediction`)."""
-    schedule: NoiseSchedule
-    latent_shape: tuple[int, ...]
-    """Shape of one sample, without the batch: (channels, height, width) for pictures."""
-    lora_targets: Mapping[str, Sequence[str] | str]
-    """PEFT `target_modules` by preset name; at least "attention" and "all"."""
-    bytes_per_prompt: int
-    """Size of one prompt's row in the table of embeddings, for the memory estimate."""
+
+    @property
+    def prediction_type(self) -> str:
+        """ "epsilon", "v_prediction", "sample" or "flow" (`selfnpo_core.prediction`)."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Of the noise that the network was trained with."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, without the batch: (channels, height, width) for pictures."""
+
+    @property
+    def lora_targets(self) -> Mapping[str, Sequence[str] | str]:
+        """PEFT `target_modules` by preset name; at least "attention" and "all"."""
+
+    @property
+    def bytes_per_prompt(self) -> int:
+        """Size of one prompt's row in the table of embeddings, for the memory estimate."""
 
     def embed(self, prompts: Sequence[str], cache: "EmbeddingsCache | None" = None) -> None:
         """Fill the table of embeddings with these prompts and the null prompt.
@@ -101,8 +118,9 @@ class Backbone(Protocol):
 class WindowedBackbone(Backbone, Protocol):
     """A video family: for recipes with `chunk_frames` it is asked about windows of clips too."""
 
-    window_step: int
-    """Windows begin and end at multiples of it."""
+    @property
+    def window_step(self) -> int:
+        """Windows begin and end at multiples of it."""
 
     def predict_window(self, x_t: Tensor, t: Tensor, prompt: Tensor, *, first: int) -> Tensor:
         """As `predict`, x_t: (B, n, *S) being frames first … first + n − 1 of clips."""
@@ -112,7 +130,9 @@ class WindowedBackbone(Backbone, Protocol):
 class LoadingBackbone(Backbone, Protocol):
     """A family as inspection sees it: with the device that it calculates on, and others' LoRAs put into its network."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device:
+        """Where it calculates."""
 
     def load_lora(self, file: Path, name: str) -> None:
         """Load a LoRA file, in any naming that diffusers reads, as an adapter of `denoiser`."""
@@ -122,7 +142,9 @@ class LoadingBackbone(Backbone, Protocol):
 class PlacesEmbeddings(Protocol):
     """A family that says where its table of embeddings lies; any other's lies on the training device."""
 
-    embeddings_in_host_memory: bool
+    @property
+    def embeddings_in_host_memory(self) -> bool:
+        """Whether the table is in host memory."""
 
 
 def embeddings_on_device(backbone: Backbone) -> bool:
