@@ -23,6 +23,7 @@ from selfnpo_video.family import clip_options
 def render(scales: str | None, **options: Any) -> None:
     from selfnpo_core.errors import InputError
     from selfnpo_video import rendering, sampling
+    from selfnpo_video.sheets import INDEX
 
     job = sampling.plan(options)
     try:
@@ -30,7 +31,7 @@ def render(scales: str | None, **options: Any) -> None:
     except ValueError:
         raise InputError(f"--scales {scales}: give numbers with commas between them, such as 4,6,9") from None
     drawn = rendering.render(job, chosen, options["output"])
-    click.echo(f"{drawn} clips drawn; open {options['output']}/{rendering.INDEX}")
+    click.echo(f"{drawn} clips drawn; open {options['output']}/{INDEX}")
 
 
 if __name__ == "__main__":

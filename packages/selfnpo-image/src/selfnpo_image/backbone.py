@@ -67,7 +67,8 @@ class ImageBackbone:
         self.device = best_device(device) if isinstance(device, str) else device
         self._base = local(base)
         self._encoder_files = encoder_files(self._base)
-        pipe = load_pipeline(self._base, **dict.fromkeys(self.kind.text_encoders))
+        unread: dict[str, Any] = dict.fromkeys(self.kind.text_encoders)
+        pipe = load_pipeline(self._base, **unread)
         denoiser = getattr(pipe, self.kind.denoiser)
         self.base_hash = weights_hash(denoiser)
         if dtype != torch.float32:
@@ -76,7 +77,7 @@ class ImageBackbone:
                     module.to(dtype)
         self._describe(pipe, height, width)
         setattr(pipe, self.kind.denoiser, None)
-        self._rest = pipe
+        self._rest: Any = pipe
 
     @classmethod
     def sketch(
@@ -120,7 +121,7 @@ class ImageBackbone:
         self.size = rows, columns
         self._row_shapes = self._shapes_of_rows(pipe)
         self.bytes_per_prompt = sum(math.prod(shape) for shape in self._row_shapes) * self.dtype.itemsize
-        self._rest: Any = None
+        self._rest = None
         self._table: tuple[Tensor, ...] = ()
 
     @property

@@ -67,7 +67,7 @@ def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarra
     if not path.exists():
         raise InputError(f"video {path} does not exist: give a video file")
     if path.is_dir():
-        read = _read_frames
+        read: Reader = _read_frames
     else:
         _refuse_cut_off(path)
         read = _read_loop if path.suffix in (".webp", ".gif") else reader()
@@ -114,7 +114,8 @@ def _write_mp4(path: Path, frames: Iterable[Frame], fps: int) -> int:
     """ffmpeg's exit is not told, so what it wrote is counted."""
     count, sending = 0, False
     try:
-        with imageio.get_writer(path, format="FFMPEG", mode="I", fps=fps, ffmpeg_log_level="error", **_H264) as writer:
+        writer = imageio.get_writer(path, format="FFMPEG", mode="I", fps=fps, ffmpeg_log_level="error", **_H264)
+        with writer:
             for frame in frames:
                 sending = True
                 writer.append_data(frame)
@@ -146,7 +147,7 @@ def _write_loop(path: Path, frames: Iterable[Frame], fps: int) -> int:
     """webp and gif: all frames are needed at once. Gif counts in hundredths of a second."""
     pictures = [Image.fromarray(frame) for frame in frames]
     if pictures:
-        extra = {"quality": 80, "method": 4} if path.suffix == ".webp" else {}
+        extra: dict[str, Any] = {"quality": 80, "method": 4} if path.suffix == ".webp" else {}
         duration = 10 * max(1, round(100 / fps)) if path.suffix == ".gif" else round(1000 / fps)
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, **extra)
     return len(pictures)
@@ -206,7 +207,8 @@ def _read_av(path: Path, limit: int | None) -> Read:
 
 def _read_imageio(path: Path, limit: int | None) -> Read:
     """The header tells a duration and a mean rate, from which the number follows to within a tenth."""
-    with imageio.get_reader(path, format="FFMPEG") as video:
+    opened: Any = imageio.get_reader(path, format="FFMPEG")  # its stub takes an iterator of it for one frame
+    with opened as video:
         about = video.get_meta_data()
         frames = _stacked(_first(iter(video), limit))
         return frames, float(about["fps"]), math.floor(0.9 * about["fps"] * about["duration"])

@@ -190,10 +190,12 @@ def _unload(pipe: Any) -> None:
         if not isinstance(component, nn.Module) or not _lora_layers(component):
             continue
         loaded = getattr(component, "peft_config", {})
-        if not set(loaded) - {NPO} and hasattr(component, "unload_lora"):
-            component.unload_lora()
+        unload: Any = getattr(component, "unload_lora", None)
+        if unload is not None and not set(loaded) - {NPO}:
+            unload()
         elif NPO in loaded:  # diffusers' models and transformers' have a word each
-            (component.delete_adapters if hasattr(component, "delete_adapters") else component.delete_adapter)(NPO)
+            delete: Any = getattr(component, "delete_adapters", None) or component.delete_adapter
+            delete(NPO)
 
 
 def _lora_layers(denoiser: nn.Module) -> list[LoraLayer]:

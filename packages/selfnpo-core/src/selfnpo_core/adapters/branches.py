@@ -118,7 +118,8 @@ class Branches:
         for denoiser in self.denoisers.values():
             replace(undo, denoiser, self._mark, self)
             if self.layout.order == "separate":
-                replace(undo, denoiser, "cache_context", self._watched(denoiser.cache_context))
+                cache_context: Any = denoiser.cache_context
+                replace(undo, denoiser, "cache_context", self._watched(cache_context))
 
     def check_outermost(self) -> None:
         """Before these negative weights are taken off: nothing was put around them."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.adapters.branches import NEGATIVE, RULE, Branches
-from selfnpo_core.adapters.hooks import batch_of, forward_of, replace_forward
+from selfnpo_core.adapters.hooks import batch_of, forward_of, replace_forward, sample_of
 from selfnpo_core.adapters.negative_delta import is_compiled, take
 from selfnpo_core.adapters.rules import GuidanceStep, Pair, Rule, Weaken
 from selfnpo_core.errors import InputError
@@ -80,7 +80,7 @@ class GuidanceRule:
             return self._run_rows(args, kwargs, batch)
         if kwargs.get("return_dict", True):
             raise InputError("a guidance rule wants the denoiser asked with return_dict=False, as stock pipelines do")
-        x_t = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        x_t = sample_of(args, kwargs)
         half = slice(batch // 2, batch)
 
         def both() -> Pair:
@@ -90,7 +90,7 @@ class GuidanceRule:
         def positive(weaken: Weaken | None) -> Tensor:
             some = take(args, batch, half), take(kwargs, batch, half)
             with weaken(self._denoiser) if weaken else nullcontext():
-                return self._run_rows(*some, batch // 2)[0].float()  # type: ignore[no-any-return]
+                return self._run_rows(*some, batch // 2)[0].float()
 
         noisy = x_t[half].float()
         step = GuidanceStep(

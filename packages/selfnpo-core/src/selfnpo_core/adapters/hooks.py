@@ -16,10 +16,15 @@ from selfnpo_core.system.private import HOOKED_FORWARD, compiler_is_loaded, unco
 
 
 def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Rows of a denoiser's forward, from its arguments: the noisy sample comes first, or by one of two names."""
+    """Rows of a denoiser's forward, from its arguments."""
+    return sample_of(args, kwargs).shape[0]
+
+
+def sample_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The noisy sample among the arguments of a denoiser's forward: it comes first, or by one of two names."""
     sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
     assert isinstance(sample, Tensor), "every denoiser in the table takes its sample as a tensor"
-    return sample.shape[0]
+    return sample
 
 
 def strength(value: float, name: str) -> float:

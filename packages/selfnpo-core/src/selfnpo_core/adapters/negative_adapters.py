@@ -143,7 +143,8 @@ class NegativeAdapters:
         for denoiser in self._branches.denoisers.values():
             check_not_fused(denoiser)
         for denoiser, path, layer in self._layers:
-            if _submodule(denoiser, path) is not layer or not self._names[layer] <= set(layer.lora_A):
+            there = _submodule(denoiser, path) is layer
+            if not there or not self._names[layer] <= set(layer.lora_A):
                 raise InputError("an attached adapter was deleted or unloaded: detach() the negative weights")
             self.check_layer(layer)
 
@@ -206,7 +207,8 @@ class NegativeAdapters:
 
 def _enter(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Before each forward of a denoiser."""
-    denoiser._selfnpo.enter(batch_of(args, kwargs))
+    branches: Any = denoiser._selfnpo
+    branches.enter(batch_of(args, kwargs))
 
 
 def _add_to_negative_rows(layer: LoraLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

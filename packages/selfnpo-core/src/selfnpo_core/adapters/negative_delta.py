@@ -58,6 +58,7 @@ class NegativeDelta:
         ((self._name, self._denoiser),) = self._branches.denoisers.items()
         self._called = getattr(pipe, self._name)
         self._in_place: Callable[[], bool] = lambda: True
+        self._negative: dict[str, Tensor] | None = None
         self._check()
         with ExitStack() as undo:
             self._branches.watch(undo)
@@ -108,7 +109,7 @@ class NegativeDelta:
             raise InputError("weights offloaded layer by layer cannot be exchanged: use enable_model_cpu_offload()")
         meta = {name: torch.empty_like(p, device="meta") for name, p in self._parameters.items()}
         compose(meta, delta={name: torch.empty_like(d, device="meta") for name, d in self._delta.items()})
-        self._negative: dict[str, Tensor] | None = None
+        self._negative = None
 
     @contextmanager
     def _negative_weights(self) -> Iterator[None]:

@@ -116,7 +116,9 @@ class NegativeLayers:
         """
         return cls(pipe, delta if isinstance(delta, Mapping) else load_delta(Path(delta)), beta, condition, store)
 
-    def __init__(self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition, store: Store) -> None:
+    def __init__(
+        self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition, store: Store | int
+    ) -> None:
         if store not in get_args(Store) and (isinstance(store, str) or store < 1):
             raise InputError(f"store '{store}' is unknown: use {', '.join(get_args(Store))}, or a rank")
         self._beta = strength(beta, "beta")

@@ -159,7 +159,9 @@ def _frechet(one: Tensor, other: Tensor | None, reference: Reference) -> dict[st
     """The intervals are of sampling only: a distance's bias is in its limit for n → ∞, given beside it."""
     arms, moments, count = [one] if other is None else [one, other], reference.moments, len(one)
     with tqdm(desc="Fréchet distance", unit="draw", leave=False, mininterval=1) as bar:
-        distances = [_remembered(lambda rows, x=x: frechet_to(moments, x[rows]), bar) for x in arms]
+
+        def distance_of(arm: Tensor) -> Callable[[Tensor], float]:
+            return _remembered(lambda rows: frechet_to(moments, arm[rows]), bar)
 
         def resampled(statistic: Callable[[Tensor], float]) -> Interval:
             """The same rows every time, so that each arm's distance of them is computed once."""
@@ -171,6 +173,7 @@ def _frechet(one: Tensor, other: Tensor | None, reference: Reference) -> dict[st
             found = extrapolate(distance, count, smallest=one.shape[1] + 1, generator=generator)
             return None if found is None else asdict(found)
 
+        distances = [distance_of(arm) for arm in arms]
         values, limits = [resampled(each) for each in distances], [limit(each) for each in distances]
         found: dict[str, Any] = {"value": values[0], "limit": limits[0], "reference_count": moments.count}
         if len(arms) == 2:

@@ -63,8 +63,16 @@ class Table:
         if path.exists() and (not arm.base or self._scores_file(arm.name, scale).exists()):
             return self._checked(path)
         bases = {name: self.scores_of(name, scale) for name in arm.against}
-        options = {"guidance_scale": scale, "steps": self.steps, "batch": self.batch, "name": path.stem}
-        drawn = sample(self.world, pipe, self.task, **options, attach=arm.attach)
+        drawn = sample(
+            self.world,
+            pipe,
+            self.task,
+            guidance_scale=scale,
+            steps=self.steps,
+            batch=self.batch,
+            name=path.stem,
+            attach=arm.attach,
+        )
         scores = judge(self.world, drawn.data, self.task.labels)
         count = len(self.task.prompts)
         figures = {

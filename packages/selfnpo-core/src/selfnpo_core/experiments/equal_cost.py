@@ -154,7 +154,7 @@ def _versus(table: Table, cell: Mapping[str, Any], base: Mapping[str, Any], know
     """The comparison of a cell with another, as it is known already or made now."""
     which = {key: base[key] for key in ("arm", "scale")}
     if known is not None and {key: known[key] for key in which} == which:
-        return known  # type: ignore[no-any-return]
+        return known
     scores = (table.scores_of(each["arm"], each["scale"]) for each in (cell, base))
     return {**which, **against(table.world, *scores)}
 

@@ -45,7 +45,7 @@ class TrainedArms:
         """An arm with weights that are trained now, unless another process is at it, or has done it."""
         self.work.mkdir(parents=True, exist_ok=True)
         with FileLock(self.work / "training.lock"):
-            return make_arm(self.demo, arm, self.seed, self.work / "runs", **settings)  # type: ignore[arg-type]
+            return make_arm(self.demo, arm, self.seed, self.work / "runs", **settings)
 
 
 Make = Callable[[TrainedArms, Variant], tuple[Attach, Mapping[str, Any]]]

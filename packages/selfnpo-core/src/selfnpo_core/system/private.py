@@ -93,9 +93,9 @@ def leave_out_of_ddp(network: nn.Module, names: Sequence[str]) -> None:
 def memory_changes(measured: profile) -> list[tuple[int, int]]:
     """(nanosecond, bytes) of each allocation and release; the profiler's public tables hold sums only."""
     assert measured.profiler is not None
-    events = measured.profiler.kineto_results.events()
+    results: Any = measured.profiler.kineto_results  # torch's own stub leaves `nbytes` out
     return sorted(
-        ((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"),
+        ((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"),
         key=lambda change: change[0],
     )
 

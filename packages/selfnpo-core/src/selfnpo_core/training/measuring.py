@@ -56,7 +56,7 @@ def _held(engine: Engine) -> int:
     """Bytes of what lies in memory between two updates of one process on the CPU."""
     tensors: list[Tensor] = []
     for role in ("student", "teacher", "base"):
-        with engine.student.role(role):  # type: ignore[arg-type]
+        with engine.student.role(role):
             network = engine.backbone.denoiser
         tensors += [*network.parameters(), *network.buffers()]
     tensors += [weight.grad for weight in engine.student.parameters.values() if weight.grad is not None]

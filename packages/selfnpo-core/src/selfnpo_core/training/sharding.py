@@ -98,7 +98,9 @@ def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
     held: list[Tensor] = []
     for tensor in tensors:
         if isinstance(tensor, DTensor):
-            held.append(tensor.detach().to_local())
+            detached = tensor.detach()
+            assert isinstance(detached, DTensor)
+            held.append(detached.to_local())
             continue
         if private.is_cut(tensor):
             held.append(private.piece_of(tensor))

@@ -84,7 +84,7 @@ def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, grad
     """
     networks = []
     for role in ("student", "teacher", "base"):
-        with student.role(role):  # type: ignore[arg-type]
+        with student.role(role):
             networks.append(backbone.denoiser)
     denoisers = Denoisers(backbone=backbone, weights=student, counter=RowCounter(), amp=AMP[recipe.mixed_precision])
     rows, timesteps = recipe.batch_size, backbone.schedule.grid(recipe.grid_steps)[:2].tolist()

@@ -1,5 +1,7 @@
 """Which student a recipe wants."""
 
+from typing import Any
+
 import torch
 
 from selfnpo_core.errors import InputError
@@ -24,11 +26,12 @@ def make_student(
         student = LoraStudent(backbone, recipe, offload)
     else:
         student = KINDS.get(recipe.engine if sharded else "", FullStudent)(backbone, recipe)
+    network: Any = student.network
     if recipe.gradient_checkpointing:
-        enable = getattr(student.network, "enable_gradient_checkpointing", None)
+        enable = getattr(network, "enable_gradient_checkpointing", None)
         if enable is None:
             raise InputError(f"{backbone.name} cannot use gradient_checkpointing: leave it out")
         enable()
-    elif getattr(student.network, "is_gradient_checkpointing", False):  # left from another recipe
-        student.network.disable_gradient_checkpointing()
+    elif getattr(network, "is_gradient_checkpointing", False):  # left from another recipe
+        network.disable_gradient_checkpointing()
     return student

@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, load_model, save_model
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from selfnpo_core.system.files import file_aside, write_tensors
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def cosine(step: int, steps: int, warmup: int = 50) -> float:
@@ -38,13 +41,13 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:8]
 
 
-def load(module: nn.Module, path: Path) -> nn.Module:
+def load(module: Network, path: Path) -> Network:
     load_model(module, path)
     return module.eval()
 
 
 def train_averaged(
-    net: nn.Module,
+    net: Network,
     loss_of: Callable[[torch.Generator], Tensor],
     path: Path,
     *,
@@ -52,7 +55,7 @@ def train_averaged(
     lr: float,
     generator: torch.Generator,
     keep_every: int = 250,
-) -> nn.Module:
+) -> Network:
     """Train by AdamW; the exponential moving average of the weights goes to `path` and is returned.
 
     Not diffusers' EMAModel, whose first update is a copy: here it keeps a tenth of the initial weights.

@@ -175,11 +175,10 @@ def parse_caption(text: str) -> list[int] | None:
         (" below ", 2, True),
     ):
         if words in text:
-            parts = [_parse_object(part) for part in text.split(words, 1)]
-            if any(part is None for part in parts):
+            first, second = (_parse_object(part) for part in text.split(words, 1))
+            if first is None or second is None:
                 return None
-            first, second = reversed(parts) if swap else parts
-            return [layout, -1, -1, *first, *second]
+            return [layout, -1, -1, *second, *first] if swap else [layout, -1, -1, *first, *second]
     for place, words in enumerate(PLACES):
         if text.endswith(" " + words):
             head = text[: -len(words) - 1].split(" ", 2)

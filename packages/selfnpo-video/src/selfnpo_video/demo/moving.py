@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ class MovingShapes(World):
 
     unit = "clip"
     distance = "fvd"
-    attributes = world.ATTRIBUTES
-    shape = (3, world.FRAMES, world.SIDE, world.SIDE)
+    attributes: ClassVar[Mapping[str, Sequence[str]]] = world.ATTRIBUTES
+    shape: ClassVar[tuple[int, ...]] = (3, world.FRAMES, world.SIDE, world.SIDE)
 
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
         return world.draw_labels(count, generator)
