@@ -6,9 +6,10 @@ READY := $(VENV)/.selfnpo-ready
 DOCS_READY := $(VENV)/.selfnpo-docs-ready
 PROJECTS := $(wildcard packages/*/pyproject.toml)
 JOBS ?= 2
+PYTHONS ?= 3.10 3.13
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo demo-image test test-fast test-faults check docs dist setup clean
+.PHONY: demo demo-image test test-fast test-faults test-core test-pythons check check-lint check-format check-types check-imports docs hooks dist setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -36,10 +37,26 @@ test-fast: setup  ## what takes under five minutes
 test-faults: setup  ## engines and kills, all of them: many minutes
 	$(PYTEST) -v --no-header --durations=0 tests/tools/test_engines.py tests/tools/test_faults.py tests/tools/test_recipes.py
 
+test-core: setup  ## the wheels, and what is fast in core
+	$(PYTEST) -q -n $(JOBS) --dist loadfile tests/tools/test_wheels.py
+	$(PYTEST) -q -n $(JOBS) --dist loadfile -m "not slow and not exhaustive" tests/core
+
+test-pythons:  ## the same under PYTHONS, each in its .venv-VERSION; on Linux each with torch for CUDA, some GB
+	.ci/pythons $(PYTHONS)
+
 check: setup  ## lint, format, types (strict on the mathematics), import arrows
+	@$(MAKE) --no-print-directory check-lint check-format check-types check-imports
+
+check-lint:
 	$(BIN)/ruff check .
+
+check-format:
 	$(BIN)/ruff format --check .
+
+check-types:
 	$(BIN)/mypy
+
+check-imports:
 	$(BIN)/lint-imports
 
 docs: setup $(DOCS_READY)  ## the documentation, in build/docs: open build/docs/index.html
@@ -49,8 +66,11 @@ $(DOCS_READY): constraints.txt requirements-docs.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-docs.txt
 	touch $@
 
+hooks: setup  ## the same before each commit, by pre-commit
+	$(BIN)/pre-commit install
+
 dist: setup  ## the three wheels
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist $(dir $(PROJECTS))
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
