@@ -23,7 +23,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
 @pytest.mark.parametrize("shape", [IMAGE, VIDEO], ids=["image", "video"])
-@pytest.mark.parametrize(("first", "second"), product(PREDICTION_TYPES, PREDICTION_TYPES))
+@pytest.mark.parametrize(("first", "second"), list(product(PREDICTION_TYPES, PREDICTION_TYPES)))
 def test_every_cycle_returns_the_output(kind: str, shape: tuple[int, ...], first: str, second: str) -> None:
     x_t, output = normal(5, *shape), normal(5, *shape, seed=1)
     level = NoiseSchedule.from_scheduler(SCHEDULERS[kind]).at(torch.tensor([1, 200, 500, 800, 980]), like=x_t)
