@@ -14,6 +14,14 @@ import click
 
 from selfnpo_core.errors import InputError, RunError
 
+_UNINTERESTING = {
+    "`torch_dtype` is deprecated": FutureWarning,  # the oldest diffusers that we take knows no other name
+    r"`isinstance\(treespec, LeafSpec\)`": FutureWarning,  # torch's own, while it is imported
+    "Already found a `peft_config`": UserWarning,  # two adapters are meant
+    "TorchaoLoraLinear was instantiated": UserWarning,  # we never merge into 8 bits
+}
+"""Libraries' warnings that a user can do nothing about."""
+
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
 
@@ -35,9 +43,8 @@ def _prepare_messages() -> None:
     """Our own messages on stderr; of the libraries', errors only, unless their environment variables say otherwise."""
     for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-    warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # we never merge into 8 bits
+    for message, category in _UNINTERESTING.items():
+        warnings.filterwarnings("ignore", message=message, category=category)
     for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # they speak of kernels, and of each other
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
