@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from selfnpo_core.errors import InputError
 from selfnpo_image.demo.build import sdxl
 from selfnpo_image.families import find_base
-from selfnpo_image.kinds import Layout
+from selfnpo_image.kinds import FileLayout
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sd15 import SD15
 from selfnpo_image.single_file import configs_for
@@ -72,7 +72,7 @@ def test_configurations_of_another_family_are_refused(file: Path, tmp_path: Path
 def test_a_tokenizer_is_asked_for_where_there_is_none(
     file: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Layout, "text_width", 32)
+    monkeypatch.setattr(FileLayout, "text_width", 32)
     with pytest.raises(InputError, match=r"has no tokenizer.*--model-config"):
         load_pipeline(find_base(str(file)))
 

@@ -29,7 +29,8 @@ class NotAFormula(ValueError):
 
 def latex(source: str, *, display: bool) -> str:
     """LaTeX → MathML."""
-    return convert(source, display="block" if display else "inline")
+    formula: str = convert(source, display="block" if display else "inline")
+    return formula
 
 
 def plain(text: str) -> str:

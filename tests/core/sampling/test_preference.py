@@ -31,7 +31,7 @@ def tuned() -> nn.Module:
     return network
 
 
-def find(name: str, pipe) -> Preference:
+def find(name: str) -> Preference:
     return Preference(name=name, denoiser=tuned)
 
 
@@ -69,6 +69,4 @@ def test_without_a_preference_nothing_is_changed(pipe):
 
 def test_weights_of_another_architecture_are_refused(pipe):
     with pytest.raises(InputError, match="tuned"):
-        with_preference(
-            pipe, "denoiser", Job(), lambda name, _: Preference(name=name, denoiser=lambda: nn.Linear(2, 2))
-        )
+        with_preference(pipe, "denoiser", Job(), lambda name: Preference(name=name, denoiser=lambda: nn.Linear(2, 2)))

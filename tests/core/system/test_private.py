@@ -22,6 +22,7 @@ from diffusers import (
     UNet2DModel,
     WanTransformer3DModel,
 )
+from diffusers.models.embeddings import CogVideoXPatchEmbed
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -220,6 +221,24 @@ def test_execution_device():
     )
     assert private.execution_device(DDPMPipeline(network, DDPMScheduler())) == torch.device("cpu")
     assert private.execution_device(object()) is None
+
+
+def test_position_table():
+    size = {"sample_width": 8, "sample_height": 8, "sample_frames": 9, "max_text_seq_length": 3}
+    embed = CogVideoXPatchEmbed(patch_size=2, embed_dim=32, use_learned_positional_embeddings=False, **size)
+    table = private.position_table(embed, 8, 8, 9, torch.device("cpu"))
+    text, clip = torch.zeros(1, 3, 4096), torch.zeros(1, 3, 16, 8, 8)
+    without = embed.text_proj(text).shape[1] + 3 * 4 * 4
+    assert table.shape == (1, without, 32)
+    added = embed(text, clip) - _without_positions(embed, text, clip)
+    torch.testing.assert_close(added, table.float(), atol=1e-6, rtol=0)
+
+
+def _without_positions(embed, text, clip):
+    embed.use_positional_embeddings = False
+    plain = embed(text, clip)
+    embed.use_positional_embeddings = True
+    return plain
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
-from selfnpo_core.system.files import is_disk_full, save_tensors, written_aside
+from selfnpo_core.system.disk import is_disk_full
+from selfnpo_core.system.files import save_tensors, written_aside
 from selfnpo_core.training import train
 from selfnpo_core.training.checkpoint import newest_checkpoint
 from selfnpo_core.weights.npo_folder import load_npo

@@ -6,4 +6,6 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run failed although its input was fine (NaN loss, full disk, …). Command lines exit with 1."""
+    """The run failed although its input was fine (NaN loss, full disk, …). Command lines exit with `exit_code`."""
+
+    exit_code = 1

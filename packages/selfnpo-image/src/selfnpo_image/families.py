@@ -70,7 +70,7 @@ def look(source: Source) -> ImageBase:
 
 def presets_for(base: ImageBase) -> Presets:
     """Training presets: the shipped model has its own, any other its family's."""
-    return recipes.DEMO if base.name == "demo" else base.kind.presets
+    return recipes.DEMO if base.shipped else base.kind.presets
 
 
 def kind_of_index(index: Mapping[str, Any], name: str) -> Kind:

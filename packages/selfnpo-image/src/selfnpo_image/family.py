@@ -35,14 +35,15 @@ class ImageFamily(Family["ImageBase", "Job"]):
     unit, suffix = "picture", "png"
     made_by_compare = "pairs and sheet.png"
     has_kohya = True
-    helps: ClassVar[Mapping[str, str]] = {
-        "models": "Known models: hub id, licence, size, prediction type, dtype.",
-        "models: all": "List the models that go by a name. Any other model of these families works too.",
-        "models: also": "Also: a hub id owner/name or a diffusers folder of these families, or a .safetensors file of "
-        "SD1.5, SDXL.",
-        "evaluate: all": "Measure a sample folder: fid, kid, precision, recall, density, coverage, clip_score, "
-        "pickscore, hpsv2.1, imagereward, aesthetic; oracle, of the demo's pictures.",
-    }
+    models_line = "Known models: hub id, licence, size, prediction type, dtype."
+    models_help = "List the models that go by a name. Any other model of these families works too."
+    models_also = (
+        "Also: a hub id owner/name or a diffusers folder of these families, or a .safetensors file of SD1.5, SDXL."
+    )
+    evaluate_help = (
+        "Measure a sample folder: fid, kid, precision, recall, density, coverage, clip_score, pickscore, hpsv2.1, "
+        "imagereward, aesthetic; oracle, of the demo's pictures."
+    )
     options: ClassVar[Mapping[str, Decorator]] = {
         "evaluate": stack(
             click.option(

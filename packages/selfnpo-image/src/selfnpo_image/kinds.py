@@ -1,4 +1,4 @@
-"""What a family of image models is, without its behaviour: its `Kind`, and the `Layout` of its single files."""
+"""What a family of image models is, without its behaviour: its `Kind`, and the `FileLayout` of its single files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class FileLayout:
     """How a family's single files are known, and what they lack.
 
     text: how the names of its text encoder begin. cross_attention: a weight whose width is that of the text.
@@ -89,7 +89,7 @@ class Kind:
     predicts: tuple[str, ...] = ("epsilon", "v_prediction", "sample")
     check: Callable[[Kind, Mapping[str, Any], str], None]
     granularity: Callable[[Any], int]
-    layout: Layout | None = None
+    layout: FileLayout | None = None
     kohya: KohyaForm | None = None
 
     @property

@@ -30,7 +30,7 @@ class Job(job.Job[ImageBase, Settings]):
     def load(self) -> Prepared:
         base = self.base
         pipe = load_pipeline(base, dtype=DTYPES[self.dtype])
-        prepared = with_preference(pipe, base.kind.denoiser, self, lambda name, _: find_preference(name, base))
+        prepared = with_preference(pipe, base.kind.denoiser, self, lambda name: find_preference(name, base))
         return replace(prepared, pipe=pipe.to(self.device))
 
 
@@ -38,8 +38,8 @@ def plan(options: Mapping[str, Any]) -> Job:
     """A job from the options of the command line (`selfnpo_core.commands.options.sampling_options`)."""
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a folder, a file or a hub id")
+    shared, config = job.asked(options, load_prompts)  # before anything is asked of a hub
     base = find_base(options["model"], options["model_config"])
-    shared, config = job.asked(options, load_prompts)
     known = defaults(base)
     settings = Settings(
         guidance_scale=scale_of(options, config, known.guidance_scale),

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.kinds import CONFIGS, Kind, KohyaForm, Layout
+from selfnpo_image.kinds import CONFIGS, FileLayout, Kind, KohyaForm
 from selfnpo_image.unets import CLIP_L, UNET_TARGETS, check_unet, halvings
 
-LAYOUT = Layout(
+LAYOUT = FileLayout(
     text="conditioner.embedders.1.model.",
     cross_attention="model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
     folder=CONFIGS / "sdxl",

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import KnownModel, Source
 from selfnpo_image.base import ImageBase
-from selfnpo_image.kinds import STEM, Kind, Layout, Shapes
+from selfnpo_image.kinds import STEM, FileLayout, Kind, Shapes
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -63,7 +63,7 @@ def prepared(base: ImageBase) -> Iterator[dict[str, Any]]:
         yield {"config": folder, **tokenizers}
 
 
-def configs_for(layout: Layout, shapes: Shapes) -> dict[str, dict[str, Any]]:
+def configs_for(layout: FileLayout, shapes: Shapes) -> dict[str, dict[str, Any]]:
     """Fine-tunes mark v-prediction, and zero terminal SNR (2305.08891), by an empty tensor of that name."""
     configs: dict[str, dict[str, Any]] = copy.deepcopy(dict(layout.configs))  # type: ignore[arg-type]
     if "v_pred" in shapes:
@@ -74,7 +74,7 @@ def configs_for(layout: Layout, shapes: Shapes) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def layout_of(kind: Kind) -> Layout:
+def layout_of(kind: Kind) -> FileLayout:
     """That of a family that has single files."""
     assert kind.layout is not None
     return kind.layout

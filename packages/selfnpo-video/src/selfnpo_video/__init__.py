@@ -1,1 +1,1 @@
-"""Self-NPO for video diffusion transformers (CogVideoX). The model family arrives in a later release."""
+"""Self-NPO for video diffusion transformers (CogVideoX)."""

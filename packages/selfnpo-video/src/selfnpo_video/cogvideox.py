@@ -30,7 +30,7 @@ from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system import private
 from selfnpo_core.system.devices import best_device
-from selfnpo_video import loading
+from selfnpo_video import loading, recipes
 from selfnpo_video.attention import use_attention
 from selfnpo_video.clips import Settings, frames_of, latent_clips
 from selfnpo_video.kinds import VideoBase, VideoKind
@@ -46,6 +46,7 @@ COGVIDEOX = VideoKind(
     name="cogvideox",
     title="CogVideoX",
     example="cogvideox-2b",
+    presets=recipes.COGVIDEOX,
     pipeline=CogVideoXPipeline,
     from_image=CogVideoXImageToVideoPipeline,
     network=CogVideoXTransformer3DModel,
@@ -226,7 +227,9 @@ def _unwrapped(network: nn.Module) -> CogVideoXTransformer3DModel:
     """Without what DDP, DeepSpeed or a compiler put around it."""
     inner: Any = network
     while not isinstance(inner, CogVideoXTransformer3DModel):
-        inner = inner.module if hasattr(inner, "module") else private.uncompiled(inner)
+        within = inner.module if hasattr(inner, "module") else private.uncompiled(inner)
+        assert within is not inner, f"{type(inner).__name__} is no CogVideoX transformer"
+        inner = within
     return inner
 
 

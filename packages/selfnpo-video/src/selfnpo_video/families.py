@@ -4,11 +4,15 @@ from pathlib import Path
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import Source
+from selfnpo_core.training.recipe import Presets
+from selfnpo_video import recipes
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.kinds import VideoBase, look, with_defaults
 from selfnpo_video.loading import CONFIGS, fetched
 from selfnpo_video.models import KNOWN, KnownVideoModel, architecture, find_source
 
+VideoBackbone = CogVideoX
+"""What trains models of any family; of more than one, their union."""
 BACKBONES = {backbone.family: backbone for backbone in (CogVideoX,)}
 KINDS = {name: backbone.kind for name, backbone in BACKBONES.items()}
 
@@ -35,7 +39,12 @@ def base_of(source: Source) -> VideoBase:
     return look(source, fetched(source, CONFIGS), KINDS.values()) if known is None else _told(source, known)
 
 
-def backbone_of(base: VideoBase) -> type[CogVideoX]:
+def presets_for(base: VideoBase) -> Presets:
+    """Training presets: the shipped model has its own, any other its family's."""
+    return recipes.DEMO if base.shipped else base.kind.presets
+
+
+def backbone_of(base: VideoBase) -> type[VideoBackbone]:
     """The class that trains models of the base's family."""
     return BACKBONES[base.family]
 

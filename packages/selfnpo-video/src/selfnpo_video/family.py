@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from selfnpo_core.sampling.medium import ShownMedium
     from selfnpo_core.training.recipe import Presets, Recipe
     from selfnpo_core.worlds.world import Demo
-    from selfnpo_video.cogvideox import CogVideoX
+    from selfnpo_video.families import VideoBackbone
     from selfnpo_video.kinds import VideoBase
     from selfnpo_video.models import KnownVideoModel
     from selfnpo_video.sampling import Job
@@ -61,13 +61,13 @@ class VideoFamily(Family["VideoBase", "Job"]):
     about = "Self-NPO for video diffusion transformers (CogVideoX): negative weights, trained from prompts only."
     unit, suffix = "clip", "mp4"
     made_by_compare = "pairs"
-    helps: ClassVar[Mapping[str, str]] = {
-        "models": "Known models: hub id, licence, size, dtype, clip size.",
-        "models: all": "List the models that go by a name. Any other CogVideoX model works too.",
-        "models: also": "Also: a hub id owner/name or a diffusers folder of CogVideoX.",
-        "evaluate: all": "Measure a sample folder: fvd, kvd, precision, recall, density, coverage, clip_score, "
-        "frame_consistency, motion, speed; oracle, of the demo's clips; vbench, of VBench's own results.",
-    }
+    models_line = "Known models: hub id, licence, size, dtype, clip size."
+    models_help = "List the models that go by a name. Any other CogVideoX model works too."
+    models_also = "Also: a hub id owner/name or a diffusers folder of CogVideoX."
+    evaluate_help = (
+        "Measure a sample folder: fvd, kvd, precision, recall, density, coverage, clip_score, frame_consistency, "
+        "motion, speed; oracle, of the demo's clips; vbench, of VBench's own results."
+    )
     recipe_options = ("attention",)
     options: ClassVar[Mapping[str, Decorator]] = {
         "train": stack(
@@ -122,17 +122,17 @@ class VideoFamily(Family["VideoBase", "Job"]):
         return load_prompts(name, model)
 
     def presets(self, base: VideoBase) -> Presets:
-        from selfnpo_video.recipes import presets_for
+        from selfnpo_video.families import presets_for
 
         return presets_for(base)
 
-    def backbone(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype, device: str) -> CogVideoX:
+    def backbone(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype, device: str) -> VideoBackbone:
         from selfnpo_video.families import backbone_of
 
         size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
         return backbone_of(base)(base, **size, dtype=dtype, device=device)
 
-    def sketch(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype) -> CogVideoX:
+    def sketch(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype) -> VideoBackbone:
         from selfnpo_video.families import backbone_of
 
         size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}

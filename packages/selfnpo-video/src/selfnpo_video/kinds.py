@@ -14,6 +14,7 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.base import Base
 from selfnpo_core.models.sources import Source
+from selfnpo_core.training.recipe import Presets
 from selfnpo_video.models import KnownVideoModel, known_as
 from selfnpo_video.shapes import ClipSize, Compression
 
@@ -26,13 +27,14 @@ class VideoKind:
     """A family, without its behaviour.
 
     title, wants: for messages; wants says which `schedulers` there are. example: a known model, whose defaults hold for
-    those that are not known. pipeline, from_image: the stock pipelines, from text alone and with an image. scheduler:
-    configuration of the known models', as far as what they need depends on it.
+    those that are not known. presets: to train with. pipeline, from_image: the stock pipelines, from text alone and
+    with an image. scheduler: configuration of the known models', as far as what they need depends on it.
     """
 
     name: str
     title: str
     example: str
+    presets: Presets
     pipeline: Any
     from_image: Any
     network: Any
@@ -72,11 +74,6 @@ class VideoBase(Base):
         """Of a model on this disk (`selfnpo_video.loading.local`)."""
         assert self.source.kind == "folder", f"{self.name} is not on this disk"
         return Path(self.source.location)
-
-    @property
-    def shipped(self) -> bool:
-        """Whether it is the demo's model, of whose world everything is known."""
-        return self.known is not None and self.known.hub_id is None
 
     @property
     def compression(self) -> Compression:

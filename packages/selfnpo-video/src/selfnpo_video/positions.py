@@ -15,6 +15,8 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor
 
+from selfnpo_core.system import private
+
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, each (tokens, attention_head_dim)."""
 
@@ -73,5 +75,4 @@ def window_at(transformer: CogVideoXTransformer3DModel, first: int) -> Iterator[
 
 def _sincos(embed: Any, frames: int, height: int, width: int, device: torch.device) -> Tensor:
     pixels = (frames - 1) * embed.temporal_compression_ratio + 1
-    positions: Tensor = embed._get_positional_embeddings(height, width, pixels, device=device)
-    return positions
+    return private.position_table(embed, height, width, pixels, device)

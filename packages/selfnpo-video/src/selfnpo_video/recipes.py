@@ -8,7 +8,6 @@ billions of parameters; they have not been tuned on the real models.
 from typing import Any
 
 from selfnpo_core.training.recipe import Presets
-from selfnpo_video.kinds import VideoBase
 
 _COMMON: dict[str, Any] = {
     "steps": 500,
@@ -28,11 +27,17 @@ COGVIDEOX: Presets = {
     "full": {**_COMMON, "learning_rate": 1e-6, "mixed_precision": "bf16"},
 }
 
-
-def presets_for(base: VideoBase) -> Presets:
-    """The demo's model has its own."""
-    if base.shipped:
-        from selfnpo_video.demo.recipe import PRESETS
-
-        return PRESETS
-    return COGVIDEOX
+_DEMO: dict[str, Any] = {
+    "steps": 150,
+    "batch_size": 16,
+    "pool_size": 128,
+    "student_prompt_dropout": 0.5,
+    "embeddings_cache": None,
+    "recommended": {"beta": 0.5, "guidance_scale": (2.0, 5.0)},
+}
+DEMO: Presets = {
+    "full": {**_DEMO, "learning_rate": 5e-5},
+    "lora": {**_DEMO, "learning_rate": 1e-3, "rank": 16, "targets": "attention"},
+}
+DEMO_KIND = "full"
+"""What the demo trains. Its presets were found on the shipped model with captions and seeds other than its tables'."""

@@ -43,7 +43,7 @@ class Job(job.Job[VideoBase, Settings]):
 
     def load(self) -> Prepared:
         pipe = load_pipeline(self.base, dtype=DTYPES[self.dtype])
-        prepared = with_preference(pipe, "transformer", self, lambda name, _: find_preference(name, self.base))
+        prepared = with_preference(pipe, "transformer", self, lambda name: find_preference(name, self.base))
         use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
         if self.tiling:
             pipe.vae.enable_tiling()
@@ -56,8 +56,8 @@ def plan(options: Mapping[str, Any]) -> Job:
     """A job from the options of the command line."""
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
+    shared, npo_config = job.asked(options, load_prompts)  # before anything is asked of a hub
     base = find_base(options["model"], options["model_config"])
-    shared, npo_config = job.asked(options, load_prompts)
     device, negative, image = shared["device"], shared["negative"], options["image"]
     _check_picture(image)
     _check_request(base, options)  # before it is fetched

@@ -25,7 +25,7 @@ Condition = Literal["null", "prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class BranchLayout:
     """How a pipeline class runs its two branches.
 
     order: of the branches in the batch, or "separate": a forward for each, named by `cache_context`.
@@ -39,16 +39,16 @@ class Layout:
     embeds: Mapping[int, int] = field(default_factory=dict)
 
 
-_SD = Layout(denoisers=("unet",), embeds={1: 0})
-_SDXL = Layout(denoisers=("unet",), embeds={1: 0, 3: 2})
-_COGVIDEOX = Layout(embeds={1: 0})
-_SD3 = Layout(embeds={1: 0, 3: 2})
-_LTX = Layout(embeds={2: 0, 3: 1})
-_LUMINA = Layout(order="positive first", embeds={2: 0, 3: 1})
-_WAN = Layout(order="separate", denoisers=("transformer", "transformer_2"), embeds={1: 0})
-_TWO_CALLS = Layout(order="separate")
+_SD = BranchLayout(denoisers=("unet",), embeds={1: 0})
+_SDXL = BranchLayout(denoisers=("unet",), embeds={1: 0, 3: 2})
+_COGVIDEOX = BranchLayout(embeds={1: 0})
+_SD3 = BranchLayout(embeds={1: 0, 3: 2})
+_LTX = BranchLayout(embeds={2: 0, 3: 1})
+_LUMINA = BranchLayout(order="positive first", embeds={2: 0, 3: 1})
+_WAN = BranchLayout(order="separate", denoisers=("transformer", "transformer_2"), embeds={1: 0})
+_TWO_CALLS = BranchLayout(order="separate")
 
-LAYOUTS: Mapping[str, Layout] = {
+LAYOUTS: Mapping[str, BranchLayout] = {
     "StableDiffusionPipeline": _SD,
     "StableDiffusionImg2ImgPipeline": _SD,
     "StableDiffusionInpaintPipeline": _SD,
@@ -75,8 +75,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "LTXImageToVideoPipeline": _LTX,
     "LTXConditionPipeline": _LTX,
     "LuminaPipeline": _LUMINA,
-    "StableCascadePriorPipeline": Layout(order="positive first", denoisers=("prior",), embeds={2: 0, 3: 1}),
-    "StableCascadeDecoderPipeline": Layout(order="positive first", denoisers=("decoder",), embeds={2: 0, 3: 1}),
+    "StableCascadePriorPipeline": BranchLayout(order="positive first", denoisers=("prior",), embeds={2: 0, 3: 1}),
+    "StableCascadeDecoderPipeline": BranchLayout(order="positive first", denoisers=("decoder",), embeds={2: 0, 3: 1}),
     "WanPipeline": _WAN,
     "WanImageToVideoPipeline": _WAN,
     "FluxPipeline": _TWO_CALLS,

@@ -26,7 +26,8 @@ def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
     if form == "kohya" and not family.has_kohya:
         raise InputError(f"{family.program} has no kohya format, which is for UNets: use --format diffusers")
     needs_weights = npo.kind == "delta" or form in ("merged", "neon")
-    base = family.find(model, options["model_config"]) if needs_weights or form == "kohya" else None
+    asked = options["model"] is not None or needs_weights or form == "kohya"
+    base = family.find(model, options["model_config"]) if asked else None
     backbone = None
     if needs_weights:
         stored = npo.config.recipe if npo.config else {}

@@ -48,9 +48,12 @@ class Family(ABC, Generic[BaseT, JobT]):
     """What a sample is called: picture, clip."""
     suffix: ClassVar[str]
     """Of a sample's file."""
-    helps: ClassVar[Mapping[str, str]]
-    """Sentences that differ: "models" in the list of commands, "models: all" and "evaluate: all" in their own help,
-    "models: also" below the table."""
+    models_line: ClassVar[str]
+    """Of `models`, in the list of commands."""
+    models_help: ClassVar[str]
+    models_also: ClassVar[str]
+    """Below the table of models."""
+    evaluate_help: ClassVar[str]
     made_by_compare: ClassVar[str]
     """What `compare` says that there is now, after their number."""
     options: ClassVar[Mapping[str, Decorator]] = {}

@@ -15,4 +15,4 @@ def list_models(family: AnyFamily, *, as_json: bool) -> None:
         return
     rows = [family.row(model) for model in known]
     echo_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
-    click.echo(f"\n{family.helps['models: also']}")
+    click.echo(f"\n{family.models_also}")

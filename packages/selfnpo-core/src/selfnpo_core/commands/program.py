@@ -39,7 +39,7 @@ def program(family: AnyFamily) -> click.Group:
 def _commands(family: AnyFamily) -> Iterator[click.Command]:
     units, own = f"{family.unit}s", _own_options(family)
 
-    @click.command(short_help=family.helps["models"], help=family.helps["models: all"])
+    @click.command(short_help=family.models_line, help=family.models_help)
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     def models(as_json: bool) -> None:
         from selfnpo_core.commands.models import list_models
@@ -87,7 +87,7 @@ def _commands(family: AnyFamily) -> Iterator[click.Command]:
 
     yield compare
 
-    @click.command(short_help="Figures of a sample folder, and paired tests.", help=family.helps["evaluate: all"])
+    @click.command(short_help="Figures of a sample folder, and paired tests.", help=family.evaluate_help)
     @common.evaluate_options
     @own("evaluate")
     def evaluate(**options: Any) -> None:

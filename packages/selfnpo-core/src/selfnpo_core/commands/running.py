@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 128 + n ended by signal n. A message is one line on stderr.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.system.disk import is_disk_full
 
 _UNINTERESTING = {
     "`torch_dtype` is deprecated": FutureWarning,  # the oldest diffusers that we take knows no other name
@@ -22,7 +22,6 @@ _UNINTERESTING = {
 }
 """Libraries' warnings that a user can do nothing about."""
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
 
 
@@ -65,13 +64,13 @@ def describe_error(error: BaseException, name: str) -> tuple[int, str]:
     if isinstance(error, InputError):
         return 2, _line(name, error)
     if isinstance(error, RunError):
-        return getattr(error, "exit_code", 1), _line(name, error)
+        return error.exit_code, _line(name, error)
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return 130, _line(name, "interrupted")
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
-    if _is_disk_full(error):
+    if is_disk_full(error):
         return 1, _line(name, "the disk is full: free some space and repeat the command; what is written stays")
     if type(error).__name__ == "OutOfMemoryError":
         return 1, _line(name, "out of memory on the device: lower the batch size, or use a 16-bit dtype")
@@ -82,11 +81,3 @@ def describe_error(error: BaseException, name: str) -> tuple[int, str]:
 
 def _line(name: str, message: object) -> str:
     return f"{name}: error: " + " ".join(str(message).split())
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False

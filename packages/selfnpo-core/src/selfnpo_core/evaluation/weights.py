@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.system.files import PICKLES, file_sha256, is_disk_full, load_tensors
+from selfnpo_core.system.disk import is_disk_full
+from selfnpo_core.system.files import PICKLES, file_sha256, load_tensors
 
 SAFETENSORS = ".safetensors"
 

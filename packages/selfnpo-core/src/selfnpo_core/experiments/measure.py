@@ -29,7 +29,7 @@ def plain(_pipe: Any) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class DrawnSamples:
     """Samples (N, 3, …) uint8, seconds spent, and rows that passed through the denoiser."""
 
     data: Tensor
@@ -61,7 +61,7 @@ def sample(
     batch: int = 64,
     name: str = "",
     attach: Attach = plain,
-) -> Drawn:
+) -> DrawnSamples:
     """Sample the task with stock pipeline calls; every sample has its own generator, so batches do not matter.
 
     attach: puts an arm's weights, or its rule of guidance, on the pipeline.
@@ -74,7 +74,7 @@ def sample(
             parts.append(part)
             bar.update(len(part))
         seconds = time.perf_counter() - start
-    return Drawn(data=torch.cat(parts), seconds=seconds, forward_rows=rows[0])
+    return DrawnSamples(data=torch.cat(parts), seconds=seconds, forward_rows=rows[0])
 
 
 @contextmanager

@@ -20,3 +20,8 @@ class Base:
     def name(self) -> str:
         """As its user called it."""
         return self.source.name
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it is the demo's model, of whose world everything is known."""
+        return self.known is not None and self.known.hub_id is None

@@ -9,7 +9,7 @@ import transformers
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import Source
-from selfnpo_core.system.files import is_disk_full
+from selfnpo_core.system.disk import is_disk_full
 
 
 @contextmanager

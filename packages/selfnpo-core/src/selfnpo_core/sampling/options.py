@@ -1,4 +1,4 @@
-"""What `sample` and `compare` of every family share: what their options mean, and what is written down of a sample."""
+"""What the options of `sample` and `compare` mean, whatever the family."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -114,7 +114,7 @@ def _on_hub(
     )
 
 
-class Job(Protocol):
+class TunedJob(Protocol):
     """What `with_preference` asks of a family's job."""
 
     @property
@@ -132,17 +132,17 @@ class Prepared:
     eta: Mapping[str, Tensor] | None = None
 
 
-def with_preference(pipe: Any, component: str, job: Job, find_it: Callable[[str, Any], Preference]) -> Prepared:
+def with_preference(pipe: Any, component: str, job: TunedJob, find_it: Callable[[str], Preference]) -> Prepared:
     """The loaded pipeline with the job's preference in it, its base checked before.
 
-    find_it: (name, pipe) → the preference.
+    find_it: a name → the preference.
     """
     if job.negative is not None:
         job.negative.check_base(getattr(pipe, component), pipe.name_or_path)
     if job.preference is None:
         return Prepared(pipe=pipe)
     keep = job.negative is not None and job.negative.alpha != 1.0
-    return Prepared(pipe=pipe, eta=find_it(job.preference, pipe).apply(pipe, component, keep=keep))
+    return Prepared(pipe=pipe, eta=find_it(job.preference).apply(pipe, component, keep=keep))
 
 
 def record(name: str | None) -> dict[str, str | None]:

@@ -2,7 +2,6 @@
 
 Two folders of samples at the same prompts and seeds are shown pair by pair; people answer left, right or no difference.
 
-    medium    what a family says of its samples        trials    who sees what, in which order, on which side
-    pairs     the two folders, checked and paired      votes     the database
-    results   what the votes say                       server    the page          command   the command line
+    pairs     the two folders, checked and paired      trials    who sees what, in which order, on which side
+    votes     the database                             results   what the votes say             server   the page
 """

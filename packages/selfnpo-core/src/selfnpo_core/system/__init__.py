@@ -1,1 +1,1 @@
-"""The machine below the models: files, locks, signals, processes, memory, devices."""
+"""The machine below the models: files, locks, signals, processes, memory, devices, extras, others' private names."""

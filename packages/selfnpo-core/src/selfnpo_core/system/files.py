@@ -1,6 +1,5 @@
 """Files that are whole or not there: written aside, brought to the disk, and only then given their name."""
 
-import errno
 import hashlib
 import json
 import os
@@ -19,7 +18,6 @@ from torch import Tensor
 
 from selfnpo_core.errors import InputError
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -168,15 +166,6 @@ def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
     return one.keys() == other.keys() and all(
         one[k].dtype == other[k].dtype and torch.equal(one[k].cpu(), other[k].cpu()) for k in one
     )
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether this error, or what it came from, is a full disk."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _sync_tree(folder: Path) -> None:

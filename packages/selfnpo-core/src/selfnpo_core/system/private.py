@@ -1,7 +1,8 @@
 """What other libraries keep to themselves and this package cannot do without, one small function a name.
 
-Each says whose the name is and why there is no public way. Nothing else reaches for such names, and the tests of this
-module ask each of a real object, so that a release that renames one fails there and by name.
+Each says whose the name is and why there is no public way. Only `ema`, which lies below, has one of its own (torch's
+`_foreach_lerp_`). The tests of this module ask each of a real object, so that a release that renames one fails there,
+by name.
 """
 
 from __future__ import annotations
@@ -157,6 +158,12 @@ def prepared_branches(guider: BaseGuidance) -> int:
 def execution_device(pipe: Any) -> torch.device | None:
     """Where a pipeline calculates, also while its parts wait elsewhere; `device` says where they wait."""
     return getattr(pipe, "_execution_device", None)
+
+
+def position_table(embed: Any, height: int, width: int, frames: int, device: torch.device) -> Tensor:
+    """Positions that a patch embedding adds to a clip of this size, text included; it makes them in its forward."""
+    positions: Tensor = embed._get_positional_embeddings(height, width, frames, device=device)
+    return positions
 
 
 # DeepSpeed: of parameters under ZeRO-3

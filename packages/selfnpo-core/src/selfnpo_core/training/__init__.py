@@ -3,7 +3,7 @@
     recipe = resolve_recipe(presets, "recipe.yaml", ["rank=32"])
     train(backbone, recipe, prompts, "runs/one")          # → runs/one/npo
 
-Names are imported when first used, so that reading a recipe or an npo folder needs neither PEFT nor Accelerate.
+Names are imported when first used, so that reading a recipe needs neither PEFT nor Accelerate.
 """
 
 from importlib import import_module

@@ -20,7 +20,7 @@ from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.backbone import Backbone, NegativeWeights
 from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.models.identity import fingerprint
-from selfnpo_core.system.files import is_disk_full
+from selfnpo_core.system.disk import is_disk_full
 from selfnpo_core.system.processes import is_main, largest, on_main, shared_out
 from selfnpo_core.system.signals import StopSignals, interrupted_by
 from selfnpo_core.training.accelerators import AMP, make_accelerator, start_trackers

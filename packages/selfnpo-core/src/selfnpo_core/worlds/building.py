@@ -12,6 +12,7 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from selfnpo_core.ema import ema_update
 from selfnpo_core.system.files import file_aside, write_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -75,8 +76,7 @@ def train_averaged(
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         decay = min(0.999, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        ema_update(average.parameters(), net.parameters(), decay)
         running += 0.01 * (loss.item() - running)
         if step % 50 == 0:
             bar.set_postfix(loss=f"{running:.4f}", refresh=False)

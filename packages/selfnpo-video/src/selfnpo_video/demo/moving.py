@@ -14,10 +14,11 @@ from selfnpo_video.clips import Settings, draw
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.demo import assets, world
 from selfnpo_video.demo.judges import VideoJudge, VideoOracle
-from selfnpo_video.demo.recipe import KIND, PRESETS
 from selfnpo_video.families import find_base
 from selfnpo_video.loading import load_pipeline
 from selfnpo_video.models import KNOWN
+from selfnpo_video.recipes import DEMO as PRESETS
+from selfnpo_video.recipes import DEMO_KIND as KIND
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.sheets import beside, grid, write_sheet
 from selfnpo_video.video_files import write_video
