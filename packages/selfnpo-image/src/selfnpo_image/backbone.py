@@ -41,12 +41,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CLIP_TOKENS = 77
+META = torch.device("meta")
 
 
 class ImageBackbone:
     """A model as the training engine sees it (`selfnpo_core.models.backbone.Backbone`).
 
-    height, width: of the pictures, in pixels; None is what the model was made for.
+    height, width: of the pictures, in pixels; None is what the model was made for. On the meta device it is made by its
+    configurations alone, without weights: see `sketch`.
     Raises `InputError` for a base of another family.
     """
 
@@ -65,51 +67,49 @@ class ImageBackbone:
         base.must_be(self.kind)
         self.name, self.dtype = base.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
+        pipe = self._sketched(base) if self.device == META else self._loaded(base)
+        self._describe(pipe, height, width)
+        if self.device != META:
+            setattr(pipe, self.kind.denoiser, None)
+            self._rest: Any = pipe
+
+    @classmethod
+    def sketch(cls, base: ImageBase, **options: Any) -> ImageBackbone | None:
+        """A model without its weights: enough to tell what training it will take.
+
+        options: of the class, but the device. `None` where its configurations would have to be fetched.
+        """
+        base.must_be(cls.kind)
+        return None if known_configs(base) is None else cls(base, device=META, **options)
+
+    def _loaded(self, base: ImageBase) -> Any:
+        """The pipeline without text encoders. The base's hash is taken before any cast."""
         self._base = local(base)
         self._encoder_files = encoder_files(self._base)
         unread: dict[str, Any] = dict.fromkeys(self.kind.text_encoders)
         pipe = load_pipeline(self._base, **unread)
-        denoiser = getattr(pipe, self.kind.denoiser)
-        self.base_hash = weights_hash(denoiser)
-        if dtype != torch.float32:
+        self.base_hash = weights_hash(getattr(pipe, self.kind.denoiser))
+        if self.dtype != torch.float32:
             for part in self.kind.parts:
                 if (module := getattr(pipe, part)) is not None:
-                    module.to(dtype)
-        self._describe(pipe, height, width)
-        setattr(pipe, self.kind.denoiser, None)
-        self._rest: Any = pipe
+                    module.to(self.dtype)
+        return pipe
 
-    @classmethod
-    def sketch(
-        cls,
-        base: ImageBase,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> ImageBackbone | None:
-        """A model without its weights, on the meta device: enough to tell what training it will take.
-
-        `None` where its configurations would have to be fetched.
-        """
-        base.must_be(cls.kind)
+    def _sketched(self, base: ImageBase) -> Any:
+        """What `_describe` asks of a pipeline, from configurations alone."""
         configs = known_configs(base)
-        if configs is None:
-            return None
-        made = cls.__new__(cls)
-        made.name, made.dtype, made.base_hash, made.device = base.name, dtype, "", torch.device("meta")
-        network, scheduler = configs[f"{cls.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
-        with torch.device("meta"):
-            denoiser = getattr(diffusers, cls.kind.network).from_config(dict(network)).to(dtype)
-        pipe = SimpleNamespace(
+        assert configs is not None, f"the configurations of {base.name} are not known"
+        self.base_hash = ""
+        network, scheduler = configs[f"{self.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
+        with META:
+            denoiser = getattr(diffusers, self.kind.network).from_config(dict(network)).to(self.dtype)
+        return SimpleNamespace(
             scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(dict(scheduler)),
             vae_scale_factor=2 ** (len(configs["vae/config.json"]["block_out_channels"]) - 1),
             tokenizer=SimpleNamespace(model_max_length=CLIP_TOKENS),
             tokenizer_max_length=CLIP_TOKENS,
-            **{cls.kind.denoiser: denoiser},
+            **{self.kind.denoiser: denoiser},
         )
-        made._describe(pipe, height, width)
-        return made
 
     def _describe(self, pipe: Any, height: int | None, width: int | None) -> None:
         """What a pipeline's configurations tell. Raises `InputError` for a size that the model cannot draw."""
@@ -154,7 +154,7 @@ class ImageBackbone:
 
     def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
         """Table of what the prompts say, on this device, the null prompt's row last; then drop what made it."""
-        if self.device.type == "meta":
+        if self.device == META:
             shapes = [(len(prompts) + 1, *shape) for shape in self._row_shapes]
             self._table = tuple(torch.empty(shape, dtype=self.dtype, device="meta") for shape in shapes)
             return
