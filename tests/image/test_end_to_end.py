@@ -43,7 +43,7 @@ def test_the_run_folder(finished_run: Path, folder: Path) -> None:
 def test_inspect(
     finished_run: Path, folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("inspect", finished_run, "--model", folder, "--json") == 0
+    assert command("inspect", finished_run, "--model", folder, "--json", "--trajectories", 3) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["schema"], facts["kind"], facts["ranks"]) == (1, "LoRA", [32])
     strength = facts["strength"]
@@ -56,9 +56,23 @@ def test_inspect(
     assert len(shares) == facts["layers"]
     assert sum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
+    found = facts["decomposition"]
+    assert (found["trajectories"], found["beta"], found["guidance_scale"]) == (3, 1.0, 5.5)
+    assert [level["timestep"] for level in found["by_timestep"]] == list(times)
+    for level in (*found["by_timestep"], found["overall"]):
+        assert level["effective_scale"] == pytest.approx(5.5 - 4.5 * level["k"])
+        assert level["size"] > 1e-3
+        assert 0 <= level["rest_share"] <= 1
+    both = ("--model", folder, "--trajectories", 2, "--plot", tmp_path / "measured.png")
+    assert command("inspect", finished_run, *both) == 0
+    told = capsys.readouterr().out
+    assert "taken apart   on 2 guided trajectories, guidance scale 5.5, beta 1" in told
+    assert told.rstrip().splitlines()[-1].startswith("what it is    ")
+    assert PIL.Image.open(tmp_path / "measured.png").width > 800
     assert command("inspect", finished_run, "--plot", tmp_path / "strength.png") == 0
     told = capsys.readouterr().out
     assert "not measured" in told
+    assert "taken apart" not in told
     assert f"carried by    {shares[0]:6.1%}  {facts['by_layer'][0]['layer']}" in told
     assert PIL.Image.open(tmp_path / "strength.png").width > 800
 
@@ -127,7 +141,9 @@ def test_dry_run_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_weights(folder: Path, prompts_file: Path, tmp_path: Path, command: Command) -> None:
+def test_full_weights(
+    folder: Path, prompts_file: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     sets = [word for item in ("train=full", "steps=1", "learning_rate=0.01") for word in ("--set", item)]
     run = tmp_path / "run"
     assert command("train", "--model", folder, "--prompts", prompts_file, "--output", run, *SETS, *sets) == 0
@@ -136,7 +152,9 @@ def test_full_weights(folder: Path, prompts_file: Path, tmp_path: Path, command:
     assert command("compare", "--model", folder, "--npo", run, *words) == 0
     left, right = (np.asarray(PIL.Image.open(tmp_path / "pair" / arm / "00000-0.png")) for arm in ("without", "with"))
     assert (left != right).any()
-    assert command("inspect", run, "--model", folder) == 0
+    capsys.readouterr()
+    assert command("inspect", run, "--model", folder, "--trajectories", 2) == 0
+    assert "what it is" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("guidance", "rows"), [(-1.0, 2), (0.0, 2), (-5.0, 3)])

@@ -149,8 +149,10 @@ def test_the_commands(
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert json.loads((runs[0] / "npo" / "npo_config.json").read_text())["family"] == family
     capsys.readouterr()
-    assert command("inspect", runs[0], "--model", model, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["strength"]["overall"] > 1e-3
+    assert command("inspect", runs[0], "--model", model, "--json", "--trajectories", 2) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["strength"]["overall"] > 1e-3
+    assert facts["decomposition"]["overall"]["size"] > 1e-3
     words = ("--model", model, "--prompt", "a red fox", "--steps", 2, "--device", "cpu", "--guidance-scale", 5)
     words += ("--height", 32, "--width", 32)
     assert command("sample", *words, "--output", tmp_path / "plain") == 0

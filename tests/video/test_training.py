@@ -201,6 +201,11 @@ def test_a_run_from_the_command_line(folder, tmp_path, capsys):
     for key, tensor in state.items():
         name = key.removeprefix("transformer.").replace(".weight", ".npo.weight")
         torch.testing.assert_close(loaded[name].detach(), tensor)
+    capsys.readouterr()
+    assert command("inspect", output, "--model", folder, "--json", "--trajectories", 2) == 0
+    found = json.loads(capsys.readouterr().out)["decomposition"]
+    assert len(found["by_timestep"]) == 10
+    assert all(level["size"] > 0 and 0 <= level["rest_share"] <= 1 for level in found["by_timestep"])
     clips = tmp_path / "clips"
     draw = ["--steps", 2, "--frames", 9, "--height", 64, "--width", 64, "--seed", 3, "--output", clips]
     assert command("sample", "--model", folder, "--npo", output, "--prompt", PROMPTS[0], *draw) == 0

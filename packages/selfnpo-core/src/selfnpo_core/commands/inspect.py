@@ -1,4 +1,4 @@
-"""`inspect`: what negative weights are, and how strong."""
+"""`inspect`: what negative weights are, how strong, and what they do that no knob does."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,8 +10,11 @@ import torch
 
 from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.printing import echo_json
+from selfnpo_core.models.prompts import read_prompts
 from selfnpo_core.training.recipe import build_recipe
-from selfnpo_core.weights import inspection
+from selfnpo_core.training.run_folder import holds_run
+from selfnpo_core.weights import dissection, inspection
+from selfnpo_core.weights.npo_folder import Npo
 
 
 def run_inspect(family: AnyFamily, options: Options) -> int:
@@ -21,13 +24,9 @@ def run_inspect(family: AnyFamily, options: Options) -> int:
     facts = inspection.describe(npo)
     if model is None and facts["base_model"] == "demo":
         model = "demo"
-    facts["strength"] = None
+    facts["strength"] = facts["decomposition"] = None
     if model is not None and facts["has_effect"]:
-        stored = npo.config.recipe if npo.config else {}
-        size = {key: stored.get(key) for key in ("frames", "height", "width")}
-        base = family.find(model, options["model_config"])
-        backbone = family.backbone(base, build_recipe(size), torch.float32, "auto")
-        facts["strength"] = asdict(inspection.measure_strength(npo, backbone))
+        facts |= _measured(family, npo, model, options, finite=facts["finite"])
     if options["plot"] is not None:
         inspection.plot(facts, Path(options["plot"]))
     if options["as_json"]:
@@ -35,6 +34,27 @@ def run_inspect(family: AnyFamily, options: Options) -> int:
     else:
         click.echo(_describe(facts))
     return 0 if facts["has_effect"] and facts["finite"] else 1
+
+
+def _measured(family: AnyFamily, npo: Npo, model: str, options: Options, *, finite: bool) -> dict[str, Any]:
+    """What needs the base. Of numbers that are not finite nothing is taken apart."""
+    stored = npo.config.recipe if npo.config else {}
+    size = {key: stored.get(key) for key in ("frames", "height", "width")}
+    base = family.find(model, options["model_config"])
+    backbone = family.backbone(base, build_recipe(size), torch.float32, "auto")
+    trajectories = options["trajectories"]
+    if not (trajectories and finite):
+        return {"strength": asdict(inspection.measure_strength(npo, backbone))}
+    prompts = _prompts(family, npo, model)
+    strength, found = dissection.measure(npo, backbone, prompts, trajectories=trajectories)
+    return {"strength": asdict(strength), "decomposition": found.as_facts()}
+
+
+def _prompts(family: AnyFamily, npo: Npo, model: str) -> list[str]:
+    """Those of the run that the weights lie in, or the built-in ones."""
+    run = npo.path.absolute().parent.parent
+    kept = run / "prompts.txt"
+    return read_prompts(kept) if holds_run(run) and kept.is_file() else family.prompts("builtin", model)
 
 
 def _describe(facts: dict[str, Any]) -> str:
@@ -61,6 +81,7 @@ def _describe(facts: dict[str, Any]) -> str:
             f"{strength['cleanest']:.2%} at the cleanest)"
         )
         lines.append("  at t        " + ", ".join(f"{t:.0f}: {ratio:.2%}" for t, ratio in strength["by_timestep"]))
+        lines += _taken_apart(facts["decomposition"]) if facts["decomposition"] else []
     elif facts["has_effect"]:
         lines.append("strength      not measured: give the base as --model")
     if not facts["finite"]:
@@ -68,6 +89,29 @@ def _describe(facts: dict[str, Any]) -> str:
     elif not facts["has_effect"]:
         lines.append("it does nothing: all its changes are zero")
     return "\n".join(lines)
+
+
+def _taken_apart(found: Mapping[str, Any]) -> list[str]:
+    """Δ at each noise level and at all of them, then what it is."""
+    head = ("t", "‖Δ‖/‖d‖", "κ", "k", "r", "acts as")
+    levels = [(f"{level['timestep']:.0f}", level) for level in found["by_timestep"]]
+    rows = [
+        (
+            name,
+            f"{level['size']:.1%}",
+            f"{level['kappa']:+.3f}",
+            f"{level['k']:+.3f}",
+            f"{level['rest_share']:.0%}",
+            f"{level['effective_scale']:.2f}",
+        )
+        for name, level in [*levels, ("all", found["overall"])]
+    ]
+    return [
+        f"taken apart   on {found['trajectories']} guided trajectories, guidance scale {found['guidance_scale']:g}, "
+        f"beta {found['beta']:g}",
+        *(" " * 14 + "".join(f"{cell:>9}" for cell in row) for row in (head, *rows)),
+        f"what it is    {found['sentence']}",
+    ]
 
 
 def _carriers(layers: Sequence[Mapping[str, Any]], shown: int = 5) -> list[str]:

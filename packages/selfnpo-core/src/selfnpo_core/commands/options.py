@@ -96,7 +96,18 @@ inspect_options = stack(
     click.argument("path", metavar="FILE|RUN"),
     model_options,
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-    click.option("--plot", metavar="FILE", help="Write a picture: strength over timesteps, and which layers carry it."),
+    click.option(
+        "--plot",
+        metavar="FILE",
+        help="Write a picture: strength over timesteps, which layers carry it, and what it is made of.",
+    ),
+    click.option(
+        "--trajectories",
+        type=click.IntRange(min=0),
+        default=24,
+        show_default=True,
+        help="Guided samples of the base on which the change is taken apart; 0 measures strength only.",
+    ),
 )
 """Argument and options of `inspect`."""
 

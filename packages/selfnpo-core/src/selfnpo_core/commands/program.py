@@ -99,7 +99,8 @@ def _commands(family: AnyFamily) -> Iterator[click.Command]:
 
     @click.command(
         short_help="What negative weights are, and how strong.",
-        help="Say what FILE or RUN is. Exit 1 if it does nothing. --model measures its strength on the base.",
+        help="Say what FILE or RUN is. Exit 1 if it does nothing. --model measures on the base how strong it is, and "
+        "how much of it is contrast, guidance scale, or a direction of its own.",
     )
     @common.inspect_options
     def inspect(**options: Any) -> int:

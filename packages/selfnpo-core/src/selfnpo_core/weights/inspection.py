@@ -5,12 +5,12 @@ Strength is ‖Δε‖/‖ε‖, the root mean square over predictions at points
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 _FIRST = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
 _SECOND = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight")
+
+
+class Negative(Protocol):
+    """Turns the negative weights on, at θ + β·δ; they are off outside of it."""
+
+    def __call__(self, beta: float = 1.0, /) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +73,35 @@ def measure_strength(
     npo: Npo, backbone: "LoadingBackbone", *, rows: int = 4, steps: int = 10, seed: int = 0
 ) -> Strength:
     """Ask the base with and without the weights at `steps` × `rows` points. Raises `InputError` for another base."""
+    with on_base(npo, backbone) as negative:
+        return strength_of(backbone, negative, rows=rows, steps=steps, seed=seed)
+
+
+@contextmanager
+def on_base(npo: Npo, backbone: "LoadingBackbone", prompts: Sequence[str] = ()) -> Iterator[Negative]:
+    """The base on its device with these prompts embedded, and a switch for the weights.
+
+    Once for a backbone. Raises `InputError` for another base.
+    """
     check_base(npo, backbone.denoiser, backbone.name, family=backbone.family)
-    backbone.embed([])
-    changes, sizes, times = [], [], []
-    device = backbone.device
-    backbone.denoiser.to(device)
+    backbone.embed(prompts)
+    backbone.denoiser.to(backbone.device)
     with _switch(backbone, npo) as negative:
-        for step in _unconditional(backbone, device, rows, steps, seed):
-            with negative():
-                changed = _estimate(backbone, step.x_t, step.t, torch.full_like(step.index, NULL))
-            changes.append(float((changed.eps - step.estimate.eps).norm()))
-            sizes.append(float(step.estimate.eps.norm()))
-            times.append(float(step.t[0]))
+        yield negative
+
+
+@torch.no_grad()
+def strength_of(
+    backbone: "LoadingBackbone", negative: Negative, *, rows: int = 4, steps: int = 10, seed: int = 0
+) -> Strength:
+    """`measure_strength` with what `on_base` made."""
+    changes, sizes, times = [], [], []
+    for step in _unconditional(backbone, backbone.device, rows, steps, seed):
+        with negative():
+            changed = _estimate(backbone, step.x_t, step.t, torch.full_like(step.index, NULL))
+        changes.append(float((changed.eps - step.estimate.eps).norm()))
+        sizes.append(float(step.estimate.eps.norm()))
+        times.append(float(step.t[0]))
     ratios = [change / size for change, size in zip(changes, sizes, strict=True)]
     return Strength(
         overall=math.hypot(*changes) / math.hypot(*sizes),
@@ -89,23 +112,52 @@ def measure_strength(
 
 
 def plot(facts: Mapping[str, Any], path: Path, *, shown: int = 15) -> None:
-    """Two pictures in one file: ‖Δε‖/‖ε‖ over the timesteps, where it was measured, and the layers that carry most."""
+    """Three pictures in one file: ‖Δε‖/‖ε‖ over the timesteps, the layers that carry most, and what the change is."""
     plt = pyplot()
-    strength, layers = facts["strength"], facts["by_layer"][:shown]
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
-    if strength:
-        times, ratios = zip(*strength["by_timestep"], strict=True)
-        axes[0].plot(times, [100 * ratio for ratio in ratios], marker="o")
-    else:
-        axes[0].text(0.5, 0.5, "not measured: give --model", ha="center", transform=axes[0].transAxes)
-    axes[0].set(title="‖Δε‖/‖ε‖, %", xlabel="timestep (noise to the right)", ylim=(0, None))
-    axes[0].grid(alpha=0.3)
+    figure, axes = plt.subplots(1, 3, figsize=(19, 4.5), layout="constrained")
+    _plot_strength(axes[0], facts["strength"])
+    layers = facts["by_layer"][:shown]
     names = [layer["layer"] for layer in reversed(layers)]
     axes[1].barh(names, [100 * layer["share"] for layer in reversed(layers)])
     axes[1].set_title("share of ‖δ‖², %")
     axes[1].tick_params(axis="y", labelsize=7)
+    _plot_decomposition(axes[2], facts.get("decomposition"))
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _plot_strength(axis: Any, strength: Mapping[str, Any] | None) -> None:
+    axis.set(title="‖Δε‖/‖ε‖, %", xlabel="timestep (noise to the right)")
+    if not strength:
+        _say(axis, "not measured: give --model")
+        return
+    times, ratios = zip(*strength["by_timestep"], strict=True)
+    axis.plot(times, [100 * ratio for ratio in ratios], marker="o")
+    axis.set_ylim(0, None)
+    axis.grid(alpha=0.3)
+
+
+def _plot_decomposition(axis: Any, found: Mapping[str, Any] | None) -> None:
+    """The knobs on the left axis, what they leave on the right one."""
+    axis.set(title="Δ = κ·(contrast) + k·d + r", xlabel="timestep (noise to the right)")
+    if not found:
+        _say(axis, "not measured: give --model")
+        return
+    levels = found["by_timestep"]
+    times = [level["timestep"] for level in levels]
+    axis.plot(times, [level["kappa"] for level in levels], marker="o", label="κ, contrast")
+    axis.plot(times, [level["k"] for level in levels], marker="o", label="k, guidance scale")
+    axis.axhline(0, color="grey", lw=0.5)
+    axis.grid(alpha=0.3)
+    rest = axis.twinx()
+    rest.plot(times, [100 * level["rest_share"] for level in levels], color="grey", ls="--", label="r, % of ‖Δ‖²")
+    rest.set(ylim=(0, 105))
+    lines = [*axis.get_lines()[:2], *rest.get_lines()]
+    axis.legend(lines, [line.get_label() for line in lines], loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+
+
+def _say(axis: Any, words: str) -> None:
+    axis.text(0.5, 0.5, words, ha="center", transform=axis.transAxes)
 
 
 @torch.no_grad()
@@ -143,13 +195,13 @@ def effect_errors(
 
 
 @contextmanager
-def added(network: nn.Module, offset: Mapping[str, Tensor]) -> Iterator[None]:
-    """The network at θ + δ; θ is put back bit for bit."""
+def added(network: nn.Module, offset: Mapping[str, Tensor], beta: float = 1.0) -> Iterator[None]:
+    """The network at θ + β·δ; θ is put back bit for bit."""
     parameters = dict(network.named_parameters())
     before = {name: parameters[name].detach().clone() for name in offset}
     try:
         for name, tensor in offset.items():
-            parameters[name].data.add_(tensor.to(parameters[name]))
+            parameters[name].data.add_(tensor.to(parameters[name]), alpha=beta)
         yield
     finally:
         for name, tensor in before.items():
@@ -170,15 +222,16 @@ def _estimate(backbone: "Backbone", x_t: Tensor, t: Tensor, prompt: Tensor) -> E
 
 
 @contextmanager
-def _switch(backbone: "LoadingBackbone", npo: Npo) -> Iterator[Any]:
-    """A context manager that turns the negative weights on; they are off outside of it."""
+def _switch(backbone: "LoadingBackbone", npo: Npo) -> Iterator[Negative]:
+    """The weights as a switch, off at first."""
     network: Any = backbone.denoiser
     if npo.kind == "lora":
         backbone.load_lora(npo.path, "npo")
         network.disable_lora()
 
         @contextmanager
-        def lora() -> Iterator[None]:
+        def lora(beta: float = 1.0) -> Iterator[None]:
+            network.set_adapters(["npo"], [beta])
             network.enable_lora()
             yield
             network.disable_lora()
