@@ -4,18 +4,25 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+import torch.nn.functional as F
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from selfnpo_core import (
+    CLEAN,
+    Estimate,
     InputError,
+    NoiseLevel,
     NoiseSchedule,
+    add_noise,
+    denoising_loss,
     diffusion_dpo_loss,
     gradient_reversal_loss,
     guided_estimate,
     npo_dpo_loss,
     renoise,
     tdft_loss,
+    to_estimate,
 )
 from selfnpo_core.objective import equivalent_teacher_guidance, pseudo_huber, squared
 from selfnpo_core.testing import GaussianWorld
@@ -192,3 +199,81 @@ def test_dpo_stops_pushing_once_weak_is_reached() -> None:
 def test_unknown_loss_is_refused() -> None:
     with pytest.raises(InputError, match="'mse' is unknown: use one of huber, l2"):
         tdft_loss(normal(1, 2), normal(1, 2), "mse")
+
+
+def example_of_diffusers(scheduler, kind: str, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(noisy sample, target) as diffusers' training examples make them."""
+    if kind == "flow":
+        sigma = (t / scheduler.config.num_train_timesteps).reshape(-1, *(1,) * (x0.ndim - 1))
+        return (1 - sigma) * x0 + sigma * noise, noise - x0
+    target = {"epsilon": noise, "sample": x0}
+    noisy = scheduler.add_noise(x0, noise, t)
+    return noisy, scheduler.get_velocity(x0, noise, t) if kind == "v_prediction" else target[kind]
+
+
+SPACES = {
+    "epsilon": (DDIMScheduler(beta_schedule="scaled_linear"), "epsilon", [0, 1, 400, 999]),
+    "sample": (DDIMScheduler(), "sample", [0, 1, 400, 999]),
+    "v": (DDIMScheduler(), "v_prediction", [0, 1, 400, 999]),
+    "v, zero terminal SNR": (CogVideoXDDIMScheduler(rescale_betas_zero_snr=True), "v_prediction", [0, 1, 400, 999]),
+    "flow": (FlowMatchEulerDiscreteScheduler(), "flow", [0.5, 10.0, 400.0, 1000.0]),
+}
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("shape", [(4, 8, 8), (3, 4, 6, 5)], ids=["image", "video"])
+def test_denoising_is_the_loss_of_diffusers_training_examples(space: str, shape: tuple[int, ...]) -> None:
+    scheduler, kind, timesteps = SPACES[space]
+    table = getattr(scheduler, "alphas_cumprod", None)  # theirs, which they calculate in float32
+    schedule, t = NoiseSchedule(table, scheduler.config), torch.tensor(timesteps)
+    x0, noise, output = (normal(len(t), *shape, seed=i).float() for i in range(3))
+    clean, level = schedule.at(torch.full_like(t, CLEAN), like=x0), schedule.at(t, like=x0)
+    x_s = renoise(x0, noise, clean, level)
+    noisy, target = example_of_diffusers(scheduler, kind, x0, noise, t)
+    torch.testing.assert_close(x_s, noisy, rtol=0, atol=1e-6)
+
+    def ours(output: Tensor) -> Tensor:
+        return denoising_loss(to_estimate(output, x_s, level, kind), Estimate(x0, noise), x_s, level, kind)
+
+    assert ours(output).item() == pytest.approx(F.mse_loss(output, target).item(), abs=1e-6)
+    theirs = gradient(lambda output: F.mse_loss(output, target), output)
+    torch.testing.assert_close(gradient(ours, output), theirs, rtol=1e-5, atol=1e-6 / output.numel())
+
+
+def test_the_weight_of_the_noise_s_error_by_snr() -> None:
+    snr = torch.tensor([0.0, 0.01, 1.0, 1.95, 10.0, 1e6], dtype=torch.float64)
+    level = NoiseLevel((snr / (1 + snr)).sqrt()[:, None], (1 / (1 + snr)).sqrt()[:, None])
+    x0, noise = normal(6, 5), normal(6, 5, seed=1)
+    x_s = add_noise(x0, noise, level)
+    wrong = noise + normal(6, 5, seed=2)
+    weight = torch.tensor([20.0, 1 / 0.06, 1 / 1.05, 0.5, 0.5, 0.5], dtype=torch.float64)
+    student = Estimate((x_s - level.sigma * wrong) / level.alpha, wrong)
+    for kind in ("epsilon", "v_prediction", "flow"):
+        loss = denoising_loss(student, Estimate(x0, noise), x_s, level, kind, "snr")
+        assert loss.item() == pytest.approx(float((weight[:, None] * (wrong - noise) ** 2).mean()))
+    with pytest.raises(InputError, match="'min_snr' is unknown: use none or snr"):
+        denoising_loss(student, Estimate(x0, noise), x_s, level, "epsilon", "min_snr")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weighting", ["none", "snr"])
+@pytest.mark.parametrize("space", SPACES)
+def test_the_optimal_denoiser_has_the_least_denoising_loss(space: str, weighting: str) -> None:
+    """Scaled or moved by ±3 %, it is worse; so it is where the sample or its noise had another sign."""
+    scheduler, kind, timesteps = SPACES[space]
+    world, schedule = GaussianWorld.random((3,), num_prompts=2), NoiseSchedule.from_scheduler(scheduler)
+    generator, rows = torch.Generator().manual_seed(7), 40_000
+    t, prompt = torch.tensor(timesteps)[1:3].repeat(rows // 2), torch.arange(rows) // 2 % 3 - 1
+    x0, noise = world.sample(prompt, generator), normal(rows, 3, seed=8)
+    level = schedule.at(t, like=x0)
+    x_s, truth = add_noise(x0, noise, level), Estimate(x0, noise)
+    best = world.estimate(x_s, level, prompt)
+
+    def loss(student: Estimate, truth: Estimate = truth) -> float:
+        return denoising_loss(student, truth, x_s, level, kind, weighting).item()  # type: ignore[arg-type]
+
+    for factor in (0.97, 1.03):
+        assert loss(Estimate(factor * best.x0, factor * best.eps)) > loss(best)
+    for change in (-0.03, 0.03):  # of x0, and of the noise that goes with it
+        assert loss(Estimate(best.x0 + change, best.eps - level.alpha / level.sigma * change)) > loss(best)
+    flipped = loss(best, Estimate(-x0, noise)) + loss(best, Estimate(x0, -noise))
+    assert flipped > 2.5 * loss(best)

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 from tests.core.training.engines import Spy, engine, fixed_loss, fixed_parts
-from tests.core.training.toy import ToyBackbone, toy_recipe
+from tests.core.training.toy import SCHEDULER, ToyBackbone, toy_recipe
 
 from selfnpo_core import NULL, InputError, NoiseSchedule
 from selfnpo_core.training.updates import check_window, noised_looks, reference_rows, teacher_rows, update_loss
@@ -143,6 +143,26 @@ def test_gradient_reversal_moves_as_tdft_at_the_equivalent_guidance():
             gradients.append(torch.cat([p.grad.flatten() for p in made.student.parameters.values()]))
     torch.testing.assert_close(gradients[0], 0.75 * gradients[1], rtol=1e-4, atol=1e-6)
     assert gradients[0].norm() > 0.01
+
+
+@pytest.mark.parametrize("weighting", ["none", "snr"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_denoising_asks_the_student_for_what_a_finished_sample_was_noised_with(kind, weighting):
+    backbone = ToyBackbone()
+    backbone.prediction_type = kind
+    with engine(backbone, rollout="full", loss="denoising", loss_weighting=weighting, batch_size=40) as made:
+        (noised,) = fixed_parts(made)
+        found = update_loss(noised, made.denoisers, made.recipe)
+        output, x0 = backbone.predict(noised.x_s, noised.s, noised.prompt), noised.look.x_t
+    scheduler = DDIMScheduler.from_config(SCHEDULER)
+    velocity = scheduler.get_velocity(x0, noised.noise, noised.s)
+    assert set(noised.look.t.tolist()) == {-1}
+    torch.testing.assert_close(noised.x_s, scheduler.add_noise(x0, noised.noise, noised.s), rtol=1e-5, atol=1e-5)
+    error = output - (velocity if kind == "v_prediction" else noised.noise)
+    snr = (1 / (1 / scheduler.alphas_cumprod[noised.s] - 1))[:, None, None, None]
+    weight = (1 / (snr + 0.05)).clamp(min=0.5) * (snr / (1 + snr) if kind == "v_prediction" else 1)
+    expected = (error**2 if weighting == "none" else weight * error**2).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 def test_prompt_dropout_gives_the_null_prompt_to_the_student_only():

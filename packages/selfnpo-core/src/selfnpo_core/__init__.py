@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from selfnpo_core.errors import InputError, RunError
     from selfnpo_core.guidance import NULL, Denoise, guide, guided_estimate
     from selfnpo_core.negative import compose, neon
-    from selfnpo_core.objective import diffusion_dpo_loss, gradient_reversal_loss, npo_dpo_loss, tdft_loss
+    from selfnpo_core.objective import (
+        denoising_loss,
+        diffusion_dpo_loss,
+        gradient_reversal_loss,
+        npo_dpo_loss,
+        tdft_loss,
+    )
     from selfnpo_core.pool import TrajectoryPool
     from selfnpo_core.prediction import Estimate, from_estimate, to_estimate
     from selfnpo_core.rollout import full_simulation, trajectory, truncated
@@ -34,7 +40,7 @@ _MODULES = {
     "errors": ("InputError", "RunError"),
     "guidance": ("NULL", "Denoise", "guide", "guided_estimate"),
     "negative": ("compose", "neon"),
-    "objective": ("diffusion_dpo_loss", "gradient_reversal_loss", "npo_dpo_loss", "tdft_loss"),
+    "objective": ("denoising_loss", "diffusion_dpo_loss", "gradient_reversal_loss", "npo_dpo_loss", "tdft_loss"),
     "pool": ("TrajectoryPool",),
     "prediction": ("Estimate", "from_estimate", "to_estimate"),
     "rollout": ("full_simulation", "trajectory", "truncated"),
@@ -61,6 +67,7 @@ __all__ = [
     "attach_npo",
     "compose",
     "ddim_step",
+    "denoising_loss",
     "diffusion_dpo_loss",
     "ema_update",
     "from_estimate",

@@ -3,10 +3,12 @@
     TDFT                ρ(x̂_student − x̂_teacher)                                 Self-NPO, 2505.11777
     gradient reversal   ρ(x̂_student − x̂_weak) + ρ(R_λ(x̂_student) − x̂_strong)    reversal: 1505.07818
     DPO                 −log σ(−β·[(e_w − e_w,ref) − (e_l − e_l,ref)])           Diffusion-DPO, 2311.12908
+    denoising           ‖output − what x_s was made of‖²                         DDPM, 2006.11239
 
 ρ is elementwise, then averaged: ½d² (`l2`) or pseudo-Huber sqrt(d² + c²) − c (`huber`). R_λ is the
 identity whose gradient is −λ times what it receives. With ½d², gradient reversal between guidance w_w
 and w_s has exactly (1 − λ) times TDFT's gradient at guidance w′ = (w_w − λ·w_s)/(1 − λ), hence λ < 1.
+Denoising is the ordinary diffusion loss, for clean samples: there x_t is x0 itself.
 Shapes: every x0 (B, *S), every error (B,), every loss a scalar. Targets carry no gradient.
 """
 
@@ -18,8 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.prediction import Estimate, from_estimate
+from selfnpo_core.schedule import NoiseLevel
 
 Rho = Literal["huber", "l2"]
+Weighting = Literal["none", "snr"]
 
 
 def squared(d: Tensor) -> Tensor:
@@ -38,6 +43,31 @@ RHO: dict[str, Callable[[Tensor], Tensor]] = {"huber": pseudo_huber, "l2": squar
 def tdft_loss(student_x0: Tensor, target_x0: Tensor, rho: Rho = "huber") -> Tensor:
     """Mean of ρ(x̂_student − target): truncated diffusion fine-tuning (2505.11777)."""
     return _rho(rho)(student_x0 - target_x0.detach()).mean()
+
+
+def denoising_loss(
+    student: Estimate,
+    truth: Estimate,
+    x_s: Tensor,
+    level: NoiseLevel,
+    prediction_type: str,
+    weighting: Weighting = "none",
+) -> Tensor:
+    """The ordinary diffusion loss (2006.11239) at x_s = alpha·x0 + sigma·eps, of which truth = (x0, eps).
+
+    none   mean of (output − target)² in the model's own space: eps, v (2202.00512), x0, or eps − x0 (2210.02747)
+    snr    mean of max(1/(SNR + 0.05), 1/2)·(ε̂ − eps)², whatever the model predicts; SNR = alpha²/sigma²
+
+    Nothing is divided by alpha, so zero terminal SNR (2305.08891) is exact. x_s: (B, *S), level: (B, 1, …).
+    """
+    if weighting == "none":
+        output, target = (from_estimate(e, x_s, level, prediction_type) for e in (student, truth))
+        return (output - target.detach()).square().mean()
+    if weighting != "snr":
+        raise InputError(f"loss_weighting '{weighting}' is unknown: use none or snr")
+    alpha2, sigma2 = level.alpha**2, level.sigma**2
+    weight = (sigma2 / (alpha2 + 0.05 * sigma2)).clamp(min=0.5)
+    return (weight * (student.eps - truth.eps.detach()).square()).mean()
 
 
 class GradientReversal(torch.autograd.Function):

@@ -75,7 +75,14 @@ class Recipe(BaseModel):
     )
 
     objective: Literal["tdft", "gradient_reversal", "dpo"] = "tdft"
-    loss: Literal["huber", "l2"] = "huber"
+    loss: Literal["huber", "l2", "denoising"] = Field(
+        "huber",
+        description="huber, l2: of x0, against what the teacher sees; denoising: the ordinary diffusion loss in the "
+        "model's own prediction space, for a rollout of finished samples (full)",
+    )
+    loss_weighting: Literal["none", "snr"] = Field(
+        "none", description="of denoising: none, or max(1/(SNR + 0.05), 1/2) on the error of the noise"
+    )
     teacher_guidance: Finite = Field(-1.0, description="w: −1 unconditional, 0 conditional")
     strong_guidance: Finite = Field(6.5, description="w_s: what gradient_reversal and dpo move away from")
     reversal_lambda: Annotated[float, Field(ge=0, lt=1)] = 0.25
@@ -146,12 +153,27 @@ class Recipe(BaseModel):
                 f"truncation_steps is {self.truncation_steps}, but must be less than grid_steps, {self.grid_steps}"
             )
         self._check_base()
+        self._check_loss()
         if self.rollout == "full" and self.objective != "tdft":
             raise ValueError(
                 f"objective {self.objective} needs two estimates of one x_t, and rollout full has none: "
                 "use rollout pool or truncated"
             )
         return self
+
+    def _check_loss(self) -> None:
+        """The diffusion loss is of finished samples: there is no other x0 that x_s was made of."""
+        if self.loss != "denoising":
+            if self.loss_weighting != "none":
+                raise ValueError(f"loss_weighting is of loss denoising, not of {self.loss}: leave it out")
+            return
+        if self.objective != "tdft":
+            raise ValueError(f"loss denoising has no form for objective {self.objective}: use objective tdft")
+        if self.rollout != "full":
+            raise ValueError(
+                f"loss denoising needs finished samples, and rollout {self.rollout} has none: use rollout full, or "
+                "loss huber or l2"
+            )
 
     def _check_base(self) -> None:
         """What may be done with the base's layers between their uses."""

@@ -103,7 +103,7 @@ def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, grad
         prompt = torch.zeros(rows, dtype=torch.long)
         with torch.no_grad():
             look = make_teacher(recipe, denoisers.teacher).look(x, t, prompt)
-        noised = Noised(look=look, x_s=torch.empty_like(x), s=s, prompt=prompt)
+        noised = Noised(look=look, x_s=torch.empty_like(x), s=s, prompt=prompt, noise=torch.empty_like(x))
         if recipe.chunk_frames is not None:
             noised = noised.window(0, recipe.chunk_frames)
         update_loss(noised, denoisers, recipe).backward()

@@ -4,6 +4,7 @@
     tdft                ρ(x̂_student(x_s) − x̂_weak(x_t))
     gradient_reversal   … and away from x̂_strong(x_t) through a gradient reversal layer
     dpo                 weak wins against strong, relative to the base at x_s
+    denoising (a loss)  the student's output at x_s, made of a finished sample and noise, against these two
 
 The networks may run in half precision; everything here is float32.
 """
@@ -19,7 +20,7 @@ from selfnpo_core.denoise import renoise
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
 from selfnpo_core.models.backbone import Backbone, WindowedBackbone
-from selfnpo_core.objective import gradient_reversal_loss, npo_dpo_loss, tdft_loss
+from selfnpo_core.objective import denoising_loss, gradient_reversal_loss, npo_dpo_loss, tdft_loss
 from selfnpo_core.prediction import Estimate, to_estimate
 from selfnpo_core.ranks import ALONE, Ranks
 from selfnpo_core.training.recipe import Recipe
@@ -29,7 +30,7 @@ from selfnpo_core.training.student import Role, Student
 
 @dataclass(frozen=True, kw_only=True)
 class Noised:
-    """The student's question: x_s: (B, *S) at s: (B,) under prompt: (B,), made from a look.
+    """The student's question: x_s: (B, *S) at s: (B,) under prompt: (B,), made from a look and noise: (B, *S).
 
     first: where x_s, and all of the look, is a window of a clip, the frame that the window begins at.
     """
@@ -38,6 +39,7 @@ class Noised:
     x_s: Tensor
     s: Tensor
     prompt: Tensor
+    noise: Tensor
     first: int | None = None
 
     def window(self, first: int, count: int) -> "Noised":
@@ -52,7 +54,7 @@ class Noised:
         look = self.look
         strong = None if look.strong is None else cut_estimate(look.strong)
         look = replace(look, x_t=cut(look.x_t), weak=cut_estimate(look.weak), strong=strong)
-        return replace(self, look=look, x_s=cut(self.x_s), first=first)
+        return replace(self, look=look, x_s=cut(self.x_s), noise=cut(self.noise), first=first)
 
 
 @dataclass
@@ -159,9 +161,10 @@ def _window_step(backbone: Backbone, chunk_frames: int) -> int:
 def _noise(look: Look, s: Tensor, noise: Tensor, dropped: Tensor, backbone: Backbone) -> Noised:
     """x_s ~ q(x_s | x_t), and the null prompt for the rows that are to drop theirs."""
     x_t, at = look.x_t, backbone.schedule.at
-    x_s = renoise(x_t, noise.to(x_t), at(look.t, like=x_t), at(s, like=x_t))
+    noise = noise.to(x_t)
+    x_s = renoise(x_t, noise, at(look.t, like=x_t), at(s, like=x_t))
     prompt = look.prompt.masked_fill(dropped.to(look.prompt.device), NULL)
-    return Noised(look=look, x_s=x_s, s=s, prompt=prompt)
+    return Noised(look=look, x_s=x_s, s=s, prompt=prompt, noise=noise)
 
 
 def update_loss(noised: Noised, denoisers: Denoisers, recipe: Recipe) -> Tensor:
@@ -170,6 +173,10 @@ def update_loss(noised: Noised, denoisers: Denoisers, recipe: Recipe) -> Tensor:
     Rows at the noisiest timestep have no gradient, there being nothing noisier to train at: they are only advanced.
     """
     look, at = noised.look, (noised.x_s, noised.s, noised.prompt, noised.first)
+    if recipe.loss == "denoising":
+        level, kind = denoisers.backbone.schedule.at(noised.s, like=noised.x_s), denoisers.backbone.prediction_type
+        truth = Estimate(look.weak.x0, noised.noise)
+        return denoising_loss(denoisers.student(*at), truth, noised.x_s, level, kind, recipe.loss_weighting)
     reference = denoisers.base(*at).x0 if recipe.objective == "dpo" else None
     x0 = denoisers.student(*at).x0
     trained = (noised.s > look.t).reshape(-1, *(1,) * (x0.ndim - 1))
