@@ -69,6 +69,7 @@ def test_a_mistake_is_one_line_naming_key_value_and_choice(override, words):
     [
         ({"rollout": "truncated", "truncation_steps": 25}, "truncation_steps is 25"),
         ({"rollout": "full", "objective": "dpo"}, "objective dpo"),
+        ({"rollout": "full", "advance_guidance": 1}, "advance_guidance is for rollout pool and truncated"),
         ({"loss": "denoising"}, "finished samples, and rollout pool has none"),
         ({"loss": "denoising", "rollout": "truncated"}, "finished samples, and rollout truncated has none"),
         ({"loss": "denoising", "objective": "dpo"}, "denoising has no form for objective dpo"),

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from tests.core.training.engines import engine, fixed_parts
+from tests.core.training.toy import SCHEDULER, toy_recipe
 
-from selfnpo_core import NULL, trajectory
+from selfnpo_core import NULL, NoiseSchedule, trajectory
 from selfnpo_core.guidance import guided_estimate
-from selfnpo_core.training.rollouts import Teacher
+from selfnpo_core.testing import CountingDenoiser, GaussianWorld
+from selfnpo_core.training.rollouts import Teacher, make_source, make_teacher
 
 
 def test_the_pool_moves_one_ddim_step_an_update():
@@ -77,3 +79,73 @@ def test_a_strong_look_has_the_weak_estimate_of_a_look_alone(weak):
     assert alone.strong is None
     torch.testing.assert_close(both.weak.x0, alone.weak.x0, rtol=0, atol=1e-4)
     torch.testing.assert_close(both.strong.x0, prompted.x0, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"objective": "dpo"}, {"rollout": "truncated"}], ids=["pool", "dpo", "truncated"]
+)
+@pytest.mark.parametrize("w", [-1.0, -2.0])
+def test_advancing_by_the_target_s_own_guidance_changes_no_bit(changes, w):
+    runs = []
+    for advance in (None, w):
+        with engine(teacher_guidance=w, advance_guidance=advance, **changes) as made:
+            losses = [update.loss for update in made.updates()]
+            runs.append((losses, made.student.collect(True)["student"], made.source.state_dict()))
+    (losses, weights, source), (others, other_weights, other_source) = runs
+    assert losses == others
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert all(torch.equal(source[name], other_source[name]) for name in source)
+
+
+def gaussian_source(rollout: str, weak: float, advance: float | None, rows: int = 60):
+    """A source whose teacher is the best denoiser of a Gaussian world."""
+    world = GaussianWorld.random((3,), num_prompts=2, dtype=torch.float32)
+    schedule = NoiseSchedule.from_scheduler(SCHEDULER)
+    changes = {"rollout": rollout, "teacher_guidance": weak, "advance_guidance": advance, "truncation_steps": 2}
+    recipe = toy_recipe(batch_size=rows, pool_size=rows, **changes)
+    generator, denoiser = torch.Generator().manual_seed(3), CountingDenoiser(world.denoiser(schedule))
+    made = make_source(
+        recipe,
+        make_teacher(recipe, denoiser),
+        schedule,
+        shape=(3,),
+        num_prompts=2,
+        generator=generator,
+        device=torch.device("cpu"),
+    )
+    made.warm_up(rows, lambda: None)
+    return made, denoiser, schedule
+
+
+def test_a_pool_is_advanced_by_one_guidance_and_aimed_at_by_another_in_one_look():
+    made, denoiser, schedule = gaussian_source("pool", weak=-1.0, advance=1.5)
+    before, grid = made.state_dict(), schedule.grid(5)
+    denoiser.rows.clear()
+    (look,) = made.looks(made.draw(), 60)
+    made.put_back()
+    assert denoiser.rows == [120]
+    target, step = (guided_estimate(denoiser.denoise, look.x_t, look.t, look.prompt, w) for w in (-1.0, 1.5))
+    torch.testing.assert_close(look.weak.x0, target.x0)
+    going = (before["index"] < 4).nonzero()[:, 0]
+    assert len(going) == 48
+    level = schedule.at(grid[before["index"][going] + 1], like=before["x"])
+    there = {tuple(x.tolist()): row for row, x in enumerate(look.x_t)}
+    rows = [there[tuple(x.tolist())] for x in before["x"][going]]
+    for estimate, is_it in ((step, True), (target, False)):
+        expected = level.alpha * estimate.x0[rows] + level.sigma * estimate.eps[rows]
+        assert torch.allclose(made.state_dict()["x"][going], expected, atol=1e-5) is is_it
+
+
+def test_a_truncated_walk_goes_by_one_guidance_and_ends_under_another():
+    made, denoiser, schedule = gaussian_source("truncated", weak=-1.0, advance=1.5)
+    drawn = made.draw()
+    (look,) = made.looks(drawn, 60)
+    assert denoiser.rows[-1] == 60  # the last look needs no step
+    grid = schedule.grid(5)
+    made, _, _ = gaussian_source("truncated", weak=-1.0, advance=1.5)  # the same noise again
+    drawn = made.draw()
+    walk = list(trajectory(denoiser.denoise, schedule, grid, drawn.x, drawn.prompt, 1.5))
+    for row, stop in enumerate(drawn.stop.tolist()):
+        torch.testing.assert_close(look.x_t[row], walk[stop].x_t[row], rtol=0, atol=1e-5)
+    target = guided_estimate(denoiser.denoise, look.x_t, look.t, look.prompt, -1.0)
+    torch.testing.assert_close(look.weak.x0, target.x0)

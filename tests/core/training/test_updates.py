@@ -32,10 +32,13 @@ def test_forwards_of_an_update_from_the_pool(train, w, teacher):
         ("full", "tdft"),
     ],
 )
-@pytest.mark.parametrize("w", [-1.0, -2.0])
-def test_the_table_of_forwards_is_what_happens(rollout, objective, w):
+@pytest.mark.parametrize(("w", "advance"), [(-1.0, None), (-2.0, None), (-1.0, 0.0), (-2.0, -1.0), (0.0, 1.0)])
+def test_the_table_of_forwards_is_what_happens(rollout, objective, w, advance):
+    if rollout == "full" and advance is not None:
+        return
     spy = Spy()
-    changes = {"batch_size": 4, "steps": 30, "rollout": rollout, "objective": objective, "teacher_guidance": w}
+    changes = {"batch_size": 4, "steps": 30, "rollout": rollout, "objective": objective}
+    changes |= {"teacher_guidance": w, "advance_guidance": advance}
     with engine(spy, **changes) as made:
         spy.seen.clear()
         updates = list(made.updates())

@@ -49,9 +49,14 @@ def guided_estimate(denoise: Denoise, x_t: Tensor, t: Tensor, prompt: Tensor, w:
     """
     if w == 0:
         return denoise(x_t, t, prompt)
-    null = torch.full_like(prompt, NULL)
     if w == -1:
-        return denoise(x_t, t, null)
+        return denoise(x_t, t, torch.full_like(prompt, NULL))
+    return guide(*both_branches(denoise, x_t, t, prompt), 1 + w)
+
+
+def both_branches(denoise: Denoise, x_t: Tensor, t: Tensor, prompt: Tensor) -> tuple[Estimate, Estimate]:
+    """The estimates under the null prompt and under the prompt, by one forward of 2B rows."""
+    null = torch.full_like(prompt, NULL)
     both = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([null, prompt]))
     (x0_null, x0_prompt), (eps_null, eps_prompt) = both.x0.chunk(2), both.eps.chunk(2)
-    return guide(Estimate(x0_null, eps_null), Estimate(x0_prompt, eps_prompt), 1 + w)
+    return Estimate(x0_null, eps_null), Estimate(x0_prompt, eps_prompt)

@@ -84,6 +84,9 @@ class Recipe(BaseModel):
         "none", description="of denoising: none, or max(1/(SNR + 0.05), 1/2) on the error of the noise"
     )
     teacher_guidance: Finite = Field(-1.0, description="w: −1 unconditional, 0 conditional")
+    advance_guidance: Finite | None = Field(
+        None, description="w of what advances trajectories of a pool and truncated ones; null: teacher_guidance"
+    )
     strong_guidance: Finite = Field(6.5, description="w_s: what gradient_reversal and dpo move away from")
     reversal_lambda: Annotated[float, Field(ge=0, lt=1)] = 0.25
     dpo_beta: Above0 = 2000.0
@@ -152,6 +155,11 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"truncation_steps is {self.truncation_steps}, but must be less than grid_steps, {self.grid_steps}"
             )
+        if self.advance_guidance is not None and self.rollout not in ("pool", "truncated"):
+            raise ValueError(
+                f"advance_guidance is for rollout pool and truncated, whose targets are guided apart: with rollout "
+                f"{self.rollout} leave it out"
+            )
         self._check_base()
         self._check_loss()
         if self.rollout == "full" and self.objective != "tdft":
@@ -209,6 +217,11 @@ class Recipe(BaseModel):
     @property
     def needs_strong(self) -> bool:
         return self.objective != "tdft"
+
+    @property
+    def step_guidance(self) -> float:
+        """w of what advances trajectories."""
+        return self.teacher_guidance if self.advance_guidance is None else self.advance_guidance
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.denoise import ddim_step
-from selfnpo_core.guidance import NULL, Denoise, guide, guided_estimate
+from selfnpo_core.guidance import Denoise, both_branches, guide, guided_estimate
 from selfnpo_core.pool import Batch, TrajectoryPool
 from selfnpo_core.prediction import Estimate
 from selfnpo_core.ranks import ALONE, Ranks
@@ -30,43 +30,58 @@ from selfnpo_core.training.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What the teacher says about x_t: (B, *S) at t: (B,) under prompt: (B,); `strong` where the objective has it."""
+    """What the teacher says about x_t: (B, *S) at t: (B,) under prompt: (B,).
+
+    weak: the target. strong: where the objective has it. advance: where x_t is to go on, what it is advanced by.
+    """
 
     x_t: Tensor
     t: Tensor
     prompt: Tensor
     weak: Estimate
     strong: Estimate | None
+    advance: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """The teacher's estimates under weak and, for some objectives, strong guidance."""
+    """The teacher's estimates under weak and, for some objectives, strong guidance.
+
+    advance: the guidance of what advances trajectories; the weak one if not given.
+    """
 
     denoise: Denoise
     weak: float
     strong: float | None = None
+    advance: float | None = None
+
+    @property
+    def _advance(self) -> float:
+        return self.weak if self.advance is None else self.advance
 
     def step(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
-        """The weak estimate, for a denoising step."""
-        return guided_estimate(self.denoise, x_t, t, prompt, self.weak)
+        """For a denoising step."""
+        return guided_estimate(self.denoise, x_t, t, prompt, self._advance)
 
-    def look(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Look:
-        """Both estimates. The strong one needs both branches, and the weak one is then made of the same two."""
-        if self.strong is None:
-            return Look(x_t=x_t, t=t, prompt=prompt, weak=self.step(x_t, t, prompt), strong=None)
-        null = torch.full_like(prompt, NULL)
-        both = self.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([null, prompt]))
-        (x0_null, x0_prompt), (eps_null, eps_prompt) = both.x0.chunk(2), both.eps.chunk(2)
-        negative, positive = Estimate(x0_null, eps_null), Estimate(x0_prompt, eps_prompt)
-        weak, strong = (guide(negative, positive, 1 + w) for w in (self.weak, self.strong))
-        return Look(x_t=x_t, t=t, prompt=prompt, weak=weak, strong=strong)
+    def look(self, x_t: Tensor, t: Tensor, prompt: Tensor, *, advance: bool = False) -> Look:
+        """All estimates that are wanted, of one forward. advance: whether the one for a denoising step is.
+
+        Where they differ in guidance they are made of the same two branches.
+        """
+        at = {"x_t": x_t, "t": t, "prompt": prompt}
+        if self.strong is None and not (advance and self._advance != self.weak):
+            weak = guided_estimate(self.denoise, **at, w=self.weak)
+            return Look(**at, weak=weak, strong=None, advance=weak if advance else None)
+        negative, positive = both_branches(self.denoise, **at)
+        weak, step = (guide(negative, positive, 1 + w) for w in (self.weak, self._advance))
+        strong = None if self.strong is None else guide(negative, positive, 1 + self.strong)
+        return Look(**at, weak=weak, strong=strong, advance=step if advance else None)
 
 
 def make_teacher(recipe: Recipe, denoise: Denoise) -> Teacher:
     """The teacher that the recipe's objective asks."""
     strong = recipe.strong_guidance if recipe.needs_strong else None
-    return Teacher(denoise=denoise, weak=recipe.teacher_guidance, strong=strong)
+    return Teacher(denoise=denoise, weak=recipe.teacher_guidance, strong=strong, advance=recipe.advance_guidance)
 
 
 class RolloutSource(ABC):
@@ -125,8 +140,9 @@ class PoolSource(RolloutSource):
     def looks(self, drawn: Batch, batch_size: int) -> Iterator[Look]:
         for part in torch.arange(len(drawn.t), device=self._device).split(batch_size):
             x_t, level = drawn.x_t[part], self._schedule.at(drawn.t_next[part], like=drawn.x_t)
-            look = self._teacher.look(x_t, drawn.t[part], drawn.prompt[part])
-            self._advanced.append(ddim_step(look.weak, level))
+            look = self._teacher.look(x_t, drawn.t[part], drawn.prompt[part], advance=True)
+            assert look.advance is not None
+            self._advanced.append(ddim_step(look.advance, level))
             yield look
 
     def put_back(self) -> None:

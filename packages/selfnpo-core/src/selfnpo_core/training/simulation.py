@@ -102,7 +102,7 @@ def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, grad
         s, t = (torch.full((rows,), at) for at in timesteps)
         prompt = torch.zeros(rows, dtype=torch.long)
         with torch.no_grad():
-            look = make_teacher(recipe, denoisers.teacher).look(x, t, prompt)
+            look = make_teacher(recipe, denoisers.teacher).look(x, t, prompt, advance=recipe.rollout == "pool")
         noised = Noised(look=look, x_s=torch.empty_like(x), s=s, prompt=prompt, noise=torch.empty_like(x))
         if recipe.chunk_frames is not None:
             noised = noised.window(0, recipe.chunk_frames)

@@ -53,7 +53,7 @@ class Noised:
 
         look = self.look
         strong = None if look.strong is None else cut_estimate(look.strong)
-        look = replace(look, x_t=cut(look.x_t), weak=cut_estimate(look.weak), strong=strong)
+        look = replace(look, x_t=cut(look.x_t), weak=cut_estimate(look.weak), strong=strong, advance=None)
         return replace(self, look=look, x_s=cut(self.x_s), noise=cut(self.noise), first=first)
 
 
@@ -192,13 +192,13 @@ def update_loss(noised: Noised, denoisers: Denoisers, recipe: Recipe) -> Tensor:
 
 def teacher_rows(recipe: Recipe) -> float:
     """Rows of teacher forwards that one row of an update costs, on average (a doubled batch counts twice)."""
-    branches = 1 if recipe.teacher_guidance in (0, -1) else 2
-    last = 2 if recipe.needs_strong else branches
+    target, step = (1 if w in (0, -1) else 2 for w in (recipe.teacher_guidance, recipe.step_guidance))
+    last = 2 if recipe.needs_strong else target
     if recipe.rollout == "pool":
-        return last
+        return last if recipe.step_guidance == recipe.teacher_guidance else 2
     if recipe.rollout == "full":
-        return recipe.grid_steps * branches
-    return (recipe.truncation_steps + recipe.grid_steps - 1) / 2 * branches + last
+        return recipe.grid_steps * target
+    return (recipe.truncation_steps + recipe.grid_steps - 1) / 2 * step + last
 
 
 def reference_rows(recipe: Recipe) -> float:
