@@ -20,7 +20,7 @@ from tests.tiny import PIPELINES
 from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
-from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.backbone import Backbone, SamplingBackbone
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.training import build_recipe, dry_run
 from selfnpo_image.backbone import ImageBackbone
@@ -100,6 +100,21 @@ def test_drawn_samples_are_the_stock_pipelines(backbone: ImageBackbone, model: P
     drawn = backbone.draw_samples(PROMPTS, [3, 4], guidance_scale=4.0, steps=3, negative=None)
     for a, b in zip(drawn, wanted, strict=True):
         assert ImageChops.difference(a, b).getbbox() is None
+
+
+def test_drawn_latents_are_the_stock_pipelines(backbone: ImageBackbone, model: Path) -> None:
+    """Also where they are more than one batch of the pipeline's."""
+    pipe = stock(model)
+    texts, numbers = [*PROMPTS, *PROMPTS[:1]] * 3, list(range(9))
+    (height, width), seeds = backbone.size, [torch.Generator().manual_seed(seed) for seed in numbers]
+    call: dict[str, Any] = {"guidance_scale": 4.0, "num_inference_steps": 3, "height": height, "width": width}
+    wanted = pipe(texts, generator=seeds, output_type="latent", **call).images
+    drawn = backbone.draw_latents(texts, numbers, guidance_scale=4.0, steps=3)
+    assert drawn.dtype == torch.float32
+    assert drawn.shape == (9, *backbone.latent_shape)
+    torch.testing.assert_close(drawn, wanted, rtol=1e-5, atol=1e-5)
+    assert not backbone.vae_on_device
+    assert isinstance(backbone, SamplingBackbone)
 
 
 @pytest.mark.parametrize("targets", ["attention", "all"])

@@ -5,6 +5,7 @@ import json
 import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from PIL import ImageChops
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
-from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.backbone import Backbone, SamplingBackbone
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.system.devices import best_device
 from selfnpo_image.families import find_base
@@ -114,6 +115,22 @@ def test_drawn_samples_are_the_stock_pipelines(backbone: SD15, folder: Path) -> 
     for a, b in zip(drawn, wanted, strict=True):
         assert ImageChops.difference(a, b).getbbox() is None
     assert not backbone.vae_on_device
+
+
+def test_drawn_latents_are_the_stock_pipelines(backbone: SD15, folder: Path) -> None:
+    """Also where they are more than one batch of the pipeline's."""
+    pipe = load_pipeline(find_base(str(folder)))
+    pipe.set_progress_bar_config(disable=True)
+    texts, numbers = [*PROMPTS, *PROMPTS[:1]] * 3, list(range(9))
+    (height, width), seeds = backbone.size, [torch.Generator().manual_seed(seed) for seed in numbers]
+    call: dict[str, Any] = {"guidance_scale": 4.0, "num_inference_steps": 3, "height": height, "width": width}
+    wanted = pipe(texts, generator=seeds, output_type="latent", **call).images
+    drawn = backbone.draw_latents(texts, numbers, guidance_scale=4.0, steps=3)
+    assert drawn.dtype == torch.float32
+    assert drawn.shape == (9, *backbone.latent_shape)
+    torch.testing.assert_close(drawn, wanted, rtol=1e-5, atol=1e-5)
+    assert not backbone.vae_on_device
+    assert isinstance(backbone, SamplingBackbone)
 
 
 def test_drawing_with_a_full_weight_offset_leaves_the_base_as_it_was(backbone: SD15) -> None:

@@ -129,6 +129,17 @@ def test_engines_make_the_same_updates(runs, engine):
 
 
 @pytest.mark.slow
+def test_two_processes_draw_and_train_on_the_samples_that_one_does(models, tmp_path):
+    keys = ("rollout=samples", "loss=denoising", "samples=70", "sample_grid_steps=2", "student_prompt_dropout=0.5")
+    more = [word for key in keys for word in ("--set", key)]
+    one, two = (train(models / "image", tmp_path / name, name, *more) for name in ("single", "ddp"))
+    drawn = [{path.name: path.read_bytes() for path in (run / "latents").iterdir()} for run in (one, two)]
+    assert drawn[0].keys() == {"samples.json", "part-00000.safetensors", "part-00001.safetensors"}
+    assert drawn[0] == drawn[1]
+    assert_same_updates(one, two)
+
+
+@pytest.mark.slow
 def test_a_run_under_zero3_resumes_bit_for_bit(runs, models, tmp_path):
     shutil.copytree(runs["zero3"], tmp_path / "run")
     shutil.rmtree(tmp_path / f"run/checkpoints/step-{UPDATES:06d}")

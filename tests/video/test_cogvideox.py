@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from selfnpo_core.denoise import ddim_step
 from selfnpo_core.guidance import NULL, guide
-from selfnpo_core.models.backbone import has_numbers
+from selfnpo_core.models.backbone import SamplingBackbone, has_numbers
 from selfnpo_core.prediction import to_estimate
 from selfnpo_core.schedule import CLEAN
 from selfnpo_video.cogvideox import CogVideoX
@@ -50,6 +50,30 @@ def test_a_loop_from_our_pieces_gives_the_pipelines_latents(folder):
     ).frames
     ours = x[:, -expected.shape[1] :]  # the pipeline drops the frames that 1.5 pads in front
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_drawn_latents_are_the_stock_pipelines(folder):
+    """With the frames that 1.5 pads in front, which the network is trained on too."""
+    backbone = CogVideoX(find_base(str(folder)), frames=9, height=64, width=64, device="cpu")
+    backbone.embed(PROMPTS)
+    assert isinstance(backbone, SamplingBackbone)
+    drawn = backbone.draw_latents(PROMPTS, [3, 4], guidance_scale=4.0, steps=3)
+    assert (drawn.dtype, drawn.shape) == (torch.float32, (2, *backbone.latent_shape))
+    pipe = load_pipeline(find_base(str(folder)))
+    pipe.set_progress_bar_config(disable=True)
+    for prompt, seed, ours in zip(PROMPTS, [3, 4], drawn, strict=True):
+        expected = pipe(
+            prompt,
+            generator=torch.Generator().manual_seed(seed),
+            num_frames=SIZE.frames,
+            height=SIZE.height,
+            width=SIZE.width,
+            num_inference_steps=3,
+            guidance_scale=4.0,
+            max_sequence_length=16,
+            output_type="latent",
+        ).frames[0]
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_window_is_seen_at_its_own_place(folder):

@@ -27,6 +27,19 @@ def test_dry_run_counts_and_leaves_no_trace():
     assert list(network.state_dict()) == names
 
 
+def test_dry_run_says_what_finished_samples_cost():
+    recipe = toy_recipe(rollout="samples", loss="denoising", samples=20, steps=5)
+    plan = dry_run(ToyBackbone(), recipe, PROMPTS, processes=2)
+    text = str(plan)
+    assert plan.teacher_rows == 0
+    assert "20 at guidance scale 2 in 3 steps: 6 forwards each, 1.5 a row of the updates" in text
+    assert "forwards in all      360 of a row: 120 drawing + 240 training" in text
+    assert "latents on disk      5.0 KiB" in text
+    one_branch = toy_recipe(rollout="samples", samples=20, sample_guidance=1, sample_grid_steps=7)
+    assert "in 7 steps: 7 forwards each" in str(dry_run(ToyBackbone(), one_branch, PROMPTS))
+    assert "latents" not in str(dry_run(ToyBackbone(), toy_recipe(), PROMPTS))
+
+
 def test_activations_grow_with_the_rows():
     """By the same for every row, and never less than the layers' inputs."""
     sizes = []

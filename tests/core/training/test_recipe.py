@@ -73,6 +73,12 @@ def test_a_mistake_is_one_line_naming_key_value_and_choice(override, words):
         ({"loss": "denoising"}, "finished samples, and rollout pool has none"),
         ({"loss": "denoising", "rollout": "truncated"}, "finished samples, and rollout truncated has none"),
         ({"loss": "denoising", "objective": "dpo"}, "denoising has no form for objective dpo"),
+        ({"rollout": "samples", "objective": "dpo"}, "objective dpo"),
+        ({"rollout": "samples", "uses": 9}, "take 20000: set samples to 2223 or uses to 10"),
+        (
+            {"rollout": "samples", "group_offload": True, "gradient_checkpointing": True},
+            "rollout samples cannot draw with weights in the host's memory",
+        ),
         ({"loss_weighting": "snr"}, "loss_weighting is of loss denoising, not of huber"),
     ],
 )

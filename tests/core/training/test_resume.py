@@ -22,6 +22,7 @@ VARIANTS = {
     "full": {"train": "full", "lr_schedule": "cosine", "warmup_steps": 1},
     "truncated": {"rollout": "truncated", "student_prompt_dropout": 0.5},
     "full rollout": {"rollout": "full"},
+    "samples": {"rollout": "samples", "loss": "denoising", "samples": 20, "student_prompt_dropout": 0.5},
     "reversal": {"objective": "gradient_reversal", "grad_accumulation": 2},
     "bf16": {"mixed_precision": "bf16", "objective": "dpo"},
 }

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from selfnpo_core import NULL, NoiseSchedule
+from selfnpo_core import NULL, Estimate, NoiseSchedule, full_simulation, to_estimate
 from selfnpo_core.models.backbone import NegativeWeights
 from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.models.identity import weights_hash
@@ -47,6 +47,7 @@ class ToyBackbone:
     name, family, prediction_type = "toy/base", "toy", "epsilon"
     latent_shape: tuple[int, ...] = SHAPE
     bytes_per_prompt = 64
+    sampling = 2.0, 3
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32):
         self.denoiser: nn.Module = ToyNet(seed)
@@ -60,6 +61,7 @@ class ToyBackbone:
         }
         self.table = torch.zeros(1, 16)
         self.drawn: list[tuple[float, Any]] = []
+        self.parts_drawn = 0
 
     def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -90,6 +92,20 @@ class ToyBackbone:
             grey = (out[0, 0].clamp(-2, 2) * 60 + 128).to(torch.uint8).numpy()
             pictures.append(Image.fromarray(grey).resize((32, 32)))
         return pictures
+
+    def draw_latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int
+    ) -> Tensor:
+        """Deterministic steps from each seed's noise, as a pipeline makes them."""
+        self.parts_drawn += 1
+        rows = torch.tensor([PROMPTS.index(prompt) for prompt in prompts])
+        x = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+        def denoise(x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
+            output = self.predict(x_t, t, prompt).float()
+            return to_estimate(output, x_t, self.schedule.at(t, like=x_t), self.prediction_type)
+
+        return full_simulation(denoise, self.schedule, self.schedule.grid(steps), x, rows, guidance_scale - 1)
 
     def save_lora(self, directory: Path, adapter: str) -> None:
         layers = get_peft_model_state_dict(self.denoiser, adapter_name=adapter)

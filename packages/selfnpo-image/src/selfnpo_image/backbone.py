@@ -30,7 +30,7 @@ from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.devices import best_device
 from selfnpo_image.base import ImageBase
-from selfnpo_image.drawing import Settings, draw
+from selfnpo_image.drawing import Settings, draw, draw_latents
 from selfnpo_image.kinds import Kind
 from selfnpo_image.loading import check_scheduler, encoder_files, known_configs, load_pipeline, local
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CLIP_TOKENS = 77
 META = torch.device("meta")
+EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
+"""Arguments of the stock pipelines for what `_encode` gives, in its order."""
 
 
 class ImageBackbone:
@@ -54,6 +56,8 @@ class ImageBackbone:
 
     kind: ClassVar[Kind]
     lora_targets: Mapping[str, Sequence[str] | str]
+    sampling = 2.0, 10
+    """What finished samples were found to be good at to train on, on small models; not tuned on large ones."""
 
     def __init__(
         self,
@@ -123,6 +127,7 @@ class ImageBackbone:
         self.bytes_per_prompt = sum(math.prod(shape) for shape in self._row_shapes) * self.dtype.itemsize
         self._rest = None
         self._table: tuple[Tensor, ...] = ()
+        self._row: dict[str, int] = {}
 
     @property
     def family(self) -> str:
@@ -173,6 +178,7 @@ class ImageBackbone:
             device=self.device,
         )
         self._table = tuple(part.to(self.device) for part in embedded([*prompts, None], encoder, cache))
+        self._row = {text: row for row, text in enumerate(prompts)}
         self._release()
 
     def _load_encoders(self) -> Encode:
@@ -240,6 +246,22 @@ class ImageBackbone:
                 return [picture for _, picture in draw(pipe, prompts, seeds, settings)]
         finally:
             cast_back.remove()
+            setattr(pipe, self.kind.denoiser, None)
+            self._release()
+
+    def draw_latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int
+    ) -> Tensor:
+        """(n, C, h, w): the stock pipeline's, told what the table says. Nothing is encoded or decoded."""
+        pipe, (height, width) = self._pipeline(encoders=False), self.size
+        pipe.vae.to(next(self.denoiser.parameters()).device)  # a pipeline is where its first part is
+        pipe.register_modules(**{self.kind.denoiser: self.denoiser})
+        rows = [*(self._row[prompt] for prompt in prompts), -1]
+        embeddings = {name: part[rows] for name, part in zip(EMBEDDINGS, self._table, strict=False)}
+        settings = Settings(guidance_scale=guidance_scale, steps=steps, height=height, width=width)
+        try:
+            return draw_latents(pipe, embeddings, seeds, settings)
+        finally:
             setattr(pipe, self.kind.denoiser, None)
             self._release()
 

@@ -1,12 +1,13 @@
 """Pictures of a stock pipeline that is loaded. Every picture has its own generator, so its batch does not matter."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from selfnpo_core.sampling import job
 
@@ -42,3 +43,29 @@ def draw(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Sett
             if picture.getextrema() == ((0, 0),) * 3:
                 log.warning("the picture of seed %d is all black: try another dtype", seeds[start + offset])
             yield start + offset, picture
+
+
+@torch.no_grad()
+def draw_latents(pipe: Any, embeddings: Mapping[str, Tensor], seeds: Sequence[int], settings: Settings) -> Tensor:
+    """(N, C, h, w) float32, undecoded, in host memory, by a pipeline without text encoders.
+
+    embeddings: by the pipeline's argument for the positive branch, (N + 1, …), of the prompts and the null prompt.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    made = []
+    for start in range(0, len(seeds), settings.batch_size):
+        part = slice(start, min(start + settings.batch_size, len(seeds)))
+        told: dict[str, Tensor] = {}
+        for name, rows in embeddings.items():
+            told |= {name: rows[part], f"negative_{name}": rows[-1:].expand_as(rows[part])}
+        latents = pipe(
+            **told,
+            height=settings.height,
+            width=settings.width,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            output_type="latent",
+        ).images
+        made.append(latents.float().cpu())
+    return torch.cat(made)

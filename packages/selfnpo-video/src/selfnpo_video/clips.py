@@ -53,11 +53,13 @@ def latent_clips(
     *,
     image: Path | None = None,
     embeddings: Tensor | None = None,
+    padded: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """Index and latents (1, F, C, h, w), in order. The pipeline is called as it is, a batch at a time.
 
     Every clip has its own generator. The DPM scheduler draws noise from one for the whole batch, so there the batch is
-    one clip. embeddings: (N + 1, L, D) of the prompts and the null prompt, for a pipeline without T5.
+    one clip. embeddings: (N + 1, L, D) of the prompts and the null prompt, for a pipeline without T5. padded: with the
+    frames in front that the network sees and the VAE does not.
     """
     pipe.set_progress_bar_config(desc="denoise", leave=False)
     size, config = settings.size, pipe.transformer.config
@@ -92,7 +94,7 @@ def latent_clips(
             output_type="latent",
         ).frames
         padding = latents.shape[1] - ((size.frames - 1) // pipe.vae_scale_factor_temporal + 1)
-        for offset, clip in enumerate(latents[:, padding:].split(1)):
+        for offset, clip in enumerate(latents[:, 0 if padded else padding :].split(1)):
             yield start + offset, clip
 
 

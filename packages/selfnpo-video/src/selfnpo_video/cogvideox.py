@@ -83,6 +83,8 @@ class CogVideoX:
     kind = COGVIDEOX
     lora_targets: Mapping[str, Sequence[str] | str] = LORA_TARGETS
     embeddings_in_host_memory = True
+    sampling = 2.0, 10
+    """Of the finished clips that the demo model was trained on; not tuned on large ones."""
 
     def __init__(
         self,
@@ -187,6 +189,19 @@ class CogVideoX:
         self.denoiser.to(device)
         _empty_cache(self.device)
         return strips
+
+    def draw_latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int
+    ) -> Tensor:
+        """(n, F, C, h, w): the stock pipeline's, of prompts that `embed` had. Nothing is decoded."""
+        assert self._table is not None, "embed() comes before draw_latents()"
+        embeddings = self._table[[*(self._row[prompt] for prompt in prompts), -1]]
+        given = {"transformer": self.denoiser, "text_encoder": None, "tokenizer": None}
+        pipe = loading.load_pipeline(self._base, dtype=self.dtype, **given)
+        pipe.vae.to(next(self.denoiser.parameters()).device)  # a pipeline is where its first part is
+        settings = Settings(guidance_scale=guidance_scale, steps=steps, size=self.size, batch_size=1)
+        drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings, padded=True)
+        return torch.cat([latents.float().cpu() for _, latents in drawn])
 
     def save_lora(self, directory: Path, adapter: str) -> None:
         """By the stock saver, raw PEFT keys with the metadata that keeps alpha ≠ rank on reload, in float32."""

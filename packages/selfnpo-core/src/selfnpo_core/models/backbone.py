@@ -127,6 +127,24 @@ class WindowedBackbone(Backbone, Protocol):
 
 
 @runtime_checkable
+class SamplingBackbone(Backbone, Protocol):
+    """A family that draws samples to train on: for recipes with `rollout: samples`."""
+
+    @property
+    def sampling(self) -> tuple[float, int]:
+        """Guidance scale (1 is none) and steps of these samples, where the recipe does not say."""
+
+    def draw_latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int
+    ) -> Tensor:
+        """(n, *latent_shape) float32, in host memory: the stock pipeline's latents at these seeds, one a prompt.
+
+        `embed` had all prompts. `denoiser` is the base, on the training device. Nothing is decoded. Uses no randomness
+        but the seeds, and leaves the network as it was.
+        """
+
+
+@runtime_checkable
 class LoadingBackbone(Backbone, Protocol):
     """A family as inspection sees it: with the device that it calculates on, and others' LoRAs put into its network."""
 

@@ -23,6 +23,7 @@ from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
 from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_source, make_teacher
+from selfnpo_core.training.samples import FinishedSamples
 from selfnpo_core.training.steps import UpdateResult, make_steps
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
@@ -54,7 +55,14 @@ class Update:
 class Engine:
     """Networks, optimizer, source and random numbers of one process. Close it to give the backbone back."""
 
-    def __init__(self, backbone: Backbone, recipe: Recipe, num_prompts: int, accelerator: Accelerator):
+    def __init__(
+        self,
+        backbone: Backbone,
+        recipe: Recipe,
+        num_prompts: int,
+        accelerator: Accelerator,
+        samples: FinishedSamples | None = None,
+    ):
         self.backbone, self.recipe, self.accelerator = backbone, recipe, accelerator
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self.step, self.skipped, self.counter = 0, 0, RowCounter()
@@ -77,6 +85,7 @@ class Engine:
             generator=self.generator,
             device=accelerator.device,
             ranks=self.ranks,
+            samples=samples,
         )
 
     @property

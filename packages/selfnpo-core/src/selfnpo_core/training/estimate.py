@@ -19,6 +19,7 @@ from selfnpo_core.models.backbone import Backbone, embeddings_on_device
 from selfnpo_core.models.storage import is_kept
 from selfnpo_core.system.memory import available
 from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
 from selfnpo_core.training.student import Student
 from selfnpo_core.training.students import make_student
@@ -49,6 +50,8 @@ class DryRun:
     base_rows: float
     student_rows: float = 3.0
     """One forward and a backward, which counts as two."""
+    samples: SamplePlan | None = None
+    """Those that are drawn before the first update."""
 
     @property
     def device_bytes(self) -> int:
@@ -70,11 +73,26 @@ class DryRun:
             f"{recipe.grad_accumulation}{f' × {self.processes} processes' if self.processes > 1 else ''})",
             f"forwards an update   {self.rows_per_update:g} a row: {self.teacher_rows:g} teacher{base} + "
             f"{self.student_rows:g} student (backward counted as two)",
+            *self._drawing(),
             "memory, estimated" + (", of each process" if self.processes > 1 else ""),
             *(f"  {p.name:<40}{_size(p.bytes):>10}{'' if p.on_device else '  (host)'}" for p in self.memory),
             f"  {'together on the device':<40}{_size(self.device_bytes):>10}",
         ]
         return "\n".join(lines)
+
+    def _drawing(self) -> list[str]:
+        """What finished samples cost beside the updates."""
+        plan, recipe = self.samples, self.recipe
+        if plan is None:
+            return []
+        rows = recipe.steps * recipe.update_rows * self.processes
+        drawing, training = plan.count * plan.forwards, rows * self.rows_per_update
+        return [
+            f"samples drawn        {plan.count:,} at guidance scale {plan.guidance_scale:g} in {plan.steps} steps: "
+            f"{plan.forwards} forwards each, {drawing / rows:.3g} a row of the updates",
+            f"forwards in all      {drawing + training:,.0f} of a row: {drawing:,} drawing + {training:,.0f} training",
+            f"latents on disk      {_size(plan.count * plan.sample_bytes)}",
+        ]
 
 
 def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processes: int = 1) -> DryRun:
@@ -110,6 +128,7 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         memory=memory,
         teacher_rows=teacher_rows(recipe),
         base_rows=reference_rows(recipe),
+        samples=SamplePlan.of(backbone, recipe, len(prompts)) if recipe.rollout == "samples" else None,
     )
 
 

@@ -78,7 +78,7 @@ class Recipe(BaseModel):
     loss: Literal["huber", "l2", "denoising"] = Field(
         "huber",
         description="huber, l2: of x0, against what the teacher sees; denoising: the ordinary diffusion loss in the "
-        "model's own prediction space, for a rollout of finished samples (full)",
+        "model's own prediction space, for rollouts of finished samples (samples, full)",
     )
     loss_weighting: Literal["none", "snr"] = Field(
         "none", description="of denoising: none, or max(1/(SNR + 0.05), 1/2) on the error of the noise"
@@ -93,9 +93,21 @@ class Recipe(BaseModel):
     student_prompt_dropout: Fraction = Field(0.0, description="share of null prompts given to the student")
     ema_decay: Fraction = Field(0.999, description="of the teacher")
 
-    rollout: Literal["pool", "truncated", "full"] = Field("pool", description="where x_t comes from")
+    rollout: Literal["pool", "truncated", "full", "samples"] = Field(
+        "pool",
+        description="where x_t comes from; samples: finished ones, drawn by the base before the first update and used "
+        "again and again",
+    )
     grid_steps: Annotated[int, Field(ge=2, le=1000)] = Field(25, description="points of the denoising grid")
     truncation_steps: Count = Field(5, description="fewest steps of a truncated rollout")
+    samples: Positive = Field(2000, description="finished samples that are drawn")
+    uses: Positive = Field(10, description="updates that a finished sample may be used in, at most")
+    sample_guidance: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+        None, description="guidance scale (1 is none) of finished samples; null: the family's"
+    )
+    sample_grid_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="steps in which finished samples are drawn; null: the family's"
+    )
     pool_size: Positive = Field(256, description="trajectories in the pool")
     pool_device: Literal["cpu", "device"] = Field("cpu", description="where the pool lives")
 
@@ -162,12 +174,34 @@ class Recipe(BaseModel):
             )
         self._check_base()
         self._check_loss()
-        if self.rollout == "full" and self.objective != "tdft":
+        if self.rollout in ("full", "samples") and self.objective != "tdft":
             raise ValueError(
-                f"objective {self.objective} needs two estimates of one x_t, and rollout full has none: "
+                f"objective {self.objective} needs two estimates of one x_t, and rollout {self.rollout} has none: "
                 "use rollout pool or truncated"
             )
+        if self.rollout == "samples":
+            self._check_samples()
         return self
+
+    def _check_samples(self) -> None:
+        if problem := self.too_few_samples(processes=1):
+            raise ValueError(problem)
+        if self.group_offload:
+            raise ValueError(
+                "rollout samples cannot draw with weights in the host's memory (group_offload): use rollout pool, or "
+                "base_storage fp8 without group_offload"
+            )
+
+    def too_few_samples(self, processes: int) -> str | None:
+        """Why the run would use its finished samples too often, if it would."""
+        rows = self.steps * self.update_rows * processes
+        if rows <= self.samples * self.uses:
+            return None
+        enough = -(-rows // self.uses)
+        return (
+            f"{self.samples} samples, each used {self.uses} times, are {self.samples * self.uses} rows, and "
+            f"{self.steps} updates take {rows}: set samples to {enough} or uses to {-(-rows // self.samples)}"
+        )
 
     def _check_loss(self) -> None:
         """The diffusion loss is of finished samples: there is no other x0 that x_s was made of."""
@@ -177,10 +211,10 @@ class Recipe(BaseModel):
             return
         if self.objective != "tdft":
             raise ValueError(f"loss denoising has no form for objective {self.objective}: use objective tdft")
-        if self.rollout != "full":
+        if self.rollout not in ("full", "samples"):
             raise ValueError(
-                f"loss denoising needs finished samples, and rollout {self.rollout} has none: use rollout full, or "
-                "loss huber or l2"
+                f"loss denoising needs finished samples, and rollout {self.rollout} has none: use rollout samples or "
+                "full, or loss huber or l2"
             )
 
     def _check_base(self) -> None:
@@ -246,6 +280,7 @@ FREE_ON_RESUME = frozenset(
         "other_batch_on_resume",
         "gradient_checkpointing",
         "pool_device",
+        "uses",
         "max_skipped",
         "max_drift",
         "checkpoint_every",

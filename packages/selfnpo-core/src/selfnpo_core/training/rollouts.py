@@ -25,7 +25,12 @@ from selfnpo_core.prediction import Estimate
 from selfnpo_core.ranks import ALONE, Ranks
 from selfnpo_core.rollout import full_simulation
 from selfnpo_core.schedule import CLEAN, NoiseSchedule
+from selfnpo_core.training.accelerators import seed_for
 from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.samples import FinishedSamples
+
+SHUFFLE = (1 << 20) + 2
+"""A stream of random numbers, as those of `samples`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +253,58 @@ class FreshSource(RolloutSource):
         return self._teacher.look(x, t, prompt)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """This process's rows (B,) of the finished samples, and the timestep of clean data for all processes': (R,)."""
+
+    rows: Tensor
+    drawn_t: Tensor
+
+
+class SampleSource(RolloutSource):
+    """Finished samples, in a new seeded order each time that all were used. The teacher is not asked."""
+
+    def __init__(
+        self,
+        samples: FinishedSamples,
+        schedule: NoiseSchedule,
+        device: torch.device,
+        *,
+        seed: int,
+        rows: int,
+        ranks: Ranks = ALONE,
+    ):
+        self._samples, self._device, self._seed, self._rows, self._ranks = samples, device, seed, rows, ranks
+        self._clean = torch.tensor(0.0) if schedule.is_flow else torch.tensor(int(CLEAN))
+        self._used = 0
+
+    def draw(self) -> Chosen:
+        count, last = self._samples.plan.count, self._used + self._rows
+        first_pass = self._used // count
+        orders = torch.cat([self._order(number) for number in range(first_pass, -(-last // count))])
+        rows = orders[self._used - first_pass * count :][: self._rows]
+        return Chosen(rows=rows[self._ranks.part(self._rows)], drawn_t=self._clean.expand(self._rows))
+
+    def looks(self, drawn: Chosen, batch_size: int) -> Iterator[Look]:
+        for rows in drawn.rows.split(batch_size):
+            x0, prompt = (part.to(self._device) for part in self._samples.read(rows))
+            t = self._clean.to(self._device).expand(len(rows))
+            yield Look(x_t=x0, t=t, prompt=prompt, weak=Estimate(x0, torch.zeros_like(x0)), strong=None)
+
+    def put_back(self) -> None:
+        self._used += self._rows
+
+    def _order(self, number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_for(self._seed, SHUFFLE, number))
+        return torch.randperm(self._samples.plan.count, generator=generator)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"used": torch.tensor(self._used)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._used = int(state["used"])
+
+
 def make_source(
     recipe: Recipe,
     teacher: Teacher,
@@ -258,12 +315,16 @@ def make_source(
     generator: torch.Generator,
     device: torch.device,
     ranks: Ranks = ALONE,
+    samples: FinishedSamples | None = None,
 ) -> RolloutSource:
     """The recipe's `rollout`. All randomness comes from `generator`, a CPU one, whatever the device.
 
-    generator: in the same state on all processes.
+    generator: in the same state on all processes. samples: for `rollout: samples`.
     """
     grid, rows = schedule.grid(recipe.grid_steps), recipe.update_rows * ranks.count
+    if recipe.rollout == "samples":
+        assert samples is not None, "rollout samples needs finished samples"
+        return SampleSource(samples, schedule, device, seed=recipe.seed, rows=rows, ranks=ranks)
     if recipe.rollout == "pool":
         home = device if recipe.pool_device == "device" else torch.device("cpu")
         pin = home.type == "cpu" and device.type == "cuda"

@@ -3,6 +3,7 @@
     config.yaml    the resolved recipe           run.json      the base and prompts it began with
     prompts.txt    the prompts                   metrics.jsonl one line an update
     checkpoints/   see `checkpoint`              samples/      pictures      npo/   the result, see `npo_folder`
+    latents/       see `samples`
 
 One process writes into it at a time, the one that holds its lock.
 """
@@ -32,6 +33,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
+        self.latents = path / "latents"
         self.logs = path / "logs"
         self.npo = path / "npo"
         self._lock = FolderLock(path / ".lock")
@@ -58,7 +60,7 @@ class RunFolder:
         return folder
 
     def _enter(self, recipe: Recipe, prompts: list[str], facts: Mapping[str, Any], resume: bool) -> None:
-        known = {**facts, "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest()}
+        known = {**facts, "prompts_sha256": prompts_sha256(prompts)}
         if resume:
             self._check_same_run(recipe, known)
         elif holds_run(self.path):
@@ -105,6 +107,10 @@ class RunFolder:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def prompts_sha256(prompts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
 
 
 def holds_run(path: str | Path) -> bool:

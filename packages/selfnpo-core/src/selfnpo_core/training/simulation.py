@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.prediction import Estimate
 from selfnpo_core.system import private
 from selfnpo_core.training.accelerators import AMP
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.rollouts import make_teacher
+from selfnpo_core.training.rollouts import Look, make_teacher
 from selfnpo_core.training.student import Student
 from selfnpo_core.training.updates import Denoisers, Noised, RowCounter, update_loss
 
@@ -101,8 +102,11 @@ def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, grad
         x = torch.empty((rows, *backbone.latent_shape))
         s, t = (torch.full((rows,), at) for at in timesteps)
         prompt = torch.zeros(rows, dtype=torch.long)
-        with torch.no_grad():
-            look = make_teacher(recipe, denoisers.teacher).look(x, t, prompt, advance=recipe.rollout == "pool")
+        if recipe.rollout == "samples":
+            look = Look(x_t=x, t=t, prompt=prompt, weak=Estimate(x, x), strong=None)
+        else:
+            with torch.no_grad():
+                look = make_teacher(recipe, denoisers.teacher).look(x, t, prompt, advance=recipe.rollout == "pool")
         noised = Noised(look=look, x_s=torch.empty_like(x), s=s, prompt=prompt, noise=torch.empty_like(x))
         if recipe.chunk_frames is not None:
             noised = noised.window(0, recipe.chunk_frames)

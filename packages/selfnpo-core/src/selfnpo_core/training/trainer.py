@@ -30,7 +30,8 @@ from selfnpo_core.training.estimate import check_pool, out_of_memory
 from selfnpo_core.training.lora_student import lora_target_modules
 from selfnpo_core.training.pictures import sample_grid
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.run_folder import RunFolder, holds_run
+from selfnpo_core.training.run_folder import RunFolder, holds_run, prompts_sha256
+from selfnpo_core.training.samples import SamplePlan, finished_samples
 from selfnpo_core.training.updates import check_window
 from selfnpo_core.weights.npo_folder import NpoConfig, write_npo
 
@@ -57,6 +58,8 @@ def train(
     if recipe.train == "lora":
         lora_target_modules(backbone, recipe.targets)
     check_window(backbone, recipe)
+    if recipe.rollout == "samples":
+        SamplePlan.of(backbone, recipe, len(prompts))
     _check_rows(recipe, accelerator.num_processes)
     check_pool(backbone, recipe, accelerator.device, accelerator.num_processes)
     cache = EmbeddingsCache.of(recipe.embeddings_cache)
@@ -70,7 +73,13 @@ def train(
             shown = recipe.sample_prompts  # their rows come after the prompts', and are not trained with
             backbone.embed([*prompts, *shown], cache)
             stack.enter_context(_own_random_numbers(accelerator))
-            engine = Engine(backbone, recipe, len(prompts), accelerator)
+            samples = None
+            if recipe.rollout == "samples":
+                known = {**facts, "prompts_sha256": prompts_sha256(prompts)}
+                samples = finished_samples(
+                    backbone, recipe, prompts, folder.latents, known, accelerator, progress=progress
+                )
+            engine = Engine(backbone, recipe, len(prompts), accelerator, samples)
             stack.callback(engine.close)
             trainer = Trainer(engine, folder, config, prompts, progress=progress)
             stack.callback(trainer.close)
@@ -122,6 +131,8 @@ def _check_rows(recipe: Recipe, processes: int) -> None:
         raise InputError(
             f"pool_size is {recipe.pool_size}, but one update of {processes} processes draws {rows} rows: raise it"
         )
+    if recipe.rollout == "samples" and (problem := recipe.too_few_samples(processes)):
+        raise InputError(problem)
 
 
 def _known_cause(error: Exception, accelerator: Accelerator, backbone: Backbone, recipe: Recipe) -> str | None:

@@ -196,6 +196,8 @@ def teacher_rows(recipe: Recipe) -> float:
     last = 2 if recipe.needs_strong else target
     if recipe.rollout == "pool":
         return last if recipe.step_guidance == recipe.teacher_guidance else 2
+    if recipe.rollout == "samples":
+        return 0
     if recipe.rollout == "full":
         return recipe.grid_steps * target
     return (recipe.truncation_steps + recipe.grid_steps - 1) / 2 * step + last

@@ -1,0 +1,217 @@
+"""Finished samples to train on: drawn once, by the family's own sampler, and kept as latents in the run folder.
+
+    latents/samples.json             of what and how they were drawn: hashes of base and prompts, scale, steps, seed
+    latents/part-NNNNN.safetensors   x0: (n, *S) float32, prompt: (n,), rows of the prompts
+
+Which sample has which prompt and seed follows from the recipe alone. A part is drawn as one, whatever process draws it,
+and is whole or not there: so a run goes on drawing at the part that it was stopped at, and has the same samples, bit
+for bit, on any number of processes of one kind of device.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.models.backbone import Backbone, SamplingBackbone
+from selfnpo_core.system.files import read_json, tidy, write_json, write_tensors
+from selfnpo_core.system.processes import gathered, largest, on_main
+from selfnpo_core.system.signals import StopSignals, interrupted_by
+from selfnpo_core.training.accelerators import AMP, seed_for
+from selfnpo_core.training.recipe import Recipe
+
+DRAWING, PROMPTS = 1 << 20, (1 << 20) + 1
+"""Streams of random numbers, apart from those of updates and of ranks."""
+PART_ROWS, PART_BYTES = 64, 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePlan:
+    """Which samples a run draws: count, shape S, of how many prompts, and how. guidance_scale: 1 is none."""
+
+    count: int
+    shape: tuple[int, ...]
+    num_prompts: int
+    seed: int
+    guidance_scale: float
+    steps: int
+
+    @classmethod
+    def of(cls, backbone: Backbone, recipe: Recipe, num_prompts: int) -> "SamplePlan":
+        """The recipe's, or the family's where it has none. Raises `InputError` for a family that cannot draw."""
+        if not isinstance(backbone, SamplingBackbone):
+            raise InputError(f"{backbone.name} cannot draw latents: use rollout pool, truncated or full")
+        scale, steps = backbone.sampling
+        return cls(
+            count=recipe.samples,
+            shape=tuple(backbone.latent_shape),
+            num_prompts=num_prompts,
+            seed=recipe.seed,
+            guidance_scale=scale if recipe.sample_guidance is None else recipe.sample_guidance,
+            steps=steps if recipe.sample_grid_steps is None else recipe.sample_grid_steps,
+        )
+
+    @property
+    def sample_bytes(self) -> int:
+        return 4 * math.prod(self.shape)
+
+    @property
+    def part_rows(self) -> int:
+        """Samples in a part: what is lost at most when drawing is killed."""
+        return max(1, min(PART_ROWS, PART_BYTES // self.sample_bytes))
+
+    @property
+    def parts(self) -> int:
+        return -(-self.count // self.part_rows)
+
+    @property
+    def forwards(self) -> int:
+        """Of one sample: both branches in every step, unless the scale is none."""
+        return self.steps * (2 if self.guidance_scale > 1 else 1)
+
+    def rows(self, part: int) -> range:
+        return range(part * self.part_rows, min(self.count, (part + 1) * self.part_rows))
+
+    def prompts(self) -> Tensor:
+        """(count,): all prompts in turn, in a seeded order."""
+        generator = torch.Generator().manual_seed(seed_for(self.seed, PROMPTS))
+        order = torch.randperm(self.num_prompts, generator=generator)
+        return order[torch.arange(self.count) % self.num_prompts]
+
+    def facts(self) -> dict[str, Any]:
+        names = ("count", "seed", "guidance_scale", "steps", "part_rows")
+        return {"shape": list(self.shape), **{name: getattr(self, name) for name in names}}
+
+
+class FinishedSamples:
+    """The samples of a plan in their folder. Rows are read as they are asked for, so they take no memory."""
+
+    def __init__(self, folder: Path, plan: SamplePlan):
+        self.folder, self.plan = folder, plan
+        self._open: dict[int, Any] = {}
+
+    def file(self, part: int) -> Path:
+        return self.folder / f"part-{part:05d}.safetensors"
+
+    def missing(self) -> list[int]:
+        """Parts that are not there, or not as they were written."""
+        return [part for part in range(self.plan.parts) if not self._is_whole(part)]
+
+    def _is_whole(self, part: int) -> bool:
+        try:
+            with safe_open(self.file(part), framework="pt") as file:
+                shape = file.get_slice("x0").get_shape()
+        except (OSError, SafetensorError):
+            return False
+        return shape == [len(self.plan.rows(part)), *self.plan.shape]
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Say in the folder what is drawn. Raises `RunError` where something else was."""
+        self.folder.mkdir(exist_ok=True)
+        tidy(self.folder)
+        said, known = self.folder / "samples.json", {"schema": 1, **facts, **self.plan.facts()}
+        if said.is_file() and read_json(said) != known:
+            raise RunError(f"the samples in {self.folder} were drawn otherwise: begin a new run in another folder")
+        write_json(said, known)
+
+    def write(self, part: int, x0: Tensor) -> None:
+        rows = self.plan.rows(part)
+        assert x0.shape == (len(rows), *self.plan.shape), f"{tuple(x0.shape)} is not {len(rows)} of {self.plan.shape}"
+        write_tensors(self.file(part), {"x0": x0.float(), "prompt": self.plan.prompts()[list(rows)]})
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """x0: (B, *S) and prompt: (B,) of rows: (B,)."""
+        found = [divmod(row, self.plan.part_rows) for row in rows.tolist()]
+        x0, prompt = (
+            torch.cat([self._part(part).get_slice(name)[row : row + 1] for part, row in found])
+            for name in ("x0", "prompt")
+        )
+        return x0, prompt
+
+    def _part(self, part: int) -> Any:
+        if part not in self._open:
+            self._open[part] = safe_open(self.file(part), framework="pt")
+        return self._open[part]
+
+
+def finished_samples(
+    backbone: Backbone,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    folder: Path,
+    facts: Mapping[str, Any],
+    accelerator: Accelerator,
+    *,
+    progress: bool,
+) -> FinishedSamples:
+    """All samples of the recipe, those drawn that are not in the folder yet. For all processes together.
+
+    The backbone is as it was loaded: no LoRA, nothing in pieces. A signal stops it after the parts in hand.
+    """
+    plan = SamplePlan.of(backbone, recipe, len(prompts))
+    samples = FinishedSamples(folder, plan)
+    on_main(lambda: samples.begin(facts))
+    missing = on_main(samples.missing)
+    left = sum(len(plan.rows(part)) for part in missing)
+    shown = progress and bool(missing) and accelerator.is_main_process
+    with (
+        StopSignals() as signals,
+        _on_device(backbone.denoiser, accelerator.device),
+        torch.autocast(
+            accelerator.device.type, dtype=AMP[recipe.mixed_precision], enabled=recipe.mixed_precision != "no"
+        ),
+        tqdm(total=plan.count, initial=plan.count - left, desc="draw", unit="sample", disable=not shown) as bar,
+    ):
+        for first in range(0, len(missing), accelerator.num_processes):
+            _stop_if_asked(signals, accelerator, folder.parent)
+            together = missing[first : first + accelerator.num_processes]
+            _draw_own(backbone, samples, prompts, together, accelerator.process_index)
+            bar.update(sum(len(plan.rows(part)) for part in together))
+        _stop_if_asked(signals, accelerator, folder.parent)
+    return samples
+
+
+def _draw_own(
+    backbone: Backbone, samples: FinishedSamples, prompts: Sequence[str], together: Sequence[int], rank: int
+) -> None:
+    """This process's part of those that are drawn at the same time; if one process fails, none waits for it."""
+    assert isinstance(backbone, SamplingBackbone)
+    plan = samples.plan
+
+    def draw() -> None:
+        for part in together[rank : rank + 1]:
+            rows = plan.rows(part)
+            texts = [prompts[row] for row in plan.prompts()[list(rows)].tolist()]
+            seeds = [seed_for(plan.seed, DRAWING, row) for row in rows]
+            x0 = backbone.draw_latents(texts, seeds, guidance_scale=plan.guidance_scale, steps=plan.steps)
+            if not x0.isfinite().all():
+                raise RunError(f"{backbone.name} drew samples that are not finite: use mixed_precision bf16 or no")
+            samples.write(part, x0)
+
+    gathered(draw)
+
+
+def _stop_if_asked(signals: StopSignals, accelerator: Accelerator, run: Path) -> None:
+    if number := largest(signals.received or 0, accelerator.device):
+        raise interrupted_by(
+            number, f"stopped before the first update in {run}: go on with the same command and --resume"
+        )
+
+
+@contextmanager
+def _on_device(network: nn.Module, device: torch.device) -> Iterator[None]:
+    before = next(network.parameters()).device
+    network.to(device)
+    try:
+        yield
+    finally:
+        network.to(before)
