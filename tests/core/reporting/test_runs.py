@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_a_run_in_a_few_lines(run: Path) -> None:
     assert len(curves(read)) == 3
     assert [name for name, _ in grids(read)] == ["update 4", "update 2"]
     assert warnings(read, None) == []
+
+
+def test_finished_samples_stand_where_a_teacher_would(run: Path) -> None:
+    read = read_run(run)
+    changes = {"rollout": "samples", "loss": "denoising", "samples": 20}
+    changed = replace(read, recipe=toy_recipe(**changes))
+    assert dict(facts(read))["objective"] == "tdft, pool rollout, teacher guidance -1"
+    assert dict(facts(changed))["objective"] == "tdft, samples rollout, 20 finished samples, loss denoising"
 
 
 def test_what_a_kill_or_nan_left_is_said(run: Path) -> None:

@@ -128,6 +128,13 @@ def _other_name(figures: Evaluated) -> str | None:
     return WITHOUT if figures.against.made.get("npo") is None else Path(figures.against.path).name
 
 
+def _guided(recipe: Recipe) -> str:
+    """By whom the student is taught."""
+    if recipe.rollout == "samples":
+        return f"{recipe.samples} finished samples, loss {recipe.loss}"
+    return f"teacher guidance {recipe.teacher_guidance:g}"
+
+
 def facts(run: Run) -> list[tuple[str, str]]:
     """The run in a few lines."""
     recipe, updates, base = run.recipe, run.updates, run.facts.get("base_hash", "")
@@ -136,7 +143,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     found = [
         ("base", f"{recipe.model or '—'} ({run.facts.get('family', '—')})"),
         ("base weights", f"sha256 {str(base)[:16]}…"),
-        ("objective", f"{recipe.objective}, {recipe.rollout} rollout, teacher guidance {recipe.teacher_guidance:g}"),
+        ("objective", f"{recipe.objective}, {recipe.rollout} rollout, {_guided(recipe)}"),
         ("updates", f"{done} of {recipe.steps}, {state}"),
     ]
     seconds = [u["seconds"] for u in updates if _is_number(u.get("seconds"))]

@@ -1,8 +1,9 @@
-"""Where training samples come from: the teacher's own weak-guidance trajectories, from pure noise and prompts only.
+"""Where training samples come from: the model's own guided trajectories, from pure noise and prompts only.
 
     pool        one step a trajectory a time: the estimate that is the target also makes the next step
     truncated   from noise to a random point of the grid, K steps or more down it; the target is x̂0 there
     full        from noise to the end of the grid; the target is the sample itself (the paper's baseline)
+    samples     finished ones that the base drew beforehand (`samples`), each again and again; no teacher
 
 (Self-NPO, 2505.11777. Its own code starts truncated rollouts at noised pictures of a data set; here there is none.)
 A source first draws what an update needs, then hands it out in parts that fit one backward pass, so that gradient
