@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from selfnpo_core.decomposition import Decomposition, decompose, decompose_all, inner_products
 from selfnpo_core.denoise import ddim_step
@@ -117,6 +116,8 @@ def dissect(
     seed: int = 0,
 ) -> Dissection:
     """Of trajectories with the embedded prompts 0 … trajectories − 1, a few at a time: three forwards a step."""
+    from tqdm import tqdm  # of the extra that `inspect` needs; the weights' floor does without
+
     if trajectories < 1:
         raise InputError(f"{trajectories} trajectories show nothing: take at least one")
     grid = backbone.schedule.grid(steps)
