@@ -57,17 +57,18 @@ def watched(name: str, **given: Any) -> tuple[Branches, Any, ExitStack]:
 
 def test_rows_of_positive_first_pipelines() -> None:
     branches, _, _ = watched("LuminaPipeline", prompt=["a", "b"])
-    assert branches.enter(4) == slice(2, 4)
-    assert branches.rows(4 * 7) == slice(14, 28)
-    assert branches.enter(2) is None
+    branches.enter(4)
+    assert branches.blocks(4 * 7) == [(slice(0, 14), 0.0), (slice(14, 28), 1.0)]
+    branches.enter(2)
+    assert branches.blocks(2) == [(slice(0, 2), 0.0)]
 
 
 def test_rows_of_negative_first_pipelines() -> None:
     branches, _, _ = watched("CogVideoXPipeline", prompt=["a", "b", "c"])
-    assert branches.enter(6) == slice(0, 3)
-    assert branches.rows(6 * 5) == slice(0, 15)
+    branches.enter(6)
+    assert branches.blocks(6 * 5) == [(slice(0, 15), 1.0), (slice(15, 30), 0.0)]
     with pytest.raises(InputError, match="a layer got 7 rows in a batch of 6"):
-        branches.rows(7)
+        branches.blocks(7)
     for batch in (1, 4, 9, 12):
         with pytest.raises(InputError, match=f"batch of {batch} for 3 prompts with guidance on"):
             branches.enter(batch)
@@ -75,7 +76,8 @@ def test_rows_of_negative_first_pipelines() -> None:
 
 def test_prompts_are_forgotten_at_the_end_of_a_call_and_all_is_put_back() -> None:
     branches, pipe, undo = watched("LTXPipeline", prompt=["a"], do_classifier_free_guidance=False)
-    assert branches.enter(1) is None
+    branches.enter(1)
+    assert branches.blocks(3) == [(slice(0, 3), 0.0)]
     with pytest.raises(InputError, match="batch of 2 for 1 prompts with guidance off"):
         branches.enter(2)
     pipe.maybe_free_model_hooks()

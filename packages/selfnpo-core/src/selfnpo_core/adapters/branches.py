@@ -17,11 +17,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from selfnpo_core.adapters.hooks import bare, replace
+from selfnpo_core.adapters.hooks import bare, replace, strength
 from selfnpo_core.errors import InputError
 
 Order = Literal["negative first", "positive first", "separate"]
 Condition = Literal["null", "prompt"]
+Block = tuple[slice, float]
+"""Some of the rows, and what they get of the negative weights, in units of the strength that is attached."""
+OF_NEGATIVE_ROWS = (1.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +97,27 @@ class Branches:
 
     check: called at the beginning of every pipeline call, before any forward.
     mark: `NEGATIVE` or `RULE`. A rule is attached last and detached first.
+    shares: what the negative rows, and all others, get of the negative weights.
     """
 
-    def __init__(self, pipe: Any, condition: Condition, check: Callable[[], None], mark: str = NEGATIVE) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        condition: Condition,
+        check: Callable[[], None],
+        mark: str = NEGATIVE,
+        shares: tuple[float, float] = OF_NEGATIVE_ROWS,
+    ) -> None:
         self.denoisers = find_denoisers(pipe, condition) if mark == NEGATIVE else known_denoisers(pipe)
         if any(RULE in vars(denoiser) for denoiser in self.denoisers.values()):
             raise InputError("this model has a guidance rule attached: detach() it first, it is to be attached last")
         self.layout = LAYOUTS[type(pipe).__name__]
         self.pipe, self._condition, self._check, self._mark = pipe, condition, check, mark
         self.batch = 0  # rows of the running forward
+        negative, positive = (strength(share, "a share of the negative weights") for share in shares)
+        in_order = (positive, negative) if self.layout.order == "positive first" else (negative, positive)
+        self._one, self._both = {True: (negative,), False: (positive,)}, _merged(in_order)
+        self._asked: tuple[float, ...] | None = None
         self._prompts: int | None = None  # rows of one branch; None outside of a pipeline call
         self._guided = False
         self._context: str | None = None
@@ -126,26 +141,40 @@ class Branches:
         if any(RULE in vars(denoiser) for denoiser in self.denoisers.values()):
             raise InputError("a guidance rule was attached after the negative weights: detach() it first")
 
-    def enter(self, batch: int) -> slice | None:
-        """A forward of `batch` rows begins: its negative rows."""
+    def enter(self, batch: int) -> None:
+        """A forward of `batch` rows begins."""
         self.batch = batch
-        return self.rows(batch)
+        self._shares()
 
-    def rows(self, size: int) -> slice | None:
-        """The negative part of a first dimension in which each row of the batch has an equal share; None: no part.
+    @contextmanager
+    def asked(self, shares: tuple[float, ...]) -> Iterator[None]:
+        """The forwards in a `with` block are of so many equal parts, each with a share of its own, of any branch."""
+        self._asked = _merged(shares)
+        try:
+            yield
+        finally:
+            self._asked = None
+
+    def blocks(self, size: int) -> list[Block]:
+        """A first dimension in which each row of the batch has an equal share, by what the rows get of the weights.
 
         A layer may see more than the batch (frames, patches), but always whole rows, in the batch's order.
         """
-        if not self._has_negative(self.batch):
-            return None
-        if self.layout.order == "separate":
-            return slice(0, size)
-        if size % self.batch:
+        shares = self._shares()
+        if len(shares) > 1 and size % self.batch:
             raise InputError(f"a layer got {size} rows in a batch of {self.batch}: this LoRA cannot be split by branch")
-        half = size // 2
-        return slice(0, half) if self.layout.order == "negative first" else slice(half, size)
+        each = size // len(shares)
+        return [(slice(k * each, (k + 1) * each), share) for k, share in enumerate(shares)]
 
-    def _has_negative(self, batch: int) -> bool:
+    def _shares(self) -> tuple[float, ...]:
+        """Of the equal parts of the running forward's rows."""
+        if self._asked is not None:
+            return self._asked
+        negative = self.has_negative(self.batch)
+        return self._both if negative and self.layout.order != "separate" else self._one[negative]
+
+    def has_negative(self, batch: int) -> bool:
+        """Whether there are negative rows in a forward of so many."""
         if self.layout.order == "separate":
             if self._context not in ("cond", "uncond"):
                 raise InputError(f"{_OUTSIDE} (branch: {self._context})")
@@ -197,6 +226,11 @@ class Branches:
 
 
 _OUTSIDE = "the denoiser runs outside of a call of the pipeline it has negative weights for: detach() them first"
+
+
+def _merged(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """Rows that get the same are one part."""
+    return shares[:1] if all(share == shares[0] for share in shares) else shares
 
 
 def find_denoisers(pipe: Any, condition: Condition) -> dict[str, nn.Module]:

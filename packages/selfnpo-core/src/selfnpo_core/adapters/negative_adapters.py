@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from selfnpo_core.adapters.branches import Branches, Condition
+from selfnpo_core.adapters.branches import OF_NEGATIVE_ROWS, Branches, Condition
 from selfnpo_core.adapters.hooks import batch_of, check_not_fused, forget_compiled_graphs, replace, strength
 from selfnpo_core.errors import InputError
 from selfnpo_core.system import private
@@ -35,6 +35,7 @@ class NegativeAdapters:
         *,
         condition: Condition = "null",
         shared: Sequence[str] | None = None,
+        shares: tuple[float, float] = OF_NEGATIVE_ROWS,
     ) -> NegativeAdapters:
         """Put adapters, already loaded into `pipe`, on its negative branch.
 
@@ -46,21 +47,28 @@ class NegativeAdapters:
             θ + η and a negative side θ + α·η + β·δ: {"npo": β, "eta": α − 1} with shared=("eta",).
         condition: the negative rows' prompt: "null" is the call's `negative_prompt` or the empty one, "prompt" is the
             positive prompt itself, seen by the negative weights (autoguidance, 2406.02507).
+        shares: what the negative rows, and all others, get of the weights: (−w, −w) is Neon (2510.03597), with guidance
+            on or off.
 
         Raises `InputError` for a pipeline whose branches are not known, an adapter that is not there or is no plain
         LoRA, fused projections, and a model that has negative weights already; at the next pipeline call, or forward,
         if one of these came about since.
         """
-        return cls(pipe, weights, condition, shared)
+        return cls(pipe, weights, condition, shared, shares)
 
     def __init__(
-        self, pipe: Any, weights: Mapping[str, float], condition: Condition, shared: Sequence[str] | None
+        self,
+        pipe: Any,
+        weights: Mapping[str, float],
+        condition: Condition,
+        shared: Sequence[str] | None,
+        shares: tuple[float, float],
     ) -> None:
         if not weights:
             raise InputError("no adapter is named: attach(pipe, {'npo': 1.0})")
         self._weights = {name: strength(weight, f"the weight of '{name}'") for name, weight in weights.items()}
         self._shared = _shared(self._weights, shared)
-        self._branches = Branches(pipe, condition, self._check)
+        self._branches = Branches(pipe, condition, self._check, shares=shares)
         self._layers = self._find_layers()
         self._names = {layer: set(layer.lora_A) & set(weights) for _, _, layer in self._layers}
         self._check_elsewhere()
@@ -73,7 +81,7 @@ class NegativeAdapters:
                 undo.callback(denoiser.register_forward_pre_hook(_enter, with_kwargs=True).remove)
             for _, _, layer in self._layers:
                 replace(undo, layer, "_selfnpo", self)
-                undo.callback(layer.register_forward_hook(_add_to_negative_rows).remove)
+                undo.callback(layer.register_forward_hook(_add_to_rows).remove)
             self._check()
             self._undo = undo.pop_all()
         forget_compiled_graphs()
@@ -112,14 +120,14 @@ class NegativeAdapters:
     ) -> None:
         self.detach()
 
-    def delta(self, layer: LoraLayer, x: Tensor) -> Tensor | None:
-        """Σ weight·s·B·A·x of one layer, for negative rows x; None where all weights are 0."""
+    def delta(self, layer: LoraLayer, x: Tensor, share: float) -> Tensor | None:
+        """share·Σ weight·s·B·A·x of one layer, for rows x; None where it is 0."""
         total: Tensor | None = None
         for name, weight in self._weights.items():
-            if weight and name in layer.lora_A:
+            if weight and share and name in layer.lora_A:
                 down, up = layer.lora_A[name], layer.lora_B[name]
                 scale = layer.scaling[name] if name in self._shared else trained_scale(layer, name)
-                part = up(down(x.to(down.weight.dtype))) * (weight * scale)
+                part = up(down(x.to(down.weight.dtype))) * (share * weight * scale)
                 total = part if total is None else total + part
         return total
 
@@ -211,7 +219,7 @@ def _enter(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     branches.enter(batch_of(args, kwargs))
 
 
-def _add_to_negative_rows(layer: LoraLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+def _add_to_rows(layer: LoraLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
     """After each forward of a LoRA layer. args[0], output: (rows, …), a row of the batch being one or more of them.
 
     All state is read from the layer's own attribute, which `torch.compile` guards on; what a hook closes over it
@@ -219,15 +227,16 @@ def _add_to_negative_rows(layer: LoraLayer, args: tuple[Tensor, ...], output: Te
     """
     own: NegativeAdapters = layer._selfnpo
     own.check_layer(layer)
-    x = args[0]
-    rows = own._branches.rows(x.shape[0])
-    delta = None if rows is None else own.delta(layer, x[rows])
-    if delta is None:
-        return None
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        output = output.clone()
-    output[rows] += delta.to(output.dtype)
-    return output
+    x, changed = args[0], False
+    for rows, share in own._branches.blocks(x.shape[0]):
+        delta = own.delta(layer, x[rows], share)
+        if delta is None:
+            continue
+        if not changed and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            output = output.clone()
+        output[rows] += delta.to(output.dtype)
+        changed = True
+    return output if changed else None
 
 
 def trained_scale(layer: LoraLayer, name: str) -> float:

@@ -1,13 +1,15 @@
 """Full-weight negative offsets: θ_neg = θ + β·δ on the negative rows, in a forward of their own.
 
 While the negative rows run, the parameters point at θ_neg's storage instead of θ's, which is never written to: θ comes
-back bit for bit. Costs a second copy of the weights that δ names, and two smaller forwards in place of one.
+back bit for bit. Costs a second copy of the weights that δ names, and two smaller forwards in place of one. Where rows
+get several strengths of δ, one after another, that copy is made anew for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selfnpo_core.adapters.branches import Branches, Condition
+from selfnpo_core.adapters.branches import OF_NEGATIVE_ROWS, Branches, Condition
 from selfnpo_core.adapters.hooks import (
     bare,
     batch_of,
@@ -40,25 +42,33 @@ class NegativeDelta:
 
     @classmethod
     def attach(
-        cls, pipe: Any, delta: Mapping[str, Tensor] | str | Path, *, beta: float = 1.0, condition: Condition = "null"
+        cls,
+        pipe: Any,
+        delta: Mapping[str, Tensor] | str | Path,
+        *,
+        beta: float = 1.0,
+        condition: Condition = "null",
+        shares: tuple[float, float] = OF_NEGATIVE_ROWS,
     ) -> NegativeDelta:
         """Put the offset δ (parameter name → difference, or a .safetensors file of them) on the negative branch.
 
-        condition: as for `NegativeAdapters`. LoRAs that are active in the pipeline act on both branches.
+        condition, shares: as for `NegativeAdapters`. LoRAs that are active in the pipeline act on both branches.
 
         Raises `InputError` for names or shapes that the denoiser has not, and for what `NegativeAdapters` refuses.
         """
-        return cls(pipe, delta if isinstance(delta, Mapping) else load_delta(Path(delta)), beta, condition)
+        return cls(pipe, delta if isinstance(delta, Mapping) else load_delta(Path(delta)), beta, condition, shares)
 
-    def __init__(self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition) -> None:
+    def __init__(
+        self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition, shares: tuple[float, float]
+    ) -> None:
         self._delta, self._beta = dict(delta), strength(beta, "beta")
-        self._branches = Branches(pipe, condition, self._check)
+        self._branches = Branches(pipe, condition, self._check, shares=shares)
         if len(self._branches.denoisers) > 1:
             raise InputError(f"a full-weight offset is for one denoiser, not {' and '.join(self._branches.denoisers)}")
         ((self._name, self._denoiser),) = self._branches.denoisers.items()
         self._called = getattr(pipe, self._name)
         self._in_place: Callable[[], bool] = lambda: True
-        self._negative: dict[str, Tensor] | None = None
+        self._made: tuple[float, dict[str, Tensor]] | None = None
         self._check()
         with ExitStack() as undo:
             self._branches.watch(undo)
@@ -80,13 +90,13 @@ class NegativeDelta:
 
     def set_strength(self, beta: float) -> None:
         """Change β."""
-        self._beta, self._negative = strength(beta, "beta"), None
+        self._beta, self._made = strength(beta, "beta"), None
 
     def detach(self) -> None:
         """Leave pipeline and weights as they were found."""
         self._branches.check_outermost()
         self._undo.close()
-        self._negative = None
+        self._made = None
 
     def __enter__(self) -> NegativeDelta:
         return self
@@ -109,16 +119,20 @@ class NegativeDelta:
             raise InputError("weights offloaded layer by layer cannot be exchanged: use enable_model_cpu_offload()")
         meta = {name: torch.empty_like(p, device="meta") for name, p in self._parameters.items()}
         compose(meta, delta={name: torch.empty_like(d, device="meta") for name, d in self._delta.items()})
-        self._negative = None
+        self._made = None
 
     @contextmanager
-    def _negative_weights(self) -> Iterator[None]:
-        """θ_neg in place of θ."""
+    def _weights(self, share: float) -> Iterator[None]:
+        """θ + share·β·δ in place of θ."""
+        if share == 0:
+            yield
+            return
         base = {name: parameter.data for name, parameter in self._parameters.items()}
-        if self._negative is None:
-            self._negative = compose(base, delta=self._delta, beta=self._beta)
+        if self._made is None or self._made[0] != share:
+            self._made = None  # before there is another
+            self._made = share, compose(base, delta=self._delta, beta=share * self._beta)
         try:
-            for name, tensor in self._negative.items():
+            for name, tensor in self._made[1].items():
                 self._parameters[name].data = tensor
             yield
         finally:
@@ -126,19 +140,16 @@ class NegativeDelta:
                 self._parameters[name].data = tensor
 
     def _split(self, *args: Any, **kwargs: Any) -> Any:
-        """The denoiser's forward: negative rows through θ_neg, the others through θ."""
+        """The denoiser's forward: each part of the rows through the weights that are its own."""
         batch = batch_of(args, kwargs)
-        negative = self._branches.enter(batch)
-        if negative is None:
-            return self._run(*args, **kwargs)
-        if negative == slice(0, batch):
-            with self._negative_weights():
-                return self._run(*args, **kwargs)
-        positive = slice(negative.stop, batch) if negative.start == 0 else slice(0, negative.start)
-        with self._negative_weights():
-            first = self._run(*take(args, batch, negative), **take(kwargs, batch, negative))
-        second = self._run(*take(args, batch, positive), **take(kwargs, batch, positive))
-        return _join(first, second) if negative.start == 0 else _join(second, first)
+        self._branches.enter(batch)
+        outputs = []
+        for rows, share in self._branches.blocks(batch):
+            whole = rows == slice(0, batch)
+            own = (args, kwargs) if whole else (take(args, batch, rows), take(kwargs, batch, rows))
+            with self._weights(share):
+                outputs.append(self._run(*own[0], **own[1]))
+        return reduce(_join, outputs)
 
 
 def load_delta(path: Path) -> dict[str, Tensor]:
@@ -163,7 +174,7 @@ def is_compiled_in_place(denoiser: nn.Module) -> bool:
     return bare(denoiser) is denoiser and compiled_call(denoiser) is not None
 
 
-def take(value: Any, batch: int, rows: slice) -> Any:
+def take(value: Any, batch: int, rows: slice | Tensor) -> Any:
     """The rows of every tensor, in whatever it is nested, whose first dimension is the batch."""
     if isinstance(value, Tensor):
         return value[rows] if value.ndim and value.shape[0] == batch else value

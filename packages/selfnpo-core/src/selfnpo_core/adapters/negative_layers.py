@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from selfnpo_core.adapters.branches import Branches, Condition
+from selfnpo_core.adapters.branches import OF_NEGATIVE_ROWS, Branches, Condition
 from selfnpo_core.adapters.hooks import batch_of, check_not_fused, forward_of, replace_forward, strength
 from selfnpo_core.adapters.negative_delta import base_parameters, is_compiled, load_delta
 from selfnpo_core.errors import InputError
@@ -103,26 +103,34 @@ class NegativeLayers:
         beta: float = 1.0,
         condition: Condition = "null",
         store: Store | int = "bf16",
+        shares: tuple[float, float] = OF_NEGATIVE_ROWS,
     ) -> NegativeLayers:
         """Put the offset δ (parameter name → difference, or a .safetensors file of them) on the negative branch.
 
         store: how δ is kept: "exact" in its own dtype, "bf16", or "int8" (the largest rounding error of an element is
             1/254 of the largest in its output channel). A number: each matrix as the nearest product of that rank,
             vectors in bf16; `error` says what is lost.
-        condition: as for `NegativeAdapters`. LoRAs that are active in the pipeline act on both branches.
+        condition, shares: as for `NegativeAdapters`. LoRAs that are active in the pipeline act on both branches.
 
         Raises `InputError` as `NegativeDelta` does, for a compiled denoiser, and for parameters that are not a layer's
         own weights.
         """
-        return cls(pipe, delta if isinstance(delta, Mapping) else load_delta(Path(delta)), beta, condition, store)
+        read = delta if isinstance(delta, Mapping) else load_delta(Path(delta))
+        return cls(pipe, read, beta, condition, store, shares)
 
     def __init__(
-        self, pipe: Any, delta: Mapping[str, Tensor], beta: float, condition: Condition, store: Store | int
+        self,
+        pipe: Any,
+        delta: Mapping[str, Tensor],
+        beta: float,
+        condition: Condition,
+        store: Store | int,
+        shares: tuple[float, float],
     ) -> None:
         if store not in get_args(Store) and (isinstance(store, str) or store < 1):
             raise InputError(f"store '{store}' is unknown: use {', '.join(get_args(Store))}, or a rank")
         self._beta = strength(beta, "beta")
-        self._branches = Branches(pipe, condition, self._check)
+        self._branches = Branches(pipe, condition, self._check, shares=shares)
         if len(self._branches.denoisers) > 1:
             raise InputError(f"a full-weight offset is for one denoiser, not {' and '.join(self._branches.denoisers)}")
         ((self._name, self._denoiser),) = self._branches.denoisers.items()
@@ -185,32 +193,28 @@ class NegativeLayers:
 
         def split(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             """One layer's forward. x: (rows, …), a row of the batch being one or more of them."""
-            rows = self._branches.rows(x.shape[0])
-            if rows is None or self._beta == 0:
+            blocks = [(rows, share * self._beta) for rows, share in self._branches.blocks(x.shape[0])]
+            if not any(beta for _, beta in blocks):
                 return run(x, *args, **kwargs)
-            parts = [slice(0, rows.start), rows, slice(rows.stop, x.shape[0])]
-            done = []
-            for part in parts:
-                if part.start == part.stop:
-                    continue
-                if part is rows:
-                    done.append(self._negative(layer, stored, run, x[part], *args, **kwargs))
-                else:
-                    done.append(run(x[part], *args, **kwargs))
+            done = [self._at(beta, layer, stored, run, x[rows], *args, **kwargs) for rows, beta in blocks]
             return done[0] if len(done) == 1 else torch.cat(done)
 
         replace_forward(undo, layer, split)
         self._in_place.append(lambda: forward_of(layer) is split)
 
-    def _negative(self, layer: nn.Module, stored: dict[str, Kept], run: Any, x: Tensor, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
+    def _at(
+        self, beta: float, layer: nn.Module, stored: dict[str, Kept], run: Any, x: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         """The layer at θ + β·δ. Its parameters point elsewhere for the moment; θ is not written to."""
+        if beta == 0:
+            return run(x, *args, **kwargs)
         base = {name: getattr(layer, name).data for name in stored}
         try:
             for name, tensor in base.items():
                 if stored[name].device != tensor.device:
                     stored[name] = stored[name].to(tensor.device)
                 wide = torch.float32 if tensor.dtype.itemsize <= 4 else tensor.dtype
-                changed = tensor.to(wide) + stored[name].times(self._beta, wide)
+                changed = tensor.to(wide) + stored[name].times(beta, wide)
                 getattr(layer, name).data = changed.to(tensor.dtype)
             return run(x, *args, **kwargs)
         finally:
