@@ -10,13 +10,19 @@ from the prompt (2505.11777).
 Prompts are indices, `prompt: (B,)` int64, into a table that the denoiser owns; `NULL` is the null prompt.
 """
 
-from collections.abc import Callable
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import torch
 from torch import Tensor
 
+from selfnpo_core.errors import InputError
 from selfnpo_core.prediction import Estimate
+
+Knots = Sequence[tuple[float, float]]
+"""A strength by noise level, as (σ/α, share): linear in log σ/α between them and constant outside."""
 
 NULL = -1
 """Index of the null prompt."""
@@ -60,3 +66,26 @@ def both_branches(denoise: Denoise, x_t: Tensor, t: Tensor, prompt: Tensor) -> t
     both = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([null, prompt]))
     (x0_null, x0_prompt), (eps_null, eps_prompt) = both.x0.chunk(2), both.eps.chunk(2)
     return Estimate(x0_null, eps_null), Estimate(x0_prompt, eps_prompt)
+
+
+def check_knots(knots: Knots) -> None:
+    """σ/α positive, finite and never falling. Two knots may stand at one σ/α, which is a jump."""
+    levels = [level for level, _ in knots]
+    if not knots or not all(math.isfinite(number) for knot in knots for number in knot) or levels[0] <= 0:
+        raise InputError(f"knots {list(knots)} are not pairs of a noise level σ/α > 0 and a finite share: give such")
+    if levels != sorted(levels):
+        raise InputError(f"knots are at the noise levels {levels}, which must not fall: sort them")
+
+
+def share_at(knots: Knots, level: float) -> float:
+    """The share at σ/α = level, which may be 0 or infinite. At a jump it is the one from below."""
+    right = bisect_left([at for at, _ in knots], level)
+    if right in (0, len(knots)):
+        return knots[0 if right == 0 else -1][1]
+    (low, before), (high, after) = knots[right - 1], knots[right]
+    return before + (after - before) * math.log(level / low) / math.log(high / low)
+
+
+def interval(low: float, high: float) -> tuple[tuple[float, float], ...]:
+    """The whole strength where low < σ/α ≤ high (2404.07724), none outside."""
+    return ((low, 0.0), (low, 1.0), (high, 1.0), (high, 0.0))

@@ -3,7 +3,7 @@
 `NegativeAdapters` adds LoRAs to the negative rows of the batch, in one forward; `NegativeDelta` runs the negative rows
 through other full weights, in a second forward; `NegativeLayers` does the same in one, layer by layer, from fewer bits;
 `attach_npo` does one of them with what training wrote. `NPOGuidance` is for modular pipelines. `GuidanceRule` puts
-another rule of guidance around them.
+another rule of guidance around them; rules that ask the negative weights themselves are in `negative_rules`.
 """
 
 from selfnpo_core.adapters.attach import attach_npo

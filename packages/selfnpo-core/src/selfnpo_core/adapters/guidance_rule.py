@@ -7,17 +7,17 @@ the pipeline then combines as always. Negative weights may be attached before it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfnpo_core.adapters.branches import NEGATIVE, RULE, Branches
+from selfnpo_core.adapters.branches import LAYOUTS, NEGATIVE, RULE, Branches
 from selfnpo_core.adapters.hooks import batch_of, forward_of, replace_forward, sample_of
 from selfnpo_core.adapters.negative_delta import is_compiled, take
-from selfnpo_core.adapters.rules import GuidanceStep, Pair, Rule, Weaken
+from selfnpo_core.adapters.rules import GuidanceStep, Pair, Rows, Rule, Weaken
 from selfnpo_core.errors import InputError
 from selfnpo_core.schedule import NoiseSchedule
 
@@ -37,8 +37,7 @@ class GuidanceRule:
     def __init__(self, pipe: Any, rule: Rule) -> None:
         self._pipe, self._rule = pipe, rule
         self._branches = Branches(pipe, "null", self._begin, RULE)
-        if self._branches.layout.order != "negative first":
-            raise InputError(f"{type(pipe).__name__} does not run [negative, positive] as one batch: no rule fits it")
+        check_takes_rules(pipe)
         ((name, self._denoiser),) = self._branches.denoisers.items()
         if is_compiled(getattr(pipe, name)):
             raise InputError("a compiled denoiser cannot be given a guidance rule: attach it to the plain one")
@@ -76,7 +75,7 @@ class GuidanceRule:
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The denoiser's forward. Where guidance is off there is one branch, and nothing to combine."""
         batch = batch_of(args, kwargs)
-        if self._branches.enter(batch) is None:
+        if not self._branches.has_negative(batch):
             return self._run_rows(args, kwargs, batch)
         if kwargs.get("return_dict", True):
             raise InputError("a guidance rule wants the denoiser asked with return_dict=False, as stock pipelines do")
@@ -92,6 +91,13 @@ class GuidanceRule:
             with weaken(self._denoiser) if weaken else nullcontext():
                 return self._run_rows(*some, batch // 2)[0].float()
 
+        def predict(*asked: Rows) -> tuple[Tensor, ...]:
+            part = {"negative": torch.arange(batch // 2), "positive": torch.arange(batch // 2, batch)}
+            rows = torch.cat([part[each.branch] for each in asked])
+            some = take(args, batch, rows), take(kwargs, batch, rows)
+            with self._shares(tuple(each.share for each in asked)):
+                return self._run_rows(*some, len(rows))[0].float().chunk(len(asked))
+
         noisy = x_t[half].float()
         step = GuidanceStep(
             x_t=noisy,
@@ -103,16 +109,35 @@ class GuidanceRule:
             memory=self._memory,
             both=both,
             positive=positive,
+            predict=predict,
         )
         self._index += 1
         return (torch.cat(self._rule(step)).to(x_t.dtype),)
 
     def _run_rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> Any:
         """What is inside, of so many rows. Negative weights in there learn of them by a hook that is not run here."""
-        negative: Branches | None = vars(self._denoiser).get(NEGATIVE)
-        if negative is not None:
+        if (negative := self._negative) is not None:
             negative.enter(batch)
         return self._run(*args, **kwargs)
+
+    @property
+    def _negative(self) -> Branches | None:
+        """The branches of the negative weights inside, if there are any."""
+        found: Branches | None = vars(self._denoiser).get(NEGATIVE)
+        return found
+
+    def _shares(self, shares: tuple[float, ...]) -> AbstractContextManager[None]:
+        if self._negative is not None:
+            return self._negative.asked(shares)
+        if any(shares):
+            raise InputError("this rule asks negative weights, and there are none: attach them before the rule")
+        return nullcontext()
+
+
+def check_takes_rules(pipe: Any) -> None:
+    """Raise `InputError` for a known pipeline that does not stack [negative, positive] into one batch."""
+    if LAYOUTS[type(pipe).__name__].order != "negative first":
+        raise InputError(f"{type(pipe).__name__} does not run [negative, positive] as one batch: no rule fits it")
 
 
 def _timesteps(args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> Tensor:

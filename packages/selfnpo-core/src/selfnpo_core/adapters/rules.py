@@ -9,17 +9,19 @@ gives it another n and p, such that this very line computes the rule's predictio
     interval        (p, p) outside of it            the negative rows are not run there                2404.07724
     PAG, SLG        (n + s·(p − q), p + s·(p − q))  q: the positive rows of a weakened network         2403.17377
 
-Autoguidance (2406.02507) is `NegativeDelta` with an earlier state of the model and condition "prompt". A rule asks its
-`GuidanceStep` for the forwards that it needs, so what it saves or adds is really saved or run.
+Rules that ask negative weights are in `negative_rules`. Autoguidance (2406.02507) is `NegativeDelta` with an earlier
+state of the model and condition "prompt". A rule asks its `GuidanceStep` for the forwards that it needs, so what it
+saves or adds is really saved or run.
 Shapes: n, p, q: (B, *S).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
@@ -38,6 +40,14 @@ Weaken = Callable[[nn.Module], AbstractContextManager[None]]
 """Makes a denoiser weaker for the duration of a `with` block."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one branch of the pipeline, and what they get of the attached negative weights; 0 is the base."""
+
+    branch: Literal["negative", "positive"]
+    share: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class GuidanceStep:
     """One denoising step of a pipeline call, as a rule sees it.
@@ -45,7 +55,8 @@ class GuidanceStep:
     x_t: (B, *S), the rows of one branch, float32; level: their noise; scale: the call's guidance scale g.
     index, total: which step of how many. memory: the rule's own, empty at the beginning of every call.
     both: the two predictions, from one forward of 2B rows; positive: p alone, from B rows, in a weakened network
-        if asked for. Float32.
+        if asked for; predict: those of k branches, each with a share of the negative weights, from one forward of k·B
+        rows. Float32.
     """
 
     x_t: Tensor
@@ -57,6 +68,25 @@ class GuidanceStep:
     memory: dict[str, Any]
     both: Callable[[], Pair]
     positive: Callable[[Weaken | None], Tensor]
+    predict: Callable[..., tuple[Tensor, ...]]
+
+    @property
+    def noise_to_signal(self) -> float:
+        """σ/α, infinite where there is no signal."""
+        alpha, sigma = (float(part.flatten()[0]) for part in (self.level.alpha, self.level.sigma))
+        return sigma / alpha if alpha else math.inf
+
+    def with_share(self, share: float) -> GuidanceStep:
+        """This step with so much of the negative weights, wherever a rule asks for them."""
+
+        def predict(*asked: Rows) -> tuple[Tensor, ...]:
+            return self.predict(*(replace(rows, share=share * rows.share) for rows in asked))
+
+        def both() -> Pair:
+            negative, positive = predict(Rows("negative", 1.0), Rows("positive"))
+            return negative, positive
+
+        return replace(self, both=both, predict=predict)
 
     def change(self, prediction: Tensor, into: str) -> Tensor:
         """The network's prediction as one of another type."""
