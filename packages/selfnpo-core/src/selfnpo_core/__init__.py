@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from selfnpo_core.prediction import Estimate, from_estimate, to_estimate
     from selfnpo_core.rollout import full_simulation, trajectory, truncated
     from selfnpo_core.schedule import CLEAN, NoiseLevel, NoiseSchedule
+    from selfnpo_core.weights.npo_rule import NpoRule
 
 _MODULES = {
     "adapters": ("GuidanceRule", "NPOGuidance", "NegativeAdapters", "NegativeDelta", "NegativeLayers", "attach_npo"),
@@ -45,6 +46,7 @@ _MODULES = {
     "prediction": ("Estimate", "from_estimate", "to_estimate"),
     "rollout": ("full_simulation", "trajectory", "truncated"),
     "schedule": ("CLEAN", "NoiseLevel", "NoiseSchedule"),
+    "weights.npo_rule": ("NpoRule",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -61,6 +63,7 @@ __all__ = [
     "NegativeLayers",
     "NoiseLevel",
     "NoiseSchedule",
+    "NpoRule",
     "RunError",
     "TrajectoryPool",
     "add_noise",

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.sampling.options import negative_words
 from selfnpo_core.sampling.sample_folder import SampleFolder
 from selfnpo_core.sampling.side_by_side import GAP, pair
 from selfnpo_core.system.files import named_aside, write_text
@@ -66,7 +67,7 @@ def sheet(folder: Path, names: Sequence[str], prompts: Sequence[str], titles: Se
 def _titles(job: Job) -> tuple[str, str]:
     assert job.negative is not None
     scale = f"scale {job.settings.guidance_scale:g}"
-    return scale, f"{scale}, negative weights {job.negative.beta:g}"
+    return scale, f"{scale}, {negative_words(job.negative.use)}"
 
 
 def _both(folder: Path, name: str) -> tuple[Image.Image, Image.Image]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.sampling.options import negative_words
 from selfnpo_core.sampling.sample_folder import SampleFolder
 from selfnpo_core.system.files import write_text
 from selfnpo_video.sampling import Job, draw_into, records
@@ -33,7 +34,7 @@ def compare(job: Job, output: str | Path) -> dict[str, Any] | None:
         draw_into(prepared, replace(job, negative=None), output / WITHOUT)
         draw_into(prepared, job, output / WITH)
         scale = f"scale {job.settings.guidance_scale:g}"
-        titles = scale, f"{scale}, negative weights {job.negative.beta:g}"
+        titles = scale, f"{scale}, {negative_words(job.negative.use)}"
         for index in pairs.missing:
             name = pairs.records[index]["file"]
             without, with_npo = (read_video(output / arm / name)[0] for arm in (WITHOUT, WITH))

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.sampling.options import negative_words
 from selfnpo_core.sampling.preference import Prepared
 from selfnpo_core.sampling.sample_folder import METADATA, SampleFolder, read_records
 from selfnpo_video.sampling import Job, attached, drawn, records
@@ -132,7 +133,7 @@ def _place(record: Mapping[str, Any]) -> tuple[bool, float]:
 
 def _words(record: Mapping[str, Any]) -> str:
     words = f"scale {record['guidance_scale']:g}, seed {record['seed']}"
-    return words + (f", negative weights {record['beta']:g}" if record["npo"] else "")
+    return words + (f", {negative_words(record)}" if record["npo"] else "")
 
 
 def _suffix(job: Job) -> str:

@@ -13,16 +13,19 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from selfnpo_core.adapters.branches import Condition, find_denoisers
+from selfnpo_core.adapters.guidance_rule import check_takes_rules
 from selfnpo_core.adapters.hooks import strength
 from selfnpo_core.adapters.negative_adapters import NegativeAdapters
 from selfnpo_core.adapters.negative_delta import NegativeDelta
 from selfnpo_core.adapters.negative_layers import NegativeLayers, Store
+from selfnpo_core.adapters.ruled_negative import Negative, RuledNegative, rule_around, strengths
 from selfnpo_core.errors import InputError
 from selfnpo_core.system import private
 
 if TYPE_CHECKING:
     from selfnpo_core.models.backbone import NegativeWeights
     from selfnpo_core.weights.npo_folder import Npo
+    from selfnpo_core.weights.npo_rule import NpoRule
 
 log = logging.getLogger(__name__)
 NPO, ETA = "npo", "eta"
@@ -46,16 +49,19 @@ def attach_npo(
     alpha: float = 1.0,
     beta: float | None = None,
     condition: Condition | None = None,
+    rule: NpoRule | None = None,
     other_base: bool = False,
     eta: Mapping[str, Tensor] | None = None,
     mode: Mode = "auto",
     rank: int = 32,
-) -> NegativeAdapters | NegativeDelta | NegativeLayers:
-    """Load negative weights δ and put them on the pipeline's negative branch: θ + α·η + β·δ.
+) -> Negative | RuledNegative:
+    """Load negative weights δ and put them on the pipeline's negative branch, θ + α·η + β·δ, or where a rule has them.
 
     path: a run folder, its npo folder, or the weights file.
     alpha: of the preference-tuned η that the pipeline has on both branches: a LoRA loaded as adapter "eta", or `eta`.
     beta, condition: as `NegativeAdapters.attach`; None is what the weights recommend.
+    rule: by which rule of guidance they are used (`NpoRule`); None is what the weights recommend. Rules third and
+        switch, and β by noise level, are for pipelines that run both branches as one batch.
     other_base: also where θ is not the base that δ was trained on, as where η is merged into it.
     eta: η as differences of whole weights (parameter → η), already in the pipeline's denoiser.
     mode, rank: see `Mode`; rank is of "lowrank".
@@ -63,20 +69,23 @@ def attach_npo(
     A LoRA is loaded as adapter "npo"; `detach()` unloads it again. Raises `InputError` for weights of another base or
     without effect, and for all that the three classes refuse; the pipeline is then as it was.
     """
-    from selfnpo_core.weights.npo_folder import check_base, load_npo
+    from selfnpo_core.weights.npo_folder import Recommended, check_base, load_npo
 
     npo = load_npo(path)
-    if beta is None:
-        beta = npo.config.recommended.beta if npo.config else 1.0
-    if condition is None:
-        condition = npo.config.negative_condition if npo.config else "null"
-    beta, alpha = strength(beta, "beta"), strength(alpha, "alpha")
-    denoisers = find_denoisers(pipe, condition)
+    advice = npo.config.recommended if npo.config else Recommended()
+    rule = advice.rule if rule is None else rule
+    asked = rule.condition(condition, npo.config.negative_condition if npo.config else "null")
+    beta, alpha = strength(advice.beta if beta is None else beta, "beta"), strength(alpha, "alpha")
+    rule.check_alpha(alpha)
+    denoisers, around = find_denoisers(pipe, asked), rule_around(rule)
+    if around is not None:
+        check_takes_rules(pipe)
     if not other_base:
         denoiser = next(iter(denoisers.values()))
         if any(parameter.is_meta for parameter in denoiser.parameters()):
             raise InputError("weights offloaded layer by layer cannot be read: attach before enabling the offload")
         check_base(npo, denoiser, getattr(pipe, "name_or_path", "") or type(pipe).__name__)
+    beta, shares = strengths(rule, beta)
     whole_eta = eta is not None and alpha != 1.0
     if alpha != 1.0 and eta is None:
         _check_eta(denoisers)
@@ -89,16 +98,19 @@ def attach_npo(
         weights, shared = ({NPO: beta}, ()) if alpha == 1.0 else ({NPO: beta, ETA: alpha - 1.0}, (ETA,))
         with ExitStack() as undo:
             _load_inactive(pipe, npo.path, denoisers, undo)
-            negative = NegativeAdapters.attach(pipe, weights, condition=condition, shared=shared)
-            negative.at_detach(undo.pop_all().close)
-        return negative
-    offset, times = _offset(npo, denoisers, alpha, beta, eta)
-    if mode == "swap":
-        return NegativeDelta.attach(pipe, offset, beta=times, condition=condition)
-    store: Store | int = rank if mode == "lowrank" else mode
-    layers = NegativeLayers.attach(pipe, offset, beta=times, condition=condition, store=store)
-    log.info("negative weights kept as %s: %.1f MB, off by %.2g %%", mode, layers.nbytes / 1e6, 100 * layers.error)
-    return layers
+            loaded = NegativeAdapters.attach(pipe, weights, condition=asked, shared=shared, shares=shares)
+            loaded.at_detach(undo.pop_all().close)
+        negative: Negative = loaded
+    else:
+        offset, times = _offset(npo, denoisers, alpha, beta, eta)
+        how: dict[str, Any] = {"beta": times, "condition": asked, "shares": shares}
+        if mode == "swap":
+            negative = NegativeDelta.attach(pipe, offset, **how)
+        else:
+            store: Store | int = rank if mode == "lowrank" else mode
+            negative = kept = NegativeLayers.attach(pipe, offset, **how, store=store)
+            log.info("negative weights kept as %s: %.1f MB, off by %.2g %%", mode, kept.nbytes / 1e6, 100 * kept.error)
+    return negative if around is None else RuledNegative.attach(pipe, negative, around)
 
 
 def attach_weights(pipe: Any, negative: NegativeWeights) -> AbstractContextManager[object]:

@@ -1,5 +1,6 @@
 """`export`: negative weights in the forms that other programs read."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.training.recipe import build_recipe
 from selfnpo_core.weights import exporting
 from selfnpo_core.weights.npo_folder import Npo, Recommended, load_npo
+from selfnpo_core.weights.npo_rule import NpoRule
+
+log = logging.getLogger(__name__)
 
 
 def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
@@ -42,6 +46,8 @@ def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
         scale = sum(recommended.guidance_scale) / 2
         done = exporting.to_kohya(npo, lora, family.kohya(lora, npo, base, beta, scale, output.name), output)
         done = exporting.Exported(done.path, errors)
+        if recommended.rule != NpoRule():
+            log.warning("the workflow has two branches, and these weights are best used by rule %s", recommended.rule)
     elif form == "merged":
         assert backbone is not None
         done = exporting.to_merged(npo, backbone, output, beta=beta)

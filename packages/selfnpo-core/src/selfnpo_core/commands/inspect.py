@@ -15,6 +15,7 @@ from selfnpo_core.training.recipe import build_recipe
 from selfnpo_core.training.run_folder import holds_run
 from selfnpo_core.weights import dissection, inspection
 from selfnpo_core.weights.npo_folder import Npo
+from selfnpo_core.weights.npo_rule import NpoRule
 
 
 def run_inspect(family: AnyFamily, options: Options) -> int:
@@ -73,7 +74,7 @@ def _describe(facts: dict[str, Any]) -> str:
         low, high = recommended["guidance_scale"]
         lines.append(
             f"recommended   beta {recommended['beta']:g}, alpha {recommended['alpha']:g}, guidance scale {low:g} to "
-            f"{high:g}, negative condition {facts['negative_condition']}"
+            f"{high:g}, negative condition {facts['negative_condition']}, rule {NpoRule(**recommended['rule'])}"
         )
     if strength:
         lines.append(

@@ -69,6 +69,22 @@ sampling_options = stack(
         type=click.Choice(["null", "prompt"]),
         help="What the negative weights are asked: the null (or negative) prompt, or the prompt itself.",
     ),
+    click.option(
+        "--npo-rule",
+        type=click.Choice(["two_branch", "third", "switch", "neon", "neon_both"]),
+        help="By which rule of guidance the negative weights are used. Default: as recommended.",
+    ),
+    click.option(
+        "--npo-weight", type=float, metavar="W", help="Of rule third: its weight; of neon, neon_both: θ − W·δ."
+    ),
+    click.option(
+        "--npo-switch", type=float, metavar="LEVEL", help="Of rule switch: σ/α up to which the negative weights act."
+    ),
+    click.option(
+        "--beta-knots",
+        metavar="LEVEL:SHARE,…",
+        help="Share of --beta by noise level σ/α, linear in its logarithm; `none`: the same at all levels.",
+    ),
     click.option("--seed", type=int, default=0, show_default=True, help="Sample number n has the seed SEED + n."),
     click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Samples a prompt."),
     click.option("--steps", type=click.IntRange(min=1), help="Sampling steps. Default: the model's."),

@@ -25,11 +25,12 @@ from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Arm
 from selfnpo_core.experiments.measure import plain
-from selfnpo_core.negative import neon, random_like
+from selfnpo_core.negative import random_like
 from selfnpo_core.system.files import read_json
 from selfnpo_core.training import Recipe, resolve_recipe, train
 from selfnpo_core.training.recipe import build_recipe, changed_keys
 from selfnpo_core.weights.npo_folder import load_npo
+from selfnpo_core.weights.npo_rule import NpoRule
 from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds.world import Demo
 
@@ -67,9 +68,19 @@ def _finished(output: Path, recipe: Recipe) -> bool:
 
 
 def make_arm(
-    demo: Demo, arm: str, seed: int, work: Path, *, beta: float | None = None, strength: float = NEON_STRENGTH
+    demo: Demo,
+    arm: str,
+    seed: int,
+    work: Path,
+    *,
+    beta: float | None = None,
+    strength: float = NEON_STRENGTH,
+    **use: Any,
 ) -> Arm:
-    """An arm of the table, its weights trained if it needs any. `seed` is the training seed; strength: of Neon."""
+    """An arm of the table, its weights trained if it needs any. `seed` is the training seed; strength: of Neon.
+
+    use: rule and condition of an arm with weights of its own, as `attach_npo` takes them.
+    """
     if arm == "cfg":
         return Arm(name="cfg", attach=plain, note={}, against=(), base=True)
     if arm in TUNED_ARMS and demo.preference is None:
@@ -79,12 +90,14 @@ def make_arm(
     run = train_arm(demo, arm if arm in TRAINED else "npo", seed, work)
     npo = load_npo(run)
     assert npo.config is not None
+    if arm == "neon":
+        use = {"rule": NpoRule(name="neon", weight=strength)}
     beta = npo.config.recommended.beta if beta is None else beta
     note: dict[str, Any] = {"training_seed": seed, "recipe": npo.config.recipe}
 
     @contextmanager
     def negative(pipe: Any) -> Iterator[None]:
-        with attach_npo(pipe, run, beta=beta):
+        with attach_npo(pipe, run, beta=beta, **use):
             yield
 
     @contextmanager
@@ -94,22 +107,13 @@ def make_arm(
             yield
 
     @contextmanager
-    def extrapolated(pipe: Any) -> Iterator[None]:
-        denoiser = demo.world.denoiser(pipe)
-        base = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
-        denoiser.load_state_dict(neon(base, offset_of(npo), strength))
-        try:
-            yield
-        finally:
-            denoiser.load_state_dict(base)
-
-    @contextmanager
     def tuned(pipe: Any) -> Iterator[None]:
         with _preferred(demo, pipe), attach_npo(pipe, run, alpha=ALPHAS[arm], beta=beta, other_base=True):
             yield
 
-    ways = {"random": random, "neon": extrapolated, **dict.fromkeys(ALPHAS, tuned)}
+    ways = {"random": random, **dict.fromkeys(ALPHAS, tuned)}
     note |= {"strength": strength} if arm == "neon" else {"beta": beta}
+    note |= {key: str(value) for key, value in use.items() if arm != "neon"}
     note |= {"alpha": ALPHAS[arm]} if arm in ALPHAS else {}
     compared = ("cfg", "tuned") if arm in ALPHAS else ("cfg",)
     return Arm(name=f"{arm}-s{seed}", attach=ways.get(arm, negative), note=note, against=compared)

@@ -22,7 +22,9 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.arms import make_arm
 from selfnpo_core.experiments.cells import Arm
 from selfnpo_core.experiments.measure import Attach
+from selfnpo_core.guidance import interval
 from selfnpo_core.system.files import file_sha256
+from selfnpo_core.weights.npo_rule import NpoRule
 from selfnpo_core.worlds.world import Demo
 
 Variant = Mapping[str, float]
@@ -41,7 +43,7 @@ class TrainedArms:
     seed: int
     earlier: Path | None = None
 
-    def trained(self, arm: str, **settings: float) -> Arm:
+    def trained(self, arm: str, **settings: Any) -> Arm:
         """An arm with weights that are trained now, unless another process is at it, or has done it."""
         self.work.mkdir(parents=True, exist_ok=True)
         with FileLock(self.work / "training.lock"):
@@ -70,6 +72,16 @@ class Method:
 def _trained(arm: str) -> Make:
     def make(arms: TrainedArms, variant: Variant) -> tuple[Attach, Mapping[str, Any]]:
         made = arms.trained(arm, **({} if arm == "cfg" else variant))
+        return made.attach, made.note
+
+    return make
+
+
+def _used(rule: Callable[[Variant], NpoRule], **use: Any) -> Make:
+    """Self-NPO's weights, used by another rule than that of their recipe."""
+
+    def make(arms: TrainedArms, variant: Variant) -> tuple[Attach, Mapping[str, Any]]:
+        made = arms.trained("npo", beta=variant["beta"], rule=rule(variant), **use)
         return made.attach, made.note
 
     return make
@@ -119,9 +131,25 @@ def _apg(_demo: Demo, variant: Variant) -> Rule:
     return Projected(eta=variant["eta"], norm=variant["norm"], momentum=variant["momentum"])
 
 
+def _third(variant: Variant) -> NpoRule:
+    return NpoRule(name="third", weight=variant["weight"])
+
+
+def _switch(variant: Variant) -> NpoRule:
+    return NpoRule(name="switch", switch=variant["switch"])
+
+
+def _neon_both(variant: Variant) -> NpoRule:
+    return NpoRule(name="neon_both", weight=variant["weight"])
+
+
+def _beta_interval(variant: Variant) -> NpoRule:
+    return NpoRule(beta_knots=interval(variant["low"], variant["high"]))
+
+
 PAPERS_INTERVAL = {"low": 0.28, "high": 5.42}
 PAPERS_APG = {"eta": 0.0, "norm": 0.0586, "momentum": -0.5}
-BETA = {"beta": 0.5}
+BETA, ALL = {"beta": 0.5}, {"beta": 1.0}
 
 METHODS: Mapping[str, Method] = {
     "cfg": Method(
@@ -195,6 +223,46 @@ METHODS: Mapping[str, Method] = {
         what="2406.02507; away from an earlier state of the model that is asked with the prompt",
         make=_autoguided,
         scales=(1.5, 2.0, 3.0),
+    ),
+    "npo_prompt": Method(
+        title="Self-NPO, own prompt",
+        what="the negative weights are asked with the prompt, as in 2406.02507",
+        make=_used(lambda _: NpoRule(), condition="prompt"),
+        scales=(1.5, 2.0, 3.0),
+        variants=(BETA, {"beta": 1.0}),
+        untrained="cfg",
+    ),
+    "npo_third": Method(
+        title="Self-NPO, third term",
+        what="weight: of the step from the negative weights to the base, both with the prompt; three rows a step",
+        make=_used(_third),
+        scales=(1.5, 2.0, 3.0),
+        variants=({**ALL, "weight": 0.5}, {**ALL, "weight": 1.0}),
+        untrained="cfg",
+    ),
+    "npo_switch": Method(
+        title="Self-NPO, switched",
+        what="the base where σ/α > switch; below it the negative weights, asked with the prompt",
+        make=_used(_switch),
+        scales=(1.5, 2.0, 3.0),
+        variants=({**ALL, "switch": 1.0}, {**ALL, "switch": 3.0}),
+        untrained="cfg",
+    ),
+    "npo_neon_both": Method(
+        title="Self-NPO and Neon",
+        what="2510.03597 on the positive branch, weight: how much is taken off; Self-NPO on the negative one",
+        make=_used(_neon_both),
+        scales=(1.5, 2.0, 3.0),
+        variants=({**BETA, "weight": 0.1}, {**BETA, "weight": 0.5}),
+        untrained="cfg",
+    ),
+    "npo_interval_beta": Method(
+        title="Self-NPO, beta in an interval",
+        what="the negative weights act where low < σ/α ≤ high, the base elsewhere",
+        make=_used(_beta_interval),
+        scales=(1.5, 2.0, 3.0),
+        variants=({**ALL, **PAPERS_INTERVAL},),
+        untrained="cfg",
     ),
     "npo_interval": Method(
         title="Self-NPO in an interval",

@@ -31,6 +31,11 @@ INK = {
     "pag": ("#aa4499", "P"),
     "slg": ("#888888", "X"),
     "autoguidance": ("#117733", "*"),
+    "npo_prompt": ("#332288", "h"),
+    "npo_third": ("#aa7744", "d"),
+    "npo_switch": ("#44aa99", "p"),
+    "npo_neon_both": ("#cc6677", "v"),
+    "npo_interval_beta": ("#999933", "H"),
     "npo_interval": ("#ee7733", "s"),
     "npo_apg": ("#882255", "s"),
 }

@@ -176,7 +176,7 @@ def result(run: Run) -> list[tuple[str, str]]:
     best = run.config.recommended
     low, high = best.guidance_scale
     use = f"beta {best.beta:g}, alpha {best.alpha:g}, guidance scale {low:g} to {high:g}"
-    found.append(("recommended", f"{use}, negative condition {run.config.negative_condition}"))
+    found.append(("recommended", f"{use}, negative condition {run.config.negative_condition}, rule {best.rule}"))
     found.append(("strength", "‖Δε‖/‖ε‖ needs the base: inspect with --model measures it"))
     versions = run.config.versions
     found += [("made with", ", ".join(f"{name} {version}" for name, version in versions.items()))] if versions else []

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from selfnpo_core.errors import InputError
 from selfnpo_core.system.files import file_sha256
 from selfnpo_core.weights.npo_folder import NpoConfig, Recommended, check_base, load_npo
+from selfnpo_core.weights.npo_rule import NpoRule, build_rule, read_knots
 
 if TYPE_CHECKING:
     from selfnpo_core.adapters.attach import Mode
@@ -33,6 +34,7 @@ class Negative:
     """An offset of all weights rather than a LoRA."""
     mode: "Mode" = "auto"
     rank: int = 32
+    rule: NpoRule = field(default_factory=NpoRule)
 
     def check_base(self, denoiser: nn.Module, name: str) -> None:
         """Raise `InputError` unless these weights were made for this base; asked before η is put into it."""
@@ -52,6 +54,7 @@ class Negative:
             alpha=self.alpha,
             beta=self.beta,
             condition=self.condition,
+            rule=self.rule,
             other_base=True,
             eta=eta,
             mode=self.mode,
@@ -61,21 +64,32 @@ class Negative:
     @property
     def record(self) -> dict[str, Any]:
         """What metadata.jsonl says of them."""
+        return {"npo": str(self.path), "npo_sha256": file_sha256(self.path), **self.use}
+
+    @property
+    def use(self) -> dict[str, Any]:
+        """How they are used."""
         return {
-            "npo": str(self.path),
-            "npo_sha256": file_sha256(self.path),
-            "beta": self.beta,
+            "beta": self.beta if self.rule.uses_beta else None,
             "alpha": self.alpha,
             "negative_condition": self.condition,
+            "negative_rule": None if self.rule == NpoRule() else str(self.rule),
             "negative_mode": self.mode,
             "negative_rank": self.rank if self.mode == "lowrank" else None,
         }
 
 
 NO_NEGATIVE: Mapping[str, Any] = dict.fromkeys(
-    ("npo", "npo_sha256", "beta", "alpha", "negative_condition", "negative_mode", "negative_rank")
+    ("npo", "npo_sha256", "beta", "alpha", "negative_condition", "negative_rule", "negative_mode", "negative_rank")
 )
 """As `Negative.record`, where there are none."""
+
+
+def negative_words(record: Mapping[str, Any]) -> str:
+    """For people: how strong negative weights are and by which rule they act. record: `Negative.use`, or more."""
+    beta, rule = record["beta"], record.get("negative_rule")
+    words = "negative weights" if beta is None else f"negative weights {beta:g}"
+    return f"{words}, {rule}" if rule else words
 
 
 def prompts_of(options: Mapping[str, Any], load_prompts: Callable[[str, str], list[str]]) -> list[str]:
@@ -88,9 +102,17 @@ def prompts_of(options: Mapping[str, Any], load_prompts: Callable[[str, str], li
 
 
 def negative_of(options: Mapping[str, Any]) -> tuple[Negative | None, NpoConfig | None]:
-    """What --npo, --beta, --alpha and --negative-condition mean; what is not given is as the weights recommend."""
+    """What --npo and all options about it mean; what is not given is as the weights recommend."""
     if options["npo"] is None:
-        for key in ("beta", "alpha", "negative_condition", "other_base", "negative_mode", "negative_rank"):
+        for key in (
+            *RULE_OPTIONS,
+            "beta",
+            "alpha",
+            "negative_condition",
+            "other_base",
+            "negative_mode",
+            "negative_rank",
+        ):
             if options[key] not in (None, False):
                 raise InputError(f"--{key.replace('_', '-')} needs --npo: give the negative weights, or leave it out")
         return None, None
@@ -100,7 +122,10 @@ def negative_of(options: Mapping[str, Any]) -> tuple[Negative | None, NpoConfig 
         raise InputError("--negative-rank is for --negative-mode lowrank: leave it out")
     if options["alpha"] not in (None, 1.0) and options["preference"] is None:
         raise InputError("--alpha is the share of --preference on the negative branch, and there is none: leave it out")
-    condition = options["negative_condition"] or (npo.config.negative_condition if npo.config else "null")
+    rule = rule_of(options, recommended.rule)
+    condition = rule.condition(options["negative_condition"], npo.config.negative_condition if npo.config else "null")
+    if options["beta"] is not None and not rule.uses_beta:
+        raise InputError(f"--beta is not of rule {rule.name}, whose strength is --npo-weight: leave it out")
     negative = Negative(
         path=npo.path,
         beta=recommended.beta if options["beta"] is None else options["beta"],
@@ -110,8 +135,28 @@ def negative_of(options: Mapping[str, Any]) -> tuple[Negative | None, NpoConfig 
         full=npo.kind == "delta",
         mode=options["negative_mode"] or "auto",
         rank=options["negative_rank"] or 32,
+        rule=rule,
     )
+    rule.check_alpha(negative.alpha)
     return negative, npo.config
+
+
+RULE_OPTIONS: Mapping[str, str] = {
+    "npo_rule": "name",
+    "npo_weight": "weight",
+    "npo_switch": "switch",
+    "beta_knots": "beta_knots",
+}
+"""Option → setting of an `NpoRule`."""
+
+
+def rule_of(options: Mapping[str, Any], recommended: NpoRule) -> NpoRule:
+    """What --npo-rule and its settings mean. Of another rule than the recommended one nothing is taken over."""
+    given = {setting: options[key] for key, setting in RULE_OPTIONS.items() if options[key] is not None}
+    if "beta_knots" in given:
+        given["beta_knots"] = read_knots(given["beta_knots"])
+    same = given.get("name", recommended.name) == recommended.name
+    return build_rule({**(recommended.model_dump() if same else {}), **given})
 
 
 def scale_of(options: Mapping[str, Any], config: NpoConfig | None, default: float) -> float:

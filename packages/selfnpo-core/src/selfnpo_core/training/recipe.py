@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.weights.npo_folder import Finite, Recommended
+from selfnpo_core.weights.npo_folder import Recommended
+from selfnpo_core.weights.npo_rule import Finite
 
 Presets = Mapping[str, Mapping[str, Any]]
 """A family's settings by what is trained: {"lora": {…}, "full": {…}}."""
@@ -139,7 +140,9 @@ class Recipe(BaseModel):
     negative_condition: Literal["null", "prompt"] = Field(
         "null", description="what the weights are to be asked when sampling: the null prompt, or the prompt itself"
     )
-    recommended: Recommended = Field(Recommended(), description="advice that is written beside the weights")
+    recommended: Recommended = Field(
+        Recommended(), description="advice written beside the weights: beta, alpha, guidance_scale, rule"
+    )
 
     max_drift: Above0 = Field(0.25, description="stop when ‖Δθ‖/‖θ‖ is larger")
     max_skipped: Count = Field(10, description="updates that may be skipped as their loss or gradient is not finite")

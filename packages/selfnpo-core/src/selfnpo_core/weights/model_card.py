@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.weights.npo_rule import NpoRule
 
 _LORA_USE = """\
 ```python
@@ -30,7 +31,7 @@ from diffusers import DiffusionPipeline
 from selfnpo_core import attach_npo
 
 pipe = DiffusionPipeline.from_pretrained("{base}")
-with attach_npo(pipe, "PATH/OF/THIS/FOLDER", beta={beta}, condition="{condition}"):
+with attach_npo(pipe, "PATH/OF/THIS/FOLDER"{how}):
     image = pipe("a prompt", guidance_scale={scale}).images[0]
 ```"""
 
@@ -57,7 +58,9 @@ def model_card(config: Mapping[str, Any]) -> str:
     """
     recommended, recipe = config["recommended"], config["recipe"]
     low, high = recommended["guidance_scale"]
-    use = _LORA_USE if config["train"] == "lora" else _FULL_USE
+    rule = NpoRule(**recommended.get("rule", {}))
+    use = _LORA_USE if config["train"] == "lora" and rule == NpoRule() else _FULL_USE
+    how = f', beta={recommended["beta"]}, condition="{config["negative_condition"]}"' if rule == NpoRule() else ""
     kind = f"a LoRA of rank {config['rank']}" if config["train"] == "lora" else "an offset of all weights (bf16)"
     front = {
         "library_name": "diffusers",
@@ -67,6 +70,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     used = use.format(
         base=config["base_model"],
         beta=recommended["beta"],
+        how=how,
         condition=config["negative_condition"],
         scale=(low + high) / 2,
     )
@@ -85,7 +89,7 @@ This is {kind}, made from {config["base_model"]} (weights sha256 `{config["base_
 
 {used}
 
-Recommended: beta {recommended["beta"]}, alpha {recommended["alpha"]}, guidance scale {low} to {high}.
+Recommended: beta {recommended["beta"]}, alpha {recommended["alpha"]}, guidance scale {low} to {high}, rule {rule}.
 
 {_MADE}
 | setting | value |

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
@@ -27,21 +27,21 @@ from selfnpo_core.system.files import (
     written_aside,
 )
 from selfnpo_core.weights.model_card import model_card
+from selfnpo_core.weights.npo_rule import Finite, NpoRule
 
 log = logging.getLogger(__name__)
 LORA_FILE, DELTA_FILE, CONFIG_FILE = "pytorch_lora_weights.safetensors", "delta.safetensors", "npo_config.json"
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
 
 class Recommended(BaseModel):
-    """How negative weights are best used: θ + α·η + β·δ, and a range of guidance scales."""
+    """How negative weights are best used: θ + α·η + β·δ, a range of guidance scales, and a rule of guidance."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     beta: Finite = 1.0
     alpha: Finite = 1.0
     guidance_scale: tuple[Finite, Finite] = (3.0, 8.0)
+    rule: NpoRule = NpoRule()
 
 
 class NpoConfig(BaseModel):
