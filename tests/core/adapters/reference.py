@@ -2,13 +2,13 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from tests.tiny import PIPELINES
+from tests.tiny import PIPELINES, sample
 from torch import Tensor, nn
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -112,6 +112,46 @@ class TwoModels(nn.Module):
             for model, part in zip(models, parts, strict=True)
         ]
         return (torch.cat(outputs),)
+
+
+Ask = Callable[[nn.Module, str], Tensor]
+"""(a whole model, "negative" or "positive") → what it says of that branch's rows."""
+
+
+class ByHand(nn.Module):
+    """A denoiser for stock pipelines that run [negative, positive]; the guided prediction is `guided(ask, σ/α)`.
+
+    It is returned for both branches, so that the pipeline's own guidance changes nothing of it.
+    """
+
+    def __init__(self, pipe: Any, guided: Callable[[Ask, float], Tensor]) -> None:
+        super().__init__()
+        self.like, self.guided = denoiser(pipe), guided
+        self.clean = pipe.scheduler.alphas_cumprod
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("like"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        half = len(args[0] if args else kwargs["hidden_states"]) // 2
+        branches = {"negative": slice(0, half), "positive": slice(half, None)}
+
+        def ask(model: nn.Module, branch: str) -> Tensor:
+            return model(*_rows(args, 2 * half, branches[branch]), **_rows(kwargs, 2 * half, branches[branch]))[0]
+
+        clean = float(self.clean[int((args[1] if len(args) > 1 else kwargs["timestep"]).flatten()[0])])
+        guided = self.guided(ask, math.sqrt((1 - clean) / clean) if clean else math.inf)
+        return (torch.cat([guided, guided]),)
+
+
+def by_hand(family: str, guided: Callable[[Ask, float], Tensor], prompts: list[str], **call: Any) -> Tensor:
+    """`tests.tiny.sample` of a pipeline of its own whose guidance is done so."""
+    pipe = PIPELINES[family]()
+    setattr(pipe, "unet" if "unet" in pipe.components else "transformer", ByHand(pipe, guided))
+    return sample(family, pipe, prompts, **call)
 
 
 def _rows(value: Any, batch: int, part: slice) -> Any:
