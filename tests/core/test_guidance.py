@@ -1,10 +1,13 @@
 """Guidance, and the forwards it does not spend."""
 
+import math
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from selfnpo_core import NULL, Estimate, NoiseSchedule, guide, guided_estimate
+from selfnpo_core import NULL, Estimate, InputError, NoiseSchedule, guide, guided_estimate
+from selfnpo_core.guidance import check_knots, interval, share_at
 from selfnpo_core.testing import CountingDenoiser, GaussianWorld
 
 PROMPT = torch.tensor([0, 2, 1, 2])
@@ -52,3 +55,16 @@ def test_no_forward_is_wasted(setting, w: float, forwards: list[list[int]]) -> N
     guided_estimate(denoise, x_t, T, PROMPT, w)
     assert denoise.prompts == forwards
     assert denoise.rows == [len(forward) for forward in forwards]
+
+
+def test_a_share_by_noise_level() -> None:
+    knots = ((0.1, 1.0), (1.0, 0.0), (1.0, 2.0), (4.0, 4.0))
+    known = {0.0: 1.0, 0.1: 1.0, 10**-0.5: 0.5, 1.0: 0.0, 2.0: 3.0, 4.0: 4.0, 1e9: 4.0, math.inf: 4.0}
+    for level, share in known.items():
+        assert share_at(knots, level) == pytest.approx(share)
+    inside = interval(0.5, 2.0)
+    assert [share_at(inside, level) for level in (0.4, 0.5, 0.51, 2.0, 2.01)] == [0, 0, 1, 1, 0]
+    assert share_at(((3.0, 0.7),), 1.0) == share_at(((3.0, 0.7),), 9.0) == 0.7
+    for wrong in ((), ((0.0, 1.0),), ((2.0, 1.0), (1.0, 1.0)), ((1.0, math.nan),), ((math.inf, 1.0),)):
+        with pytest.raises(InputError):
+            check_knots(wrong)

@@ -8,10 +8,19 @@ import pytest
 import torch
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tests.core.adapters.reference import add_lora, assert_same, delta_of, lora_layers, model_with, two_model_loop
-from tests.tiny import sample, sd15, sdxl
+from tests.core.adapters.reference import (
+    Ask,
+    add_lora,
+    assert_same,
+    by_hand,
+    delta_of,
+    lora_layers,
+    model_with,
+    two_model_loop,
+)
+from tests.tiny import PIPELINES, sample, sd15, sdxl
 
-from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, attach_npo
+from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, NpoRule, attach_npo
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.system.files import write_json
 from selfnpo_core.weights.npo_folder import NpoConfig, Recommended
@@ -61,6 +70,75 @@ def test_what_is_not_given_is_as_recommended(trained: Any, tmp_path: Path) -> No
         assert_same(sample("sd15", pipe), two_model_loop(pipe, base, half, condition="prompt"))
     with attach_npo(pipe, tmp_path, beta=0.0, condition="null"):
         assert torch.equal(sample("sd15", pipe), sample("sd15", sd15()))
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_recommended_rule_is_obeyed_and_another_overrides_it(kind: str, trained: Any, tmp_path: Path) -> None:
+    base, weak, away = (model_with("sd15", trained, {"npo": beta}) for beta in (0.0, 0.5, -0.3))
+    prompts = ["a red fox", "two blue birds"]
+
+    def third(ask: Ask, _level: float) -> torch.Tensor:
+        n, p, q = ask(base, "negative"), ask(base, "positive"), ask(weak, "positive")
+        return n + 5.0 * (p - n) + 0.7 * (p - q)
+
+    def switch(ask: Ask, level: float) -> torch.Tensor:
+        n, p = ask(base, "negative") if level > 1 else ask(weak, "positive"), ask(base, "positive")
+        return n + 5.0 * (p - n)
+
+    def neon(ask: Ask, _level: float) -> torch.Tensor:
+        n, p = ask(away, "negative"), ask(away, "positive")
+        return n + 5.0 * (p - n)
+
+    def neon_both(ask: Ask, _level: float) -> torch.Tensor:
+        n, p = ask(weak, "negative"), ask(away, "positive")
+        return n + 5.0 * (p - n)
+
+    advice = Recommended(beta=0.5, rule=NpoRule(name="third", weight=0.7))
+    folder = write(tmp_path / "npo", kind, trained, recommended=advice, negative_condition="prompt")
+    asked: list[tuple[dict[str, Any], Any]] = [
+        ({}, third),
+        ({"rule": NpoRule(name="switch", switch=1.0)}, switch),
+        ({"rule": NpoRule(name="neon", weight=0.3)}, neon),
+        ({"rule": NpoRule(name="neon_both", weight=0.3), "condition": "null"}, neon_both),
+    ]
+    pipe = sd15()
+    for how, guided in asked:
+        with attach_npo(pipe, tmp_path, **how):
+            assert_same(sample("sd15", pipe, prompts), by_hand("sd15", guided, prompts), 2e-5)
+        assert_untouched(pipe)
+    with attach_npo(pipe, folder, rule=NpoRule()):
+        assert_same(sample("sd15", pipe), two_model_loop(pipe, base, weak, condition="prompt"))
+
+
+@pytest.mark.parametrize("mode", ["adapters", "swap", "bf16", "int8", "lowrank"])
+def test_beta_by_noise_level_in_every_mode(mode: Any, trained: Any, tmp_path: Path) -> None:
+    """The same share at all levels is another beta."""
+    pipe, folder = sd15(), write(tmp_path / "npo", "lora", trained)
+    with attach_npo(pipe, folder, beta=0.4, mode=mode):
+        expected = sample("sd15", pipe)
+    with attach_npo(pipe, folder, beta=0.8, mode=mode, rule=NpoRule(beta_knots=((1.0, 0.5),))):
+        assert_same(sample("sd15", pipe), expected)
+    with attach_npo(pipe, folder, mode=mode, rule=NpoRule(beta_knots=((1.0, 0.0),))):
+        assert_same(sample("sd15", pipe), sample("sd15", sd15()))
+    assert_untouched(pipe)
+
+
+def test_refuses_rules_that_do_not_fit(trained: Any, tmp_path: Path) -> None:
+    folder, pipe, flux = write(tmp_path / "npo", "lora", trained), sd15(), PIPELINES["flux"]()
+    third, neon = NpoRule(name="third", weight=0.7), NpoRule(name="neon", weight=0.3)
+    for rule in (third, NpoRule(beta_knots=((1.0, 0.5),))):
+        with pytest.raises(InputError, match=r"FluxPipeline does not run \[negative, positive\] as one batch"):
+            attach_npo(flux, folder, rule=rule)
+    for rule in (third, neon):
+        with pytest.raises(InputError, match="says itself what is asked"):
+            attach_npo(pipe, folder, rule=rule, condition="prompt")
+    with pytest.raises(InputError, match="rule neon knows no share of a preference"):
+        attach_npo(pipe, folder, rule=neon, alpha=0.5)
+    negative = attach_npo(pipe, folder, rule=third)
+    with pytest.raises(InputError, match="attached already"):
+        attach_npo(pipe, folder)
+    negative.detach()
+    assert_untouched(pipe)
 
 
 def test_a_bare_lora_file(trained: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.experiments import arms
 from selfnpo_core.experiments.arms import ARMS, TRAINED, TUNED_ARMS, make_arm, train_arm
 from selfnpo_core.negative import relative_error
+from selfnpo_core.weights.npo_rule import NpoRule
 
 OFFSET = {"weight": torch.tensor([[0.5, -1.0]])}
 
@@ -72,21 +73,16 @@ def test_a_random_offset_has_the_norm_of_the_weights_and_comes_from_the_seed(dem
     assert relative_error(OFFSET, {"weight": offsets[0]}) > 0.01
 
 
-def test_neon_moves_the_model_away_and_puts_it_back(demo, done, tmp_path):
-    before = demo.pipe.denoiser.weight.detach().clone()
-    arm = make_arm(demo, "neon", 3, tmp_path, strength=0.5)
-    assert (arm.note["strength"], "beta" in arm.note) == (0.5, False)
-    moved = []
-
-    def fail():
+def test_the_same_weights_by_other_rules(demo, done, tmp_path):
+    neon = make_arm(demo, "neon", 3, tmp_path, strength=0.25)
+    assert (neon.note["strength"], "beta" in neon.note) == (0.25, False)
+    third = NpoRule(name="third", weight=0.5)
+    ruled = make_arm(demo, "npo", 3, tmp_path, beta=1.0, rule=third, condition="null")
+    assert (ruled.note["beta"], ruled.note["rule"], ruled.note["condition"]) == (1.0, "third, weight 0.5", "null")
+    for arm in (neon, ruled):
         with arm.attach(demo.pipe):
-            moved.append(demo.pipe.denoiser.weight.detach().clone())
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    torch.testing.assert_close(moved[0], before - 0.5 * OFFSET["weight"])
-    assert torch.equal(demo.pipe.denoiser.weight, before)
+            pass
+    assert [how.get("rule") for _, how in done] == [NpoRule(name="neon", weight=0.25), third]
 
 
 def test_weights_are_trained_once_with_the_arms_own_recipe(demo, tmp_path, monkeypatch):

@@ -47,6 +47,24 @@ def test_only_methods_with_weights_train(tmp_path, monkeypatch):
         assert events == ["in"]
     assert METHODS["npo_apg"].make(arms, METHODS["npo_apg"].variants[0])[1] == {"beta": 0.5}
     assert asked.pop()[0] == "npo"
+    rules = {}
+    for name in ("npo_prompt", "npo_third", "npo_switch", "npo_neon_both", "npo_interval_beta"):
+        variant = METHODS[name].variants[0]
+        METHODS[name].make(arms, variant)
+        arm, _, _, use = asked.pop()
+        assert (arm, use["beta"], use.get("condition")) == (
+            "npo",
+            variant["beta"],
+            "prompt" if name == "npo_prompt" else None,
+        )
+        rules[name] = str(use["rule"])
+    assert rules == {
+        "npo_prompt": "two_branch",
+        "npo_third": "third, weight 0.5",
+        "npo_switch": "switch, switch 1",
+        "npo_neon_both": "neon_both, weight 0.1",
+        "npo_interval_beta": "two_branch, beta_knots 0.28:0,0.28:1,5.42:1,5.42:0",
+    }
     METHODS["cfg"].make(arms, {})
     assert asked.pop() == ("cfg", 3, tmp_path / "runs", {})
 

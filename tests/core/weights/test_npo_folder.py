@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
             targets="all",
             lora_alpha=2.0,
             output=str(root / kind),
-            recommended={"beta": 0.5, "guidance_scale": (2.0, 4.0)},
+            recommended={"beta": 0.5, "guidance_scale": (2.0, 4.0), "rule": {"name": "third", "weight": 0.5}},
             negative_condition="prompt",
         )
         train(
@@ -49,13 +49,16 @@ def test_what_a_run_leaves(runs, kind, file):
     assert (config["family"], config["base_model"]) == ("toy", "toy/base")
     assert config["base_hash"] == weights_hash(ToyBackbone().denoiser)
     assert (config["train"], config["rank"]) == (kind, 4 if kind == "lora" else None)
-    assert config["recommended"] == {"beta": 0.5, "alpha": 1.0, "guidance_scale": [2.0, 4.0]}
+    rule = {"name": "third", "weight": 0.5, "switch": None, "beta_knots": []}
+    assert config["recommended"] == {"beta": 0.5, "alpha": 1.0, "guidance_scale": [2.0, 4.0], "rule": rule}
     assert config["negative_condition"] == "prompt"
     assert config["recipe"]["learning_rate"] == 1e-2
     card = (folder / "README.md").read_text()
     assert "base_model: toy/base" in card
     assert "beta" in card
     assert "2505.11777" in card
+    assert 'with attach_npo(pipe, "PATH/OF/THIS/FOLDER"):' in card
+    assert "rule third, weight 0.5" in card
     assert "| learning_rate | 0.01 |" in card
     assert not [
         line for line in card.splitlines() if line.startswith(("| output", "| prompts |", "| embeddings_cache"))
