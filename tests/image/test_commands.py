@@ -110,6 +110,34 @@ def test_negative_weights_of_another_base_or_without_effect(
     refused(capsys, command("sample", "--model", folder, "--npo", zeroed, *words), ["no effect"])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--npo-rule third", "rule third needs its weight"),
+        ("--npo-rule switch --npo-switch 0", "switch is 0.0"),
+        ("--npo-weight 1", "rule two_branch has no weight"),
+        ("--npo-rule neon --npo-weight 1 --beta 0.5", "--beta is not of rule neon"),
+        ("--npo-rule third --npo-weight 1 --negative-condition prompt", "says itself what is asked"),
+        ("--npo-rule neon --npo-weight 1 --beta-knots 1:1", "one strength at all noise levels"),
+        ("--beta-knots 1", "such as 0.3:0"),
+    ],
+)
+def test_rules_that_do_not_fit(
+    given: str,
+    message: str,
+    folder: Path,
+    finished_run: Path,
+    tmp_path: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("--prompt", "a", "--output", tmp_path / "out", *given.split())
+    refused(capsys, command("sample", "--model", folder, "--npo", finished_run, *words), [message])
+    code = command("sample", "--model", folder, *words)
+    refused(capsys, code, ["needs --npo"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_inspect_tells_what_does_nothing(
     folder: Path, finished_run: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

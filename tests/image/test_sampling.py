@@ -1,6 +1,7 @@
 """Sampling: the stock pipeline's own pictures, whatever the batch; metadata; going on."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ def options(folder: Path, **changes: Any) -> dict[str, Any]:
         "other_base": False,
         "negative_prompt": None,
         "negative_condition": None,
+        "npo_rule": None,
+        "npo_weight": None,
+        "npo_switch": None,
+        "beta_knots": None,
         "height": None,
         "width": None,
         "seed": 7,
@@ -110,6 +115,30 @@ def test_negative_weights_change_the_pictures_by_beta(folder: Path, finished_run
     record = json.loads((tmp_path / "None" / "metadata.jsonl").read_text().splitlines()[0])
     assert len(record["npo_sha256"]) == 64
     assert (record["beta"], record["alpha"], record["negative_condition"]) == (1.0, 1.0, "null")
+
+
+def test_a_rule_is_obeyed_recorded_and_overridden(folder: Path, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    file = tmp_path / "run" / "npo" / "npo_config.json"
+    config = json.loads(file.read_text())
+    config["recommended"]["rule"] = {"name": "third", "weight": 0.5, "beta_knots": [[1.0, 0.5]]}
+    file.write_text(json.dumps(config))
+    asked: dict[str, dict[str, Any]] = {
+        "third, weight 0.5, beta_knots 1:0.5": {},
+        "third, weight 2, beta_knots 1:0.5": {"npo_weight": 2.0},
+        "third, weight 0.5": {"beta_knots": "none"},
+        "neon, weight 0.3": {"npo_rule": "neon", "npo_weight": 0.3},
+        "two_branch": {"npo_rule": "two_branch"},
+    }
+    drawn = []
+    for number, (words, changes) in enumerate(asked.items()):
+        job = sampling.plan(options(folder, npo=str(tmp_path / "run"), prompt=["a"], **changes))
+        sampling.sample(job, tmp_path / str(number))
+        record = json.loads((tmp_path / str(number) / "metadata.jsonl").read_text())
+        assert record["negative_rule"] == (None if words == "two_branch" else words)
+        assert record["beta"] == (None if words.startswith("neon") else 1.0)
+        drawn += pixels(tmp_path / str(number))
+    assert not any((some == other).all() for k, some in enumerate(drawn) for other in drawn[:k])
 
 
 def test_the_recommended_scale_is_the_default(folder: Path, finished_run: Path) -> None:
