@@ -10,7 +10,10 @@ import torch
 
 from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.printing import echo_json
+from selfnpo_core.errors import InputError
 from selfnpo_core.models.prompts import read_prompts
+from selfnpo_core.reporting.decomposition import DECOMPOSITION
+from selfnpo_core.system.files import file_sha256, write_json
 from selfnpo_core.training.recipe import build_recipe
 from selfnpo_core.training.run_folder import holds_run
 from selfnpo_core.weights import dissection, inspection
@@ -26,8 +29,11 @@ def run_inspect(family: AnyFamily, options: Options) -> int:
     if model is None and facts["base_model"] == "demo":
         model = "demo"
     facts["strength"] = facts["decomposition"] = None
+    kept = _kept(npo, model, options) if options["keep"] else None
     if model is not None and facts["has_effect"]:
         facts |= _measured(family, npo, model, options, finite=facts["finite"])
+    if kept is not None:
+        _keep(kept, npo, facts["decomposition"])
     if options["plot"] is not None:
         inspection.plot(facts, Path(options["plot"]))
     if options["as_json"]:
@@ -49,6 +55,22 @@ def _measured(family: AnyFamily, npo: Npo, model: str, options: Options, *, fini
     prompts = _prompts(family, npo, model)
     strength, found = dissection.measure(npo, backbone, prompts, trajectories=trajectories)
     return {"strength": asdict(strength), "decomposition": found.as_facts()}
+
+
+def _kept(npo: Npo, model: str | None, options: Options) -> Path:
+    """The run that the figures will be kept in, before anything is measured."""
+    run = npo.path.absolute().parent.parent
+    if not holds_run(run):
+        raise InputError(f"{npo.path} lies in no run, so there is no place to keep figures: leave --keep out")
+    if model is None or not options["trajectories"]:
+        raise InputError("--keep is of what is taken apart: give the base as --model, and some --trajectories")
+    return run
+
+
+def _keep(run: Path, npo: Npo, found: Mapping[str, Any] | None) -> None:
+    if found is None:
+        raise InputError(f"{npo.path} has no effect, or no finite numbers: there is nothing to keep")
+    write_json(run / DECOMPOSITION, {"schema": 1, "npo_sha256": file_sha256(npo.path), **found})
 
 
 def _prompts(family: AnyFamily, npo: Npo, model: str) -> list[str]:

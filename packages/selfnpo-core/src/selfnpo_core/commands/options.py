@@ -124,6 +124,7 @@ inspect_options = stack(
         show_default=True,
         help="Guided samples of the base on which the change is taken apart; 0 measures strength only.",
     ),
+    click.option("--keep", is_flag=True, help="Put what was taken apart into RUN, where `report` shows it."),
 )
 """Argument and options of `inspect`."""
 

@@ -15,6 +15,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.intervals import Interval
 from selfnpo_core.reporting import arms as comparing
 from selfnpo_core.reporting import runs, words
+from selfnpo_core.reporting.decomposition import kept_decomposition
 from selfnpo_core.reporting.figures import Figure, read_figures
 from selfnpo_core.reporting.words import Names, Verdict, escaped
 from selfnpo_core.sampling.medium import Medium
@@ -66,6 +67,7 @@ def report_run(folder: Path, options: Mapping[str, Any]) -> Report:
             raise InputError(f"--{option} is for folders of samples, and {folder} is a run: leave it out")
     run = runs.read_run(folder)
     measured = runs.measured(run, options["figures"])
+    found = kept_decomposition(folder, run.npo)
     names = Names("", None) if measured is None else measured.names
     about = {
         "kind": "Report of a training run",
@@ -74,6 +76,7 @@ def report_run(folder: Path, options: Mapping[str, Any]) -> Report:
         "facts": runs.facts(run),
         "result": runs.result(run),
         "measured": measured,
+        "decomposition": found,
         "conditions": [] if measured is None else measured.conditions,
         "sides": names.sides,
         **_figures({} if measured is None else measured.evaluated.metrics, names),
@@ -82,10 +85,17 @@ def report_run(folder: Path, options: Mapping[str, Any]) -> Report:
     filled = None
     if measured is not None and card is not None and card.is_file():
         filled = with_measured(card.read_text(encoding="utf-8"), "\n\n".join(_markdown(about)))
-    shown = {"curves": runs.curves(run), "grids": runs.grids(run), "recipe": run.recipe.model_dump(mode="json")}
+    shown = {
+        "curves": runs.curves(run),
+        "levels": [] if found is None else found.plots(),
+        "grids": runs.grids(run),
+        "recipe": run.recipe.model_dump(mode="json"),
+    }
     html = _page("run.html", {**about, **shown})
     rows = [*about["facts"], *about["result"]]
     lines = [f"# {escaped(about['title'])}", words.markdown_table(("the run", ""), rows), *_markdown(about)]
+    if found is not None:
+        lines += ["## What the negative does", escaped(found.told), words.markdown_table(*found.table())]
     return Report(html=html, markdown=_whole(lines), card=None if filled is None or card is None else (card, filled))
 
 

@@ -111,19 +111,16 @@ def inline_svg(figure: Figure, name: str) -> str:
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
 
 
+def style() -> dict[str, str]:
+    """matplotlib's settings under which a plot takes the page's own colour of text."""
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    return {**dict.fromkeys(inked, _INK), "font.family": "sans-serif"}
+
+
 def curve(name: str, label: str, x: Sequence[float], y: Sequence[float], *, bound: float | None = None) -> str:
     """A line over updates with its moving mean, as an <svg> element. bound: what it may not pass."""
     plt = pyplot()
-    with plt.rc_context(
-        {
-            "text.color": _INK,
-            "axes.labelcolor": _INK,
-            "axes.edgecolor": _INK,
-            "xtick.color": _INK,
-            "ytick.color": _INK,
-            "font.family": "sans-serif",
-        }
-    ):
+    with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(4.6, 2.7), layout="constrained")
         width, at = max(1, len(y) // 25), _spread(len(y), POINTS)
         steps, values = np.asarray(x)[at], np.asarray(y, dtype=float)
