@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from selfnpo_core import InputError, compose, ema_update, neon
-from selfnpo_core.negative import norm, random_like, relative_drift
+from selfnpo_core.negative import norm, random_like, relative_drift, shuffled
 
 
 def weights(seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -106,3 +106,13 @@ def test_norm_and_relative_drift() -> None:
     assert relative_drift(delta, base) == pytest.approx(0.5)
     assert norm({"a": torch.full((10_000,), 1000.0, dtype=torch.float16)}) == pytest.approx(1e5)  # no overflow
     assert norm({"a": torch.full((4_000_000,), 1e-3)}) == pytest.approx(2, rel=1e-6)  # nor lost small numbers
+
+
+def test_a_shuffled_offset_holds_the_same_numbers_elsewhere() -> None:
+    delta = weights(1)
+    first, again, other = (shuffled(delta, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    for name, tensor in delta.items():
+        assert torch.equal(first[name].flatten().sort().values, tensor.flatten().sort().values)
+        assert torch.equal(first[name], again[name])
+    assert not torch.equal(first["conv.weight"], delta["conv.weight"])
+    assert not torch.equal(first["conv.weight"], other["conv.weight"])

@@ -11,6 +11,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.experiments import arms
 from selfnpo_core.experiments.arms import ARMS, TRAINED, TUNED_ARMS, make_arm, train_arm
 from selfnpo_core.negative import relative_error
+from selfnpo_core.training import resolve_recipe
 from selfnpo_core.weights.npo_rule import NpoRule
 
 OFFSET = {"weight": torch.tensor([[0.5, -1.0]])}
@@ -37,6 +38,7 @@ def done(monkeypatch):
 
     config = SimpleNamespace(recommended=SimpleNamespace(beta=0.75), recipe={"steps": 4})
     monkeypatch.setattr(arms, "train_arm", lambda demo, arm, seed, work: work / f"{arm}-s{seed}")
+    monkeypatch.setattr(arms, "file_sha256", lambda path: f"sha of {path.name}")
     monkeypatch.setattr(arms, "load_npo", lambda run: SimpleNamespace(config=config, path=run))
     monkeypatch.setattr(arms, "offset_of", lambda npo: OFFSET)
     monkeypatch.setattr(arms, "attach_npo", attached)
@@ -52,11 +54,14 @@ def test_plain_guidance_needs_no_weights(demo, tmp_path):
             make_arm(demo, name, 1, tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in ARMS if name not in ("cfg", "neon", "random")])
+@pytest.mark.parametrize(
+    "name", [name for name in ARMS if name not in ("cfg", "neon", "random")] + ["paper", "ours", "sims", "prompted"]
+)
 def test_trained_weights_go_on_at_their_recommended_strength(name, demo, done, tmp_path):
     arm = make_arm(demo, name, 3, tmp_path)
     assert (arm.name, arm.against, arm.base) == (f"{name}-s3", ("cfg",), False)
-    assert arm.note == {"training_seed": 3, "recipe": {"steps": 4}, "beta": 0.75}
+    told = {"training_seed": 3, "recipe": {"steps": 4}, "npo_sha256": f"sha of {name}-s3"}
+    assert arm.note == {**told, "beta": 0.75}
     with arm.attach(demo.pipe):
         assert done == [(tmp_path / f"{name}-s3", {"beta": 0.75})]
     assert make_arm(demo, name, 3, tmp_path, beta=0.25).note["beta"] == 0.25
@@ -71,6 +76,23 @@ def test_a_random_offset_has_the_norm_of_the_weights_and_comes_from_the_seed(dem
     assert not torch.equal(offsets[0], offsets[2])
     assert offsets[0].norm() == pytest.approx(OFFSET["weight"].norm())
     assert relative_error(OFFSET, {"weight": offsets[0]}) > 0.01
+
+
+def test_a_control_may_be_of_other_weights(demo, done, tmp_path):
+    arm = make_arm(demo, "shuffled", 3, tmp_path, weights="ours", beta=1.0)
+    assert (arm.note["weights"], arm.note["npo_sha256"]) == ("ours", "sha of ours-s3")
+    assert "weights" not in make_arm(demo, "random", 3, tmp_path).note
+    assert "weights" not in make_arm(demo, "ours", 3, tmp_path, weights="ours").note
+    seeds = []
+    for seed in range(8):  # two numbers have two orders
+        with make_arm(demo, "shuffled", seed, tmp_path).attach(demo.pipe):
+            seeds.append(tuple(done[-1][0]["weight"].flatten().tolist()))
+    assert set(seeds) == {(0.5, -1.0), (-1.0, 0.5)}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_arms_recipe_is_valid(name):
+    resolve_recipe({}, None, {"batch_size": 32, **TRAINED[name]})
 
 
 def test_the_same_weights_by_other_rules(demo, done, tmp_path):

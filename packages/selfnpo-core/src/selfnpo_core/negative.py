@@ -70,6 +70,14 @@ def random_like(delta: Weights, generator: torch.Generator) -> dict[str, Tensor]
     return result
 
 
+def shuffled(delta: Weights, generator: torch.Generator) -> dict[str, Tensor]:
+    """An offset whose every tensor holds delta's numbers in a random order: of its norm, and of no use by design."""
+    return {
+        name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator).to(tensor.device)].view_as(tensor)
+        for name, tensor in delta.items()
+    }
+
+
 def nearest(delta: Tensor, rank: int) -> Factors:
     """The nearest product of rank ≤ r to one weight's δ."""
     flat = delta.float().flatten(1)

@@ -4,10 +4,17 @@ cfg                 plain classifier-free guidance
 npo                 the recipe's negative weights on the negative branch
 random              on the negative branch a random offset, every tensor of the norm of npo's
 full_simulation     as npo, trained on samples simulated to the end (the costly baseline of 2505.11777)
+shuffled            the same, with npo's own numbers in a random order within every tensor
 gradient_reversal   as npo, trained with the gradient-reversal objective
+paper               as npo, by a pool at w = −1 and pseudo-Huber, whatever the demo's own recipe is
+prompted            as ours, trained under the samples' own prompts (Neon's way, 2510.03597)
+ours                finished samples of guidance, trained by the diffusion loss under the null prompt only
+sims                samples without guidance, trained under their prompts; asked with the prompt (SIMS, 2408.16333)
 neon                θ − w·δ on both branches, δ as npo's (2510.03597)
 tuned               plain guidance with η, the demo's preference-tuned LoRA, on both branches
 tuned_npo_a0 _a1    the same with α·η + β·δ on the negative branch, α being 0 or 1 and δ npo's
+
+random, shuffled, neon and the tuned ones take another trained arm's weights where they are told to (`weights`).
 """
 
 from __future__ import annotations
@@ -25,8 +32,8 @@ from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Arm
 from selfnpo_core.experiments.measure import plain
-from selfnpo_core.negative import random_like
-from selfnpo_core.system.files import read_json
+from selfnpo_core.negative import random_like, shuffled
+from selfnpo_core.system.files import file_sha256, read_json
 from selfnpo_core.training import Recipe, resolve_recipe, train
 from selfnpo_core.training.recipe import build_recipe, changed_keys
 from selfnpo_core.weights.npo_folder import load_npo
@@ -34,10 +41,41 @@ from selfnpo_core.weights.npo_rule import NpoRule
 from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds.world import Demo
 
+_SAMPLES = {
+    "train": "lora",
+    "rank": 16,
+    "targets": "all",
+    "learning_rate": 1e-3,
+    "rollout": "samples",
+    "samples": 2000,
+    "sample_grid_steps": 10,
+    "steps": 600,
+    "loss": "denoising",
+    "loss_weighting": "snr",
+    "recommended": {"beta": 1.0, "guidance_scale": (2.0, 3.0)},
+}
+"""Finished samples, used again and again."""
 TRAINED: Mapping[str, Mapping[str, Any]] = {
     "npo": {},
     "full_simulation": {"rollout": "full"},
     "gradient_reversal": {"objective": "gradient_reversal"},
+    "paper": {
+        "train": "full",
+        "rollout": "pool",
+        "teacher_guidance": -1.0,
+        "loss": "huber",
+        "student_prompt_dropout": 0.5,
+        "learning_rate": 5e-5,
+        "steps": 200,
+    },
+    "ours": {**_SAMPLES, "sample_guidance": 2.0, "student_prompt_dropout": 1.0},
+    "prompted": {**_SAMPLES, "sample_guidance": 2.0, "student_prompt_dropout": 0.1},
+    "sims": {
+        **_SAMPLES,
+        "sample_guidance": 1.0,
+        "student_prompt_dropout": 0.1,
+        "negative_condition": "prompt",
+    },
 }
 """Changes to the demo's recipe for each arm that trains weights of its own."""
 
@@ -73,13 +111,15 @@ def make_arm(
     seed: int,
     work: Path,
     *,
+    weights: str = "npo",
     beta: float | None = None,
     strength: float = NEON_STRENGTH,
     **use: Any,
 ) -> Arm:
-    """An arm of the table, its weights trained if it needs any. `seed` is the training seed; strength: of Neon.
+    """An arm of the table, its weights trained if it needs any.
 
-    use: rule and condition of an arm with weights of its own, as `attach_npo` takes them.
+    seed: of the training. weights: the trained arm whose δ it takes, where it trains none of its own. strength: of
+    Neon. use: rule and condition of an arm with weights of its own, as `attach_npo` takes them.
     """
     if arm == "cfg":
         return Arm(name="cfg", attach=plain, note={}, against=(), base=True)
@@ -87,13 +127,14 @@ def make_arm(
         raise InputError("this demo has no preference-tuned variant: leave the tuned arms out")
     if arm == "tuned":
         return Arm(name="tuned", attach=partial(_preferred, demo), note={}, base=True)
-    run = train_arm(demo, arm if arm in TRAINED else "npo", seed, work)
+    run = train_arm(demo, arm if arm in TRAINED else weights, seed, work)
     npo = load_npo(run)
     assert npo.config is not None
     if arm == "neon":
         use = {"rule": NpoRule(name="neon", weight=strength)}
     beta = npo.config.recommended.beta if beta is None else beta
-    note: dict[str, Any] = {"training_seed": seed, "recipe": npo.config.recipe}
+    note: dict[str, Any] = {"training_seed": seed, "recipe": npo.config.recipe, "npo_sha256": file_sha256(npo.path)}
+    note |= {} if arm in TRAINED or weights == "npo" else {"weights": weights}
 
     @contextmanager
     def negative(pipe: Any) -> Iterator[None]:
@@ -101,8 +142,9 @@ def make_arm(
             yield
 
     @contextmanager
-    def random(pipe: Any) -> Iterator[None]:
-        offset = random_like(offset_of(npo), torch.Generator().manual_seed(seed))
+    def control(pipe: Any) -> Iterator[None]:
+        instead = {"random": random_like, "shuffled": shuffled}[arm]
+        offset = instead(offset_of(npo), torch.Generator().manual_seed(seed))
         with NegativeDelta.attach(pipe, offset, beta=beta):
             yield
 
@@ -111,7 +153,7 @@ def make_arm(
         with _preferred(demo, pipe), attach_npo(pipe, run, alpha=ALPHAS[arm], beta=beta, other_base=True):
             yield
 
-    ways = {"random": random, **dict.fromkeys(ALPHAS, tuned)}
+    ways = {"random": control, "shuffled": control, **dict.fromkeys(ALPHAS, tuned)}
     note |= {"strength": strength} if arm == "neon" else {"beta": beta}
     note |= {key: str(value) for key, value in use.items() if arm != "neon"}
     note |= {"alpha": ALPHAS[arm]} if arm in ALPHAS else {}

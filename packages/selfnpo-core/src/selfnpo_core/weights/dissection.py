@@ -82,22 +82,24 @@ def measure(
     backbone: "LoadingBackbone",
     prompts: Sequence[str],
     *,
+    guidance_scale: float | None = None,
+    beta: float | None = None,
     trajectories: int = TRAJECTORIES,
     steps: int = STEPS,
     seed: int = 0,
 ) -> tuple[Strength, Dissection]:
-    """Strength (`inspection.measure_strength`) and what Δ is, as the weights recommend their use: β, and the middle of
-    the range of guidance scales.
+    """Strength (`inspection.measure_strength`) and what Δ is.
 
-    prompts: evenly picked from. Raises `InputError` for another base.
+    prompts: evenly picked from. guidance_scale, beta: None is as the weights recommend their use, the middle of the
+    range of guidance scales. Raises `InputError` for another base.
     """
     advice = npo.config.recommended if npo.config else Recommended()
     with on_base(npo, backbone, _picked(prompts, trajectories)) as negative:
         return strength_of(backbone, negative), dissect(
             backbone,
             negative,
-            guidance_scale=sum(advice.guidance_scale) / 2,
-            beta=advice.beta,
+            guidance_scale=sum(advice.guidance_scale) / 2 if guidance_scale is None else guidance_scale,
+            beta=advice.beta if beta is None else beta,
             trajectories=trajectories,
             steps=steps,
             seed=seed,
