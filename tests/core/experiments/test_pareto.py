@@ -71,7 +71,7 @@ BASE = cell("cfg", 2.0, 10.0, 0.80)
 
 
 def test_the_front():
-    cells = [BASE, cell("apg", 3.0, 9.0, 0.80), cell("pag", 3.0, 12.0, 0.82), cell("npo", 3.0, 12.0, 0.81)]
+    cells = [BASE, cell("apg", 3.0, 9.0, 0.80), cell("pag", 3.0, 12.0, 0.82), cell("ours", 3.0, 12.0, 0.81)]
     assert front(cells, WORLD) == [cells[1], cells[2]]
     same = [BASE, cell("apg", 3.0, 10.0, 0.80)]
     assert front(same, WORLD) == same
@@ -82,7 +82,7 @@ def test_a_winner():
         BASE,
         cell("cfg", 5.0, 15.0, 0.78, fd_change=(5.0, 1.0)),
         cell("apg", 3.0, 8.0, 0.81, fd_change=(-2.0, 0.8), accuracy_change=(0.01, 0.02)),
-        cell("npo", 3.0, 8.5, 0.70, fd_change=(-1.5, 0.8), accuracy_change=(-0.10, 0.02), variant={"beta": 0.5}),
+        cell("ours", 3.0, 8.5, 0.70, fd_change=(-1.5, 0.8), accuracy_change=(-0.10, 0.02), variant={"beta": 0.5}),
     ]
     lines = words(cells, WORLD)
     assert lines == [
@@ -100,7 +100,7 @@ def test_a_winner():
 def test_no_winner():
     cells = [
         BASE,
-        cell("npo", 3.0, 9.0, 0.80, fd_change=(-1.0, 1.1)),
+        cell("ours", 3.0, 9.0, 0.80, fd_change=(-1.0, 1.1)),
         cell("apg", 3.0, 9.5, 0.81, fd_change=(-0.5, 2.0)),
     ]
     lines = words(cells, WORLD)
@@ -120,7 +120,7 @@ def test_plain_guidance_at_another_scale_is_no_method_of_its_own():
 
 
 def test_what_is_better_in_one_thing_and_worse_in_another_does_not_win():
-    (finding,) = findings([BASE, cell("npo", 3.0, 8.0, 0.8, fd_change=(-2.0, 0.5), wins=0.4)], WORLD)
+    (finding,) = findings([BASE, cell("ours", 3.0, 8.0, 0.8, fd_change=(-2.0, 0.5), wins=0.4)], WORLD)
     assert finding.signs == {"FD": 1, "prompt accuracy": 0, "win rate": -1}
     assert not finding.wins
 
@@ -128,7 +128,7 @@ def test_what_is_better_in_one_thing_and_worse_in_another_does_not_win():
 def test_a_win_rate_is_tested_against_a_half():
     """Of 2,000 pairs it has a standard error of 1.1 points there."""
     for wins, sign in ((0.53, 1), (0.515, 0), (0.47, -1)):
-        (finding,) = findings([BASE, cell("npo", 3.0, 8.0, 0.8, fd_change=(0.0, 1.0), wins=wins)], WORLD)
+        (finding,) = findings([BASE, cell("ours", 3.0, 8.0, 0.8, fd_change=(0.0, 1.0), wins=wins)], WORLD)
         assert finding.signs["win rate"] == sign
 
 
@@ -151,23 +151,23 @@ def test_scales_are_named_together():
     some = [cell("apg", scale, 9.0, 0.8) for scale in (2.0, 3.0, 5.0)]
     assert labels(some) == "APG at 2, 3 and 5"
     assert (
-        labels([cell("npo", 2.0, 9.0, 0.8, variant={"beta": 0.5}), *some[:1]]) == "Self-NPO (beta 0.5) at 2, APG at 2"
+        labels([cell("ours", 2.0, 9.0, 0.8, variant={"beta": 0.5}), *some[:1]]) == "Self-NPO (beta 0.5) at 2, APG at 2"
     )
     assert labels([]) == "none"
     assert labels([cell("zero_star", 2.0, 9.0, 0.8, variant={"first": 1})]) == r"CFG-Zero\* (first 1) at 2"
     assert about("apg").endswith("; here eta 0, norm 0.0586, momentum -0.5.")
-    assert about("npo").endswith("strength of the negative weights.")
+    assert about("ours").endswith("beta: strength.")
 
 
 def test_table_and_plot(tmp_path):
-    cells = [BASE, cell("npo", 3.0, 8.0, 0.82, fd_change=(-2.0, 0.5), variant={"beta": 0.5})]
+    cells = [BASE, cell("ours", 3.0, 8.0, 0.82, fd_change=(-2.0, 0.5), variant={"beta": 0.5})]
     lines = table(cells, WORLD).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[3].startswith(
         "| **Self-NPO** | beta 0.5 | 3 | 10 | 20 | 8.0 ± 1.0 | -2.0 [-2.5, -1.5] | 82.0 [80.0, 84.0]"
     )
     assert "the base" in lines[2]
-    tiny = table([BASE, cell("npo", 3.0, 8.0, 0.82, fd_change=(-0.01, 0.5))], WORLD)
+    tiny = table([BASE, cell("ours", 3.0, 8.0, 0.82, fd_change=(-0.01, 0.5))], WORLD)
     assert "+0.0 [-0.5, +0.5]" in tiny
     plot({20: cells}, WORLD, tmp_path / "pareto.png", title="dots", real=1.0)
     assert Image.open(tmp_path / "pareto.png").size[0] > 500
@@ -181,8 +181,8 @@ def test_what_trained_weights_change():
     cells = [
         BASE,
         *(cell("pag", 3.0 + k, 10.0, 0.8, fd_change=(0.1, 1.0)) for k in range(29)),
-        cell("npo", 3.0, 9.0, 0.8, **change, alike=True),
-        cell("npo", 5.0, 9.0, 0.8, **{**change, "fd_change": (0.0, 1.0)}, wins=0.4, alike=True),
+        cell("ours", 3.0, 9.0, 0.8, **change, alike=True),
+        cell("ours", 5.0, 9.0, 0.8, **{**change, "fd_change": (0.0, 1.0)}, wins=0.4, alike=True),
         cell("neon", 3.0, 9.0, 0.7, fd_change=(0.5, 1.0), accuracy_change=(-0.1, 0.01), alike=True),
     ]
     assert not any(finding.signs["FD"] for finding in findings(cells, WORLD))

@@ -3,12 +3,12 @@
 cfg                 plain classifier-free guidance
 npo                 the recipe's negative weights on the negative branch
 random              on the negative branch a random offset, every tensor of the norm of npo's
-full_simulation     as npo, trained on samples simulated to the end (the costly baseline of 2505.11777)
 shuffled            the same, with npo's own numbers in a random order within every tensor
+full_simulation     as npo, trained on samples simulated to the end (the costly baseline of 2505.11777)
 gradient_reversal   as npo, trained with the gradient-reversal objective
 paper               as npo, by a pool at w = −1 and pseudo-Huber, whatever the demo's own recipe is
-prompted            as ours, trained under the samples' own prompts (Neon's way, 2510.03597)
 ours                finished samples of guidance, trained by the diffusion loss under the null prompt only
+prompted            as ours, trained under the samples' own prompts (Neon's way, 2510.03597)
 sims                samples without guidance, trained under their prompts; asked with the prompt (SIMS, 2408.16333)
 neon                θ − w·δ on both branches, δ as npo's (2510.03597)
 tuned               plain guidance with η, the demo's preference-tuned LoRA, on both branches
@@ -63,7 +63,9 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
         "train": "full",
         "rollout": "pool",
         "teacher_guidance": -1.0,
+        "advance_guidance": None,
         "loss": "huber",
+        "loss_weighting": "none",
         "student_prompt_dropout": 0.5,
         "learning_rate": 5e-5,
         "steps": 200,
@@ -118,8 +120,8 @@ def make_arm(
 ) -> Arm:
     """An arm of the table, its weights trained if it needs any.
 
-    seed: of the training. weights: the trained arm whose δ it takes, where it trains none of its own. strength: of
-    Neon. use: rule and condition of an arm with weights of its own, as `attach_npo` takes them.
+    seed: of the training. weights: the trained arm whose δ it takes, where it trains none itself. strength: of Neon.
+    use: rule and condition of an arm with weights of its own, as `attach_npo` takes them.
     """
     if arm == "cfg":
         return Arm(name="cfg", attach=plain, note={}, against=(), base=True)

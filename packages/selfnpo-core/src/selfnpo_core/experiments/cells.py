@@ -119,7 +119,12 @@ class Table:
         stored = load_file(path)
         if len(stored["features"]) != len(self.task.prompts):
             raise InputError(f"{path} is of {len(stored['features'])} samples, not {len(self.task.prompts)}: remove it")
-        return Scores(features=stored["features"], right=stored["right"].bool(), preference=stored["preference"])
+        return Scores(
+            features=stored["features"],
+            right=stored["right"].bool(),
+            preference=stored["preference"],
+            motion=stored.get("motion"),
+        )
 
     def _keep(self, name: str, scores: Scores, data: Tensor) -> None:
         write_tensors(
@@ -129,6 +134,7 @@ class Table:
                 "right": scores.right.to(torch.uint8),
                 "preference": scores.preference,
                 "pictures": data[:KEPT].clone(),
+                **({} if scores.motion is None else {"motion": scores.motion}),
             },
         )
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Arm, Table, write_cell
-from selfnpo_core.experiments.measure import Attach, against, sample
-from selfnpo_core.experiments.methods import METHODS, TrainedArms, Variant
+from selfnpo_core.experiments.measure import Attach, against, plain, sample
+from selfnpo_core.experiments.methods import METHODS, TrainedArms, Variant, make_control
 from selfnpo_core.worlds.world import Task, World
 
 MOST_ROWS = 3
@@ -37,12 +37,15 @@ class Entry:
     budget: int
     seed: int | None
     """Training seed, where weights are trained."""
+    control: str = ""
+    """Of `controls.CONTROLS`, in the method's place. It has the method's steps, whatever its own rows."""
 
     @property
     def arm(self) -> str:
         settings = [f"{name}{value:g}" for name, value in self.variant.items()]
         settings += [] if self.seed is None else [f"s{self.seed}"]
-        return "-".join([self.method, *settings, f"b{self.budget}"])
+        what = f"{self.method}.{self.control}" if self.control else self.method
+        return "-".join([what, *settings, f"b{self.budget}"])
 
     @property
     def name(self) -> str:
@@ -59,8 +62,9 @@ def entries(
     for name in methods:
         if name not in METHODS:
             raise InputError(f"method '{name}' is unknown: use {', '.join(METHODS)}")
-    if "cfg" not in methods:
-        raise InputError("all is compared with plain guidance: have cfg among the methods")
+    for base in dict.fromkeys(["cfg", *(METHODS[name].base for name in methods)]):
+        if base not in methods:
+            raise InputError(f"all is compared with plain guidance: have {base} among the methods")
     return [
         Entry(
             method=name,
@@ -84,11 +88,24 @@ def fill(table: Table, arms: TrainedArms, pipe: Any, wanted: Sequence[Entry]) ->
             steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
             made = Arm(name=entry.arm, attach=_nothing, note={}, against=())
         else:
-            attach, note = METHODS[entry.method].make(arms, entry.variant)
-            steps = steps_within(table.world, pipe, table.task, attach, entry.scale, entry.budget)
-            own = {"method": entry.method, "variant": dict(entry.variant), "budget": entry.budget}
-            made = Arm(name=entry.arm, attach=attach, note={**note, **own}, against=())
+            made, steps = _made(table, arms if entry.seed is None else replace(arms, seed=entry.seed), pipe, entry)
         yield replace(table, steps=steps).cell(pipe, made, entry.scale)
+
+
+def _made(table: Table, arms: TrainedArms, pipe: Any, entry: Entry) -> tuple[Arm, int]:
+    """An entry's arm, and its sampling steps."""
+
+    def within(attach: Attach) -> int:
+        return steps_within(table.world, pipe, table.task, attach, entry.scale, entry.budget)
+
+    own: dict[str, Any] = {"method": entry.method, "variant": dict(entry.variant), "budget": entry.budget}
+    if entry.control:
+        steps, own = within(plain), {**own, "control": entry.control}
+        attach, note = make_control(arms, entry.method, entry.variant, entry.control, scale=entry.scale, steps=steps)
+    else:
+        attach, note = METHODS[entry.method].make(arms, entry.variant)
+        steps = within(attach)
+    return Arm(name=entry.arm, attach=attach, note={**note, **own}, against=()), steps
 
 
 def _nothing(_pipe: Any) -> Any:
@@ -121,14 +138,14 @@ def most_within(rows: Callable[[int], int], budget: int) -> int:
 
 
 def pair_up(table: Table, cells: Sequence[Mapping[str, Any]]) -> None:
-    """Compare each cell of one budget with plain guidance at its best scale, and write what is new.
+    """Compare each cell of one budget with its base's plain guidance at its best scale, and write what is new.
 
     A cell of trained weights is compared with the same without them too, where that was drawn. The judges' scores of
     both must be on this disk, unless the cell has the comparison already.
     """
     check_budget(cells, table.world)
-    best = best_plain(cells, table.world)
     for cell in cells:
+        best = best_plain(cells, table.world, METHODS[cell["method"]].base)
         without = _untrained(cell, cells)
         versus = {
             "against": None if cell is best else _versus(table, cell, best, cell.get("against")),
@@ -159,13 +176,19 @@ def _versus(table: Table, cell: Mapping[str, Any], base: Mapping[str, Any], know
     return {**which, **against(table.world, *scores)}
 
 
-def best_plain(cells: Sequence[Mapping[str, Any]], world: World) -> Mapping[str, Any]:
-    """Plain guidance at the scale of its least distance."""
-    return min((cell for cell in cells if cell["method"] == "cfg"), key=lambda cell: cell[world.distance][0])
+def best_plain(cells: Sequence[Mapping[str, Any]], world: World, base: str = "cfg") -> Mapping[str, Any]:
+    """Plain guidance at the scale of its least distance. base: of the base, or `tuned`."""
+    plain_cells = [cell for cell in cells if cell["method"] == base]
+    if not plain_cells:
+        raise InputError(f"there is no cell of {base}, with which others are compared: have it among the methods")
+    return min(plain_cells, key=lambda cell: cell[world.distance][0])
 
 
 def check_budget(cells: Sequence[Mapping[str, Any]], world: World) -> None:
-    """Raise `InputError` unless these cells may stand in one front: of one budget, which each of them uses up."""
+    """Raise `InputError` unless these cells may stand in one front: of one budget, which each of them uses up.
+
+    Controls have a method's steps, whatever they cost.
+    """
     for what in ("budget", "samples", "scheduler"):
         found = {cell[what] for cell in cells}
         if len(found) != 1:
@@ -174,7 +197,7 @@ def check_budget(cells: Sequence[Mapping[str, Any]], world: World) -> None:
             )
     for cell in cells:
         rows, budget = cell[f"rows_per_{world.unit}"], cell["budget"]
-        if not budget - MOST_ROWS < rows <= budget:
+        if not (cell.get("control") or budget - MOST_ROWS < rows <= budget):
             raise InputError(
                 f"{cell['arm']} at {cell['scale']:g} ran {rows:g} rows a {world.unit}, not {budget}: it is not to be "
                 "compared with the others, remove it"
@@ -184,5 +207,8 @@ def check_budget(cells: Sequence[Mapping[str, Any]], world: World) -> None:
 def by_budget(folder: Path) -> dict[int, list[dict[str, Any]]]:
     """The cells on disk, in the methods' order."""
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    cells.sort(key=lambda c: (c["budget"], list(METHODS).index(c["method"]), sorted(c["variant"].items()), c["scale"]))
+    order = list(METHODS)
+    cells.sort(
+        key=lambda c: (c["budget"], order.index(c["method"]), sorted(c["variant"].items()), c["scale"], c["arm"])
+    )
     return {budget: [c for c in cells if c["budget"] == budget] for budget in sorted({c["budget"] for c in cells})}

@@ -39,11 +39,15 @@ class DrawnSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What the judges see: features (N, d), right (N, attributes) bool, preference (N,)."""
+    """What the judges see: features (N, d), right (N, attributes) bool, preference (N,).
+
+    motion: (N,), of clips (`motion_of`).
+    """
 
     features: Tensor
     right: Tensor
     preference: Tensor
+    motion: Tensor | None = None
 
     @property
     def accurate(self) -> Tensor:
@@ -105,7 +109,14 @@ def judge(world: World, data: Tensor, labels: Tensor) -> Scores:
         features = oracle.features(x)  # type: ignore[operator]
         parts.append((features, correct([head(features) for head in oracle.heads], asked), preference(x, asked)))  # type: ignore[union-attr]
     features, right, scores = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Scores(features=features, right=right, preference=scores)
+    return Scores(features=features, right=right, preference=scores, motion=motion_of(data))
+
+
+def motion_of(data: Tensor) -> Tensor | None:
+    """How much moves from frame to frame: (N,), the mean |change| of clips (N, 3, F, H, W) in [0, 1]. None of pictures."""
+    if data.ndim != 5:
+        return None
+    return torch.cat([(some.float() / 255).diff(dim=2).abs().flatten(1).mean(1) for some in data.split(CHUNK)])
 
 
 def distance(world: World, features: Tensor) -> float:
@@ -113,14 +124,19 @@ def distance(world: World, features: Tensor) -> float:
     return frechet_distance(Moments.of(features), world.judges.reference)
 
 
-@torch.no_grad()
 def floor(world: World, count: int, seed: int = 11) -> float:
     """Distance of `count` real samples: what the bias of so few leaves, and no sampler can be expected to go under."""
+    return distance(world, real_features(world, count, seed))
+
+
+@torch.no_grad()
+def real_features(world: World, count: int, seed: int) -> Tensor:
+    """The oracle's features of a fresh draw of real samples: (count, d)."""
     generator, features = torch.Generator().manual_seed(seed), []
     for first in range(0, count, 500):
         data, _ = world.draw_real(min(500, count - first), generator)
         features += [world.judges.oracle.features(some.float() / 255) for some in data.split(CHUNK)]  # type: ignore[operator]
-    return distance(world, torch.cat(features))
+    return torch.cat(features)
 
 
 def describe(world: World, scores: Scores, *, repeats: int = 100) -> dict[str, Any]:
@@ -132,6 +148,7 @@ def describe(world: World, scores: Scores, *, repeats: int = 100) -> dict[str, A
         ),
         "accuracy": wilson(scores.accurate.sum().item(), count),
         "preference": scores.preference.mean().item(),
+        **({} if scores.motion is None else {"motion": scores.motion.mean().item()}),
         "by_attribute": {
             name: round(scores.right[:, k].float().mean().item(), 4) for k, name in enumerate(world.attributes)
         },
@@ -156,6 +173,21 @@ def against(world: World, scores: Scores, base: Scores, *, repeats: int = 100) -
         ),
         "win_rate": win_rate(scores.preference, base.preference),
     }
+
+
+def excess_ratio(world: World, scores: Scores, base: Scores, real: Tensor, *, repeats: int = 100) -> Interval:
+    """What an arm's distance is above that of real samples, over what a base arm's is: 1 is no change, 0 is real.
+
+    real: features (N, d) of as many real samples. All three are drawn anew at the same rows, so that the bias of a
+    resample is in all of them, and the chance in the real samples is in the interval.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def ratio(rows: Tensor) -> float:
+        least = distance(world, real[rows])
+        return (distance(world, scores.features[rows]) - least) / (distance(world, base.features[rows]) - least)
+
+    return bootstrap(ratio, len(real), generator=generator, repeats=repeats)
 
 
 ENOUGH = 128

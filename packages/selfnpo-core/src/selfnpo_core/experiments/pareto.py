@@ -22,7 +22,9 @@ from selfnpo_core.worlds.world import Demo, World
 LEVEL = 0.05
 INK = {
     "cfg": ("black", "o"),
-    "npo": ("#cc3311", "s"),
+    "paper": ("#cc6677", "s"),
+    "ours": ("#cc3311", "s"),
+    "sims": ("#332288", "p"),
     "neon": ("#ee99aa", "v"),
     "zero_star": ("#0077bb", "^"),
     "apg": ("#009988", "D"),
@@ -30,14 +32,17 @@ INK = {
     "interval": ("#ddaa33", ">"),
     "pag": ("#aa4499", "P"),
     "slg": ("#888888", "X"),
+    "plus_plus": ("#44bb99", "h"),
     "autoguidance": ("#117733", "*"),
-    "npo_prompt": ("#332288", "h"),
-    "npo_third": ("#aa7744", "d"),
-    "npo_switch": ("#44aa99", "p"),
-    "npo_neon_both": ("#cc6677", "v"),
-    "npo_interval_beta": ("#999933", "H"),
-    "npo_interval": ("#ee7733", "s"),
-    "npo_apg": ("#882255", "s"),
+    "ours_prompt": ("#332288", "h"),
+    "ours_third": ("#aa7744", "d"),
+    "ours_switch": ("#44aa99", "p"),
+    "ours_neon_both": ("#cc6677", "v"),
+    "ours_interval_beta": ("#999933", "H"),
+    "ours_interval": ("#ee7733", "s"),
+    "ours_apg": ("#882255", "s"),
+    "tuned": ("#666666", "o"),
+    "tuned_ours": ("#ff9977", "s"),
 }
 """Colour and marker of each method."""
 
@@ -263,7 +268,7 @@ def _scatter(axis: Any, cells: Sequence[Cell], world: World) -> None:
         colour, marker = INK[method]
         own = [cell for cell in cells if cell["method"] == method]
         ahead = sorted(front(own, world), key=lambda cell: cell["accuracy"][0])
-        main = method in ("cfg", "npo")
+        main = method in ("cfg", "ours")
         for some, alpha in ((own, 0.35), (ahead, 1.0)):
             axis.scatter(*points(some), 36, color=colour, marker=marker, alpha=alpha, linewidths=0, zorder=3 + main)
         line = {"ms": 6, "lw": 2.4 if main else 1.2, "label": METHODS[method].title, "zorder": 3 + main}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfnpo_core.evaluation import Moments
-from selfnpo_core.models.backbone import Backbone
+from selfnpo_core.models.backbone import LoadingBackbone
 from selfnpo_core.training.recipe import Presets
 
 
@@ -106,7 +106,7 @@ class Demo:
     presets: Presets
     kind: str
     """What is trained: lora or full."""
-    backbone: Callable[[], Backbone]
+    backbone: Callable[[], LoadingBackbone]
     pipeline: Callable[[], Any]
     captions: Callable[[], Sequence[str]]
     """What negative weights are trained with."""
