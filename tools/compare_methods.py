@@ -1,22 +1,19 @@
 """Ways of guidance compared at equal numbers of forwards: plain, Self-NPO, Neon, and those that need no training.
 
-    python tools/compare_methods.py --world image --work build/matched-image
-    python tools/compare_methods.py --world video --work build/matched-video
+    python tools/compare_methods.py --world image --work build/frontier-image
+    python tools/compare_methods.py --world video --work build/frontier-video
 
-Hours on two CPU cores. Each cell is one JSON file and is not drawn again, so this can be stopped and started at any
-time. Several processes share the work with --shard 0/2, --shard 1/2; without --shard what is missing is drawn and the
-page, docs/results/matched/WORLD, is written. For autoguidance an earlier state of the model is needed; the history of
-this repository has one of each, to be given as --earlier build/packages/…/model:
-
-    mkdir -p build
-    git archive a180c68 packages/selfnpo-image/src/selfnpo_image/demo/assets/model | tar x -C build
-    git archive 78eadd7 packages/selfnpo-video/src/selfnpo_video/demo/assets/model | tar x -C build
+The protocol is docs/results/protocol.md: on one set of prompts a point of each method is chosen, on another set it is
+claimed. Hours on two CPU cores. Each cell is one JSON file and is not drawn again, so this can be stopped and started
+at any time. Several processes share the work of a set with --stage choose --shard 0/2 and 1/2, then --stage claim
+likewise; without them what is missing is drawn and the pages, docs/results/frontier/WORLD, are written. For
+autoguidance an earlier state of the model is needed, a diffusers folder: --earlier DIR.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -24,30 +21,35 @@ import torch
 from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Table
-from selfnpo_core.experiments.equal_cost import entries, fill
-from selfnpo_core.experiments.methods import METHODS, TrainedArms
+from selfnpo_core.experiments.equal_cost import Entry, fill
+from selfnpo_core.experiments.frontier import write_frontier_page
+from selfnpo_core.experiments.methods import METHODS, TrainedArms, available
 from selfnpo_core.experiments.pareto import write_equal_cost_page
-from selfnpo_core.worlds.world import Task
+from selfnpo_core.experiments.protocol import CHOOSE, CLAIM, Protocol
+from selfnpo_core.worlds.world import Demo, Task
 from selfnpo_image.demo import shapes
 from selfnpo_video.demo import moving
 
 DEMOS = {"image": (shapes.demo, 2000), "video": (moving.demo, 500)}
-TASK_SEED = 12  # of prompts that neither a recipe nor a table was made with
-
 Value = TypeVar("Value")
 
 
 @click.command(help=__doc__)
 @click.option("--world", type=click.Choice(list(DEMOS)), required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Runs and judges' scores; not committed.")
-@click.option("--output", type=click.Path(path_type=Path), help="Default: docs/results/matched/WORLD.")
-@click.option("--samples", type=click.IntRange(2), help="Samples a cell. Default: 2,000 pictures, 500 clips.")
-@click.option("--budget", default="20,40", show_default=True, help="Rows through the denoiser for each sample.")
+@click.option("--output", type=click.Path(path_type=Path), help="Default: docs/results/frontier/WORLD.")
+@click.option(
+    "--samples", type=click.IntRange(2), help="Samples a cell, of each set. Default: 2,000 pictures, 500 clips."
+)
+@click.option("--budget", default="20,50", show_default=True, help="Rows through the denoiser for each sample.")
 @click.option("--scales", help="In the place of every method's own.")
-@click.option("--arms", help=f"Of {', '.join(METHODS)}. Default: all that can be had.")
-@click.option("--seed", default=1, show_default=True, help="Training seed.")
+@click.option("--arms", help=f"Of {', '.join(METHODS)}. Default: all that can be had on the base.")
+@click.option("--seeds", default="1,2,3", show_default=True, help="Training seeds; the first is that of the choice.")
 @click.option("--earlier", type=click.Path(path_type=Path), help="Folder of an earlier state of the demo's model.")
-@click.option("--shard", default="", help="K/N: every N-th cell from the K-th, and no page.")
+@click.option(
+    "--stage", type=click.Choice(["choose", "claim"]), help="One of the two sets. Default: one, then the other."
+)
+@click.option("--shard", default="", help="K/N: every N-th cell of the stage from the K-th, and no page.")
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
 def main(
     world: str,
@@ -57,38 +59,61 @@ def main(
     budget: str,
     scales: str | None,
     arms: str | None,
-    seed: int,
+    seeds: str,
     earlier: Path | None,
+    stage: str | None,
     shard: str,
     threads: int,
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    if shard and stage is None:
+        raise InputError("a shard is of one set: give --stage choose, and once all of it is drawn, --stage claim")
     make, usual = DEMOS[world]
-    demo, output = make(), output or Path("docs/results/matched") / world
-    names = arms.split(",") if arms else [name for name in METHODS if earlier or name != "autoguidance"]
-    wanted = entries(
-        names,
-        numbers(budget, int),
-        seed=seed,
+    demo, output = make(), output or Path("docs/results/frontier") / world
+    protocol = Protocol(
+        choose=_table(demo, output / "choose", work / "choose", samples or usual, CHOOSE),
+        claim=_table(demo, output / "claim", work / "claim", samples or usual, CLAIM),
+        methods=sorted(dict.fromkeys(arms.split(",") if arms else available(earlier)), key=_place),
+        budgets=numbers(budget, int),
+        seeds=numbers(seeds, int),
         scales=numbers(scales, float) if scales else None,
     )
-    task = Task.draw(demo.world, samples or usual, seed=TASK_SEED)
-    table = Table(
-        world=demo.world, folder=output / "cells", scores=work / "scores", task=task, steps=demo.steps, batch=100
+    choices = protocol.choices()
+    trained = TrainedArms(demo=demo, work=work, seed=protocol.seeds[0], earlier=earlier)
+    pipe, command = (
+        demo.pipeline(),
+        f"python tools/compare_methods.py --world {world} --budget {budget} --seeds {seeds}",
     )
-    trained = TrainedArms(demo=demo, work=work, seed=seed, earlier=earlier)
-    mine = part(wanted, shard) if shard else wanted
-    for entry, cell in zip(mine, fill(table, trained, demo.pipeline(), mine), strict=True):
-        rows = cell[f"rows_per_{demo.world.unit}"]
-        distance = cell[demo.world.distance][0]
+    if stage != "claim":
+        _draw(protocol.choose, trained, pipe, part(choices, shard))
+        if not shard:
+            write_equal_cost_page(demo, protocol.choose, output / "choose", command)
+    if stage != "choose":
+        _draw(protocol.claim, trained, pipe, part(protocol.claims(), shard))
+        if not shard:
+            write_frontier_page(demo, protocol, output, command, pipe)
+    click.echo("this shard is done; once all are, go on without --shard" if shard else f"pages are in {output}")
+
+
+def _table(demo: Demo, folder: Path, work: Path, samples: int, seed: int) -> Table:
+    task = Task.draw(demo.world, samples, seed=seed)
+    return Table(
+        world=demo.world, folder=folder / "cells", scores=work / "scores", task=task, steps=demo.steps, batch=100
+    )
+
+
+def _place(method: str) -> int:
+    """In the methods' order; what is no method is refused later."""
+    return list(METHODS).index(method) if method in METHODS else len(METHODS)
+
+
+def _draw(table: Table, trained: TrainedArms, pipe: Any, wanted: Sequence[Entry]) -> None:
+    for entry, cell in zip(wanted, fill(table, trained, pipe, wanted), strict=True):
+        rows = cell[f"rows_per_{table.world.unit}"]
+        distance = cell[table.world.distance][0]
         click.echo(f"{entry.name}: {rows:g} rows, distance {distance:.2f}, accuracy {cell['accuracy'][0]:.3f}")
-    if shard:
-        click.echo("this shard is done; once all are, the same command without --shard writes the page")
-        return
-    write_equal_cost_page(demo, table, output, f"python tools/compare_methods.py --world {world} --budget {budget}")
-    click.echo(f"{output / 'README.md'} and pareto.png are written")
 
 
 def numbers(text: str, kind: Callable[[str], Value]) -> list[Value]:
@@ -99,7 +124,9 @@ def numbers(text: str, kind: Callable[[str], Value]) -> list[Value]:
 
 
 def part(wanted: list[Value], shard: str) -> list[Value]:
-    """Every N-th from the K-th."""
+    """Every N-th from the K-th; all without a shard."""
+    if not shard:
+        return wanted
     first, _, count = shard.partition("/")
     if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
         raise InputError(f"shard '{shard}' is not K/N with K < N: the first of two is 0/2")

@@ -14,6 +14,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Table
 from selfnpo_core.experiments.equal_cost import (
     UNTRAINED,
+    Entry,
     best_plain,
     by_budget,
     check_budget,
@@ -197,6 +198,26 @@ def test_trained_weights_are_compared_with_the_same_without_them(tmp_path, metho
     }
     assert compared == {"npo": ("cfg-b20", 2.0), "npo_interval": ("interval-b20", 2.0)}
     assert cells["npo", 2.0][UNTRAINED]["accuracy_change"] == [0, 0, 0]  # this painter's weights do nothing
+
+
+def test_a_control_has_the_methods_steps_and_a_seed_its_own_weights(tmp_path, methods, monkeypatch):
+    asked = []
+
+    def make_control(arms, method, variant, control, *, scale, steps):
+        asked.append((arms.seed, method, dict(variant), control, scale, steps))
+        return making(lambda _: 3)(arms, variant)[0], {"k": 0.5}
+
+    monkeypatch.setattr("selfnpo_core.experiments.equal_cost.make_control", make_control)
+    drawing = table(tmp_path)
+    point = {"method": "npo", "variant": {"beta": 1.0}, "scale": 2.0, "budget": 20, "seed": 7}
+    wanted = [Entry(**point), Entry(**point, control="rest")]
+    whole, control = fill(drawing, arms(tmp_path), Painter(), wanted)
+    assert wanted[1].name == "npo.rest-beta1-s7-b20-g2"
+    assert asked == [(7, "npo", {"beta": 1.0}, "rest", 2.0, 10)]
+    assert (whole["steps"], control["steps"], control["rows_per_dot"]) == (10, 10, 30.0)
+    assert (control["control"], control["k"]) == ("rest", 0.5)
+    check_budget([whole, control], drawing.world)
+    assert [cell["arm"] for cell in by_budget(drawing.folder)[20]] == [wanted[0].arm, wanted[1].arm]
 
 
 def test_unequal_cost_is_refused():

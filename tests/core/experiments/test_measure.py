@@ -4,18 +4,23 @@ import pytest
 import torch
 from tests.core.experiments.dots import Dots, Painter
 
+from selfnpo_core.evaluation import Moments
 from selfnpo_core.experiments.measure import (
+    Scores,
     against,
     compare_arms,
     compare_prompts,
     describe,
     distance,
+    excess_ratio,
     floor,
     judge,
+    motion_of,
+    motion_ratio,
     sample,
     sweep,
 )
-from selfnpo_core.worlds.world import Task
+from selfnpo_core.worlds.world import Judges, Task
 
 WORLD = Dots()
 
@@ -45,6 +50,39 @@ def test_figures_of_an_arm_and_of_a_pair():
     assert change["fd_change"][0] == pytest.approx(distance(WORLD, all_right.features) - distance(WORLD, half.features))
     rows = sweep(WORLD, painter, scales=(2.0, 9.0), count=50, seed=1, steps=2)
     assert rows["9"]["accuracy"] == 1.0
+
+
+def test_what_is_above_real_samples_is_told_as_a_ratio():
+    real = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    world = Dots()
+    world.judges = Judges(oracle=None, preference=None, reference=Moments.of(real[:200]))
+
+    def off(by):
+        return Scores(features=real[200:] + torch.tensor([by, 0.0]), right=torch.ones(200, 1), preference=real[200:, 0])
+
+    least = distance(world, real[200:])
+    ratio = excess_ratio(world, off(1.0), off(2.0), real[200:])
+    mean = real[200:].mean(0) - real[:200].mean(0)
+    expected = ((1 + mean[0]) ** 2 - mean[0] ** 2) / ((2 + mean[0]) ** 2 - mean[0] ** 2)
+    assert ratio.value == pytest.approx(expected.item(), rel=1e-4)
+    assert 0.15 < ratio.low < ratio.value < ratio.high < 0.4
+    assert excess_ratio(world, off(2.0), off(2.0), real[200:]).value == 1
+    assert least > 0
+
+
+def test_how_much_moves():
+    still = torch.zeros(2, 3, 4, 8, 8, dtype=torch.uint8)
+    clips = still.clone()
+    clips[1, :, 1::2] = 51  # a fifth, there and back
+    assert motion_of(clips).tolist() == pytest.approx([0, 0.2])
+    assert motion_of(clips[:, :, 0]) is None
+
+    def scores(motion):
+        return Scores(features=still, right=still, preference=still, motion=motion)
+
+    moved = torch.rand(50, generator=torch.Generator().manual_seed(0)) + 1
+    assert motion_ratio(scores(0.5 * moved), scores(moved)).value == pytest.approx(0.5)
+    assert motion_ratio(scores(None), scores(None)) is None
 
 
 def test_few_samples_have_no_distance():

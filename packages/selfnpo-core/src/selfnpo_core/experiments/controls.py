@@ -42,7 +42,8 @@ KEPT: Mapping[str, Collection[str]] = {
 """Controls that keep parts of Δ → which."""
 WEIGHTS = {"random_weights": "random", "shuffled_weights": "shuffled"}
 """Controls that put other weights in δ's place → the arm of that."""
-CONTROLS = (*KEPT, "random_direction", "equal_scale", *WEIGHTS)
+EQUAL = "equal_scale"
+CONTROLS = (*KEPT, "random_direction", EQUAL, *WEIGHTS)
 
 
 def take_apart(positive: Tensor, empty: Tensor, negative: Tensor) -> dict[str, Tensor]:

@@ -15,9 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Arm, Table, write_cell
-from selfnpo_core.experiments.measure import Attach, against, plain, sample
+from selfnpo_core.experiments.measure import Attach, against, excess_ratio, motion_ratio, plain, sample
 from selfnpo_core.experiments.methods import METHODS, TrainedArms, Variant, make_control
 from selfnpo_core.worlds.world import Task, World
 
@@ -147,13 +149,18 @@ def pair_up(table: Table, cells: Sequence[Mapping[str, Any]]) -> None:
     for cell in cells:
         best = best_plain(cells, table.world, METHODS[cell["method"]].base)
         without = _untrained(cell, cells)
-        versus = {
-            "against": None if cell is best else _versus(table, cell, best, cell.get("against")),
-            UNTRAINED: None if without is None else _versus(table, cell, without, cell.get(UNTRAINED)),
+        found = {
+            "against": None if cell is best else versus(table, cell, best, cell.get("against")),
+            UNTRAINED: None if without is None else versus(table, cell, without, cell.get(UNTRAINED)),
         }
-        if any(key not in cell or cell[key] != found for key, found in versus.items()):
-            kept = {key: value for key, value in cell.items() if key != "against_cfg"}
-            write_cell(table.folder / f"{cell['arm']}-g{cell['scale']:g}.json", {**kept, **versus})
+        if any(key not in cell or cell[key] != value for key, value in found.items()):
+            write_comparisons(table, cell, found)
+
+
+def write_comparisons(table: Table, cell: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """A cell with its comparisons, in the place of what it had."""
+    kept = {key: value for key, value in cell.items() if key != "against_cfg"}
+    write_cell(table.folder / f"{cell['arm']}-g{cell['scale']:g}.json", {**kept, **found})
 
 
 def _untrained(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -167,13 +174,23 @@ def _untrained(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> M
     return next((other for other in cells if other["method"] == method and same(other)), None)
 
 
-def _versus(table: Table, cell: Mapping[str, Any], base: Mapping[str, Any], known: Any) -> Mapping[str, Any]:
-    """The comparison of a cell with another, as it is known already or made now."""
+def versus(
+    table: Table, cell: Mapping[str, Any], base: Mapping[str, Any], known: Any, real: Tensor | None = None
+) -> Mapping[str, Any]:
+    """The comparison of a cell with another, as it is known already or made now.
+
+    real: features (N, d) of real samples, for the ratio of what both distances are above theirs.
+    """
     which = {key: base[key] for key in ("arm", "scale")}
     if known is not None and {key: known[key] for key in which} == which:
         return known
-    scores = (table.scores_of(each["arm"], each["scale"]) for each in (cell, base))
-    return {**which, **against(table.world, *scores)}
+    scores, others = (table.scores_of(each["arm"], each["scale"]) for each in (cell, base))
+    found: dict[str, Any] = {**which, **against(table.world, scores, others)}
+    if real is not None:
+        found["excess_ratio"] = excess_ratio(table.world, scores, others, real)
+        moved = motion_ratio(scores, others)
+        found |= {} if moved is None else {"motion_ratio": moved}
+    return found
 
 
 def best_plain(cells: Sequence[Mapping[str, Any]], world: World, base: str = "cfg") -> Mapping[str, Any]:

@@ -113,7 +113,7 @@ def judge(world: World, data: Tensor, labels: Tensor) -> Scores:
 
 
 def motion_of(data: Tensor) -> Tensor | None:
-    """How much moves from frame to frame: (N,), the mean |change| of clips (N, 3, F, H, W) in [0, 1]. None of pictures."""
+    """How much moves from frame to frame: (N,), mean |change| of clips (N, 3, F, H, W) in [0, 1]; None of pictures."""
     if data.ndim != 5:
         return None
     return torch.cat([(some.float() / 255).diff(dim=2).abs().flatten(1).mean(1) for some in data.split(CHUNK)])
@@ -175,6 +175,17 @@ def against(world: World, scores: Scores, base: Scores, *, repeats: int = 100) -
     }
 
 
+def motion_ratio(scores: Scores, base: Scores, *, repeats: int = 100) -> Interval | None:
+    """How much moves in an arm's clips, over what does in a base arm's."""
+    ours, theirs = scores.motion, base.motion
+    if ours is None or theirs is None:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    return bootstrap(
+        lambda rows: (ours[rows].mean() / theirs[rows].mean()).item(), len(ours), generator=generator, repeats=repeats
+    )
+
+
 def excess_ratio(world: World, scores: Scores, base: Scores, real: Tensor, *, repeats: int = 100) -> Interval:
     """What an arm's distance is above that of real samples, over what a base arm's is: 1 is no change, 0 is real.
 
@@ -201,7 +212,8 @@ def compare_arms(world: World, labels: Tensor, without: Tensor, with_npo: Tensor
     figures: dict[str, Any] = {"judged": len(labels)}
     for name, scores in zip(("without", "with"), arms, strict=True):
         if enough:
-            figures[name] = {key: value for key, value in describe(world, scores).items() if key != "preference"}
+            told = describe(world, scores).items()
+            figures[name] = {key: value for key, value in told if key not in ("preference", "motion")}
         else:
             figures[name] = {"accuracy": wilson(scores.accurate.sum().item(), len(labels))}
     if enough:

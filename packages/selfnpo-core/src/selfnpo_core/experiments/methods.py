@@ -23,7 +23,7 @@ from selfnpo_core.adapters.weakening import identity_attention, skipped_blocks
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.arms import ALPHAS, make_arm, train_arm
 from selfnpo_core.experiments.cells import Arm
-from selfnpo_core.experiments.controls import WEIGHTS, EqualScale, control_rule
+from selfnpo_core.experiments.controls import EQUAL, WEIGHTS, EqualScale, control_rule
 from selfnpo_core.experiments.measure import Attach
 from selfnpo_core.guidance import interval
 from selfnpo_core.system.files import file_sha256
@@ -97,7 +97,7 @@ def make_control(
         made = arms.trained(WEIGHTS[control], weights=weights, beta=beta)
         return made.attach, made.note
     inner = arms.trained(weights, beta=beta)
-    if control != "equal_scale":
+    if control != EQUAL:
         return _around(control_rule(control), inner), inner.note
     npo = load_npo(arms.run(weights))
     captions = arms.demo.captions()

@@ -80,6 +80,11 @@ def findings(cells: Sequence[Cell], world: World, versus: str = "against") -> li
     versus: which of a cell's comparisons; `UNTRAINED` is the other.
     """
     check_budget(cells, world)
+    return compared(cells, world, versus)
+
+
+def compared(cells: Sequence[Cell], world: World, versus: str) -> list[Finding]:
+    """`findings` of cells of any budgets: each is compared with one of its own budget."""
     others = [cell for cell in cells if cell[versus] is not None]
     distance, accuracy, wins = (
         [cell[versus][key] for cell in others] for key in (f"{world.distance}_change", "accuracy_change", "win_rate")
