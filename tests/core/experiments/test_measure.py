@@ -17,6 +17,7 @@ from selfnpo_core.experiments.measure import (
     judge,
     motion_of,
     motion_ratio,
+    resampled,
     sample,
     sweep,
 )
@@ -60,14 +61,14 @@ def test_what_is_above_real_samples_is_told_as_a_ratio():
     def off(by):
         return Scores(features=real[200:] + torch.tensor([by, 0.0]), right=torch.ones(200, 1), preference=real[200:, 0])
 
-    least = distance(world, real[200:])
-    ratio = excess_ratio(world, off(1.0), off(2.0), real[200:])
+    again = resampled(world, real[200:])
+    assert again[0] == distance(world, real[200:])
+    ratio = excess_ratio(world, off(1.0), off(2.0), again)
     mean = real[200:].mean(0) - real[:200].mean(0)
     expected = ((1 + mean[0]) ** 2 - mean[0] ** 2) / ((2 + mean[0]) ** 2 - mean[0] ** 2)
     assert ratio.value == pytest.approx(expected.item(), rel=1e-4)
     assert 0.15 < ratio.low < ratio.value < ratio.high < 0.4
-    assert excess_ratio(world, off(2.0), off(2.0), real[200:]).value == 1
-    assert least > 0
+    assert excess_ratio(world, off(2.0), off(2.0), again).value == 1
 
 
 def test_how_much_moves():

@@ -15,7 +15,7 @@ from selfnpo_core.experiments.claims import AGAINST, AGAINST_EQUAL, AGAINST_WHOL
 from selfnpo_core.experiments.controls import CONTROLS
 from selfnpo_core.experiments.equal_cost import fill
 from selfnpo_core.experiments.frontier import write_frontier_page
-from selfnpo_core.experiments.measure import real_features
+from selfnpo_core.experiments.measure import real_features, resampled
 from selfnpo_core.experiments.methods import Method, TrainedArms
 from selfnpo_core.experiments.protocol import CHOOSE, CLAIM, Protocol, pick
 from selfnpo_core.worlds.world import Demo, Task
@@ -130,7 +130,7 @@ def test_the_second_set_holds_plain_guidance_the_points_and_their_controls(run):
 def test_claims_are_compared_with_plain_guidance_as_it_was_chosen(run, tmp_path):
     draw(run, run.choices(), run.choose)
     draw(run, run.claims(), run.claim)
-    real = real_features(WORLD, 120, 3)
+    real = resampled(WORLD, real_features(WORLD, 120, 3))
     compare(run, real)
     before = {path.name: path.stat().st_mtime_ns for path in run.claim.folder.iterdir()}
     for file in run.claim.scores.iterdir():

@@ -59,7 +59,12 @@ def bootstrap(
     draws = torch.tensor(
         [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(repeats)], dtype=torch.float64
     )
-    half = z * draws.std().item()
+    return interval_around(value, draws, z)
+
+
+def interval_around(value: float, draws: Tensor, z: float = Z95) -> Interval:
+    """`bootstrap`'s interval of what is computed already: draws: (repeats,), of resamples."""
+    half = z * draws.double().std().item()
     return Interval(value, value - half, value + half)
 
 

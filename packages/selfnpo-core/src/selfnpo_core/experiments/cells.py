@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.experiments.measure import Attach, Scores, against, describe, judge, sample
+from selfnpo_core.experiments.measure import Attach, Scores, against, describe, judge, sample, with_distances
 from selfnpo_core.system.files import write_tensors, write_text
 from selfnpo_core.worlds.world import Task, World
 
@@ -73,7 +73,7 @@ class Table:
             name=path.stem,
             attach=arm.attach,
         )
-        scores = judge(self.world, drawn.data, self.task.labels)
+        scores = with_distances(self.world, judge(self.world, drawn.data, self.task.labels))
         count = len(self.task.prompts)
         figures = {
             "schema": 1,
@@ -124,6 +124,7 @@ class Table:
             right=stored["right"].bool(),
             preference=stored["preference"],
             motion=stored.get("motion"),
+            distances=stored.get("distances"),
         )
 
     def _keep(self, name: str, scores: Scores, data: Tensor) -> None:
@@ -134,7 +135,7 @@ class Table:
                 "right": scores.right.to(torch.uint8),
                 "preference": scores.preference,
                 "pictures": data[:KEPT].clone(),
-                **({} if scores.motion is None else {"motion": scores.motion}),
+                **{key: some for key in ("motion", "distances") if (some := getattr(scores, key)) is not None},
             },
         )
 

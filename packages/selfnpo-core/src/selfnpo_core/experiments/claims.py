@@ -91,7 +91,7 @@ class Found:
 
 
 def compare(protocol: Protocol, real: Tensor) -> None:
-    """Write every comparison of the second set into its cells. real: features (N, d) of as many real samples.
+    """Write every comparison of the second set into its cells. real: `resampled` distances of as many real samples.
 
     The judges' scores of both sides must be on this disk, unless a cell has the comparison already.
     """

@@ -179,7 +179,7 @@ def versus(
 ) -> Mapping[str, Any]:
     """The comparison of a cell with another, as it is known already or made now.
 
-    real: features (N, d) of real samples, for the ratio of what both distances are above theirs.
+    real: `resampled` distances of real samples, for the ratio of what both distances are above theirs.
     """
     which = {key: base[key] for key in ("arm", "scale")}
     if known is not None and {key: known[key] for key in which} == which:

@@ -12,7 +12,7 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.claims import AGAINST, AGAINST_EQUAL, AGAINST_WHOLE, Claim, Found, compare, found
-from selfnpo_core.experiments.measure import distance, real_features
+from selfnpo_core.experiments.measure import real_features, resampled
 from selfnpo_core.experiments.methods import METHODS
 from selfnpo_core.experiments.pareto import INK, about, name, setting
 from selfnpo_core.experiments.protocol import CHOOSE, CLAIM, REAL, Cell, Protocol
@@ -28,9 +28,9 @@ Interval = Sequence[float]
 def write_frontier_page(demo: Demo, protocol: Protocol, folder: Path, command: str, pipe: Any) -> str:
     """The page, which is returned. command: what made the cells. pipe: the demo's, whose weights are hashed."""
     world, count = demo.world, len(protocol.claim.task.prompts)
-    real = real_features(world, count, REAL)
+    real = resampled(world, real_features(world, count, REAL))
     compare(protocol, real)
-    least, known = distance(world, real), found(protocol)
+    least, known = real[0].item(), found(protocol)
     plot(known, world, folder / "frontier.png", title=demo.title, real=least)
     told = {
         "schema": 1,

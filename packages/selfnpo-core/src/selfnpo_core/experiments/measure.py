@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from selfnpo_core.adapters.hooks import batch_of, forward_of, replace_forward
-from selfnpo_core.evaluation import Interval, Moments, bootstrap, frechet_distance, wilson, win_rate
+from selfnpo_core.evaluation import Interval, bootstrap, wilson, win_rate
+from selfnpo_core.evaluation.distances import frechet_to
+from selfnpo_core.evaluation.intervals import interval_around
 from selfnpo_core.worlds.world import Task, World, correct
 
+REPEATS = 100
+"""Resamples of an interval."""
 CHUNK = 128
 """Samples that are judged at a time."""
 Attach = Callable[[Any], AbstractContextManager[object]]
@@ -41,13 +45,14 @@ class DrawnSamples:
 class Scores:
     """What the judges see: features (N, d), right (N, attributes) bool, preference (N,).
 
-    motion: (N,), of clips (`motion_of`).
+    motion: (N,), of clips (`motion_of`). distances: what `resampled` makes of the features, once it was computed.
     """
 
     features: Tensor
     right: Tensor
     preference: Tensor
     motion: Tensor | None = None
+    distances: Tensor | None = None
 
     @property
     def accurate(self) -> Tensor:
@@ -121,7 +126,23 @@ def motion_of(data: Tensor) -> Tensor | None:
 
 def distance(world: World, features: Tensor) -> float:
     """Fréchet distance of the oracle's features (N, d) to those of real data."""
-    return frechet_distance(Moments.of(features), world.judges.reference)
+    return frechet_to(world.judges.reference, features)
+
+
+def resampled(world: World, features: Tensor, *, repeats: int = REPEATS) -> Tensor:
+    """Distances of features (N, d): (1 + repeats,) float64, the first of all rows, the others of resamples of them.
+
+    The resamples are the same for every N features, so that distances of two arms are paired.
+    """
+    generator, count = torch.Generator().manual_seed(0), len(features)
+    rows = [torch.randint(count, (count,), generator=generator) for _ in range(repeats)]
+    found = [distance(world, features), *(distance(world, features[some]) for some in rows)]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def with_distances(world: World, scores: Scores) -> Scores:
+    """Scores that have their distances, which take longest to compute."""
+    return scores if scores.distances is not None else replace(scores, distances=resampled(world, scores.features))
 
 
 def floor(world: World, count: int, seed: int = 11) -> float:
@@ -139,13 +160,11 @@ def real_features(world: World, count: int, seed: int) -> Tensor:
     return torch.cat(features)
 
 
-def describe(world: World, scores: Scores, *, repeats: int = 100) -> dict[str, Any]:
+def describe(world: World, scores: Scores) -> dict[str, Any]:
     """One arm's figures: distance with a bootstrap interval, prompt accuracy with Wilson's, accuracy by attribute."""
-    count, generator = len(scores.features), torch.Generator().manual_seed(0)
+    count = len(scores.features)
     return {
-        world.distance: bootstrap(
-            lambda rows: distance(world, scores.features[rows]), count, generator=generator, repeats=repeats
-        ),
+        world.distance: _interval(_distances(world, scores)),
         "accuracy": wilson(scores.accurate.sum().item(), count),
         "preference": scores.preference.mean().item(),
         **({} if scores.motion is None else {"motion": scores.motion.mean().item()}),
@@ -155,50 +174,50 @@ def describe(world: World, scores: Scores, *, repeats: int = 100) -> dict[str, A
     }
 
 
-def against(world: World, scores: Scores, base: Scores, *, repeats: int = 100) -> dict[str, Interval]:
+def against(world: World, scores: Scores, base: Scores) -> dict[str, Interval]:
     """Paired comparison of an arm with a base arm at the same prompts and seeds."""
     count, generator = len(scores.features), torch.Generator().manual_seed(0)
     return {
-        f"{world.distance}_change": bootstrap(
-            lambda rows: distance(world, scores.features[rows]) - distance(world, base.features[rows]),
-            count,
-            generator=generator,
-            repeats=repeats,
-        ),
+        f"{world.distance}_change": _interval(_distances(world, scores) - _distances(world, base)),
         "accuracy_change": bootstrap(
             lambda rows: (scores.accurate[rows].float() - base.accurate[rows].float()).mean().item(),
             count,
             generator=generator,
-            repeats=repeats,
+            repeats=REPEATS,
         ),
         "win_rate": win_rate(scores.preference, base.preference),
     }
 
 
-def motion_ratio(scores: Scores, base: Scores, *, repeats: int = 100) -> Interval | None:
+def _distances(world: World, scores: Scores) -> Tensor:
+    found = with_distances(world, scores).distances
+    assert found is not None
+    return found
+
+
+def _interval(figures: Tensor) -> Interval:
+    """Of all rows, and of resamples."""
+    return interval_around(figures[0].item(), figures[1:])
+
+
+def motion_ratio(scores: Scores, base: Scores) -> Interval | None:
     """How much moves in an arm's clips, over what does in a base arm's."""
     ours, theirs = scores.motion, base.motion
     if ours is None or theirs is None:
         return None
     generator = torch.Generator().manual_seed(0)
     return bootstrap(
-        lambda rows: (ours[rows].mean() / theirs[rows].mean()).item(), len(ours), generator=generator, repeats=repeats
+        lambda rows: (ours[rows].mean() / theirs[rows].mean()).item(), len(ours), generator=generator, repeats=REPEATS
     )
 
 
-def excess_ratio(world: World, scores: Scores, base: Scores, real: Tensor, *, repeats: int = 100) -> Interval:
+def excess_ratio(world: World, scores: Scores, base: Scores, real: Tensor) -> Interval:
     """What an arm's distance is above that of real samples, over what a base arm's is: 1 is no change, 0 is real.
 
-    real: features (N, d) of as many real samples. All three are drawn anew at the same rows, so that the bias of a
-    resample is in all of them, and the chance in the real samples is in the interval.
+    real: `resampled` distances of as many real samples. All three are of resamples, so that their bias is in all of
+    them, and the chance in the real samples is in the interval.
     """
-    generator = torch.Generator().manual_seed(0)
-
-    def ratio(rows: Tensor) -> float:
-        least = distance(world, real[rows])
-        return (distance(world, scores.features[rows]) - least) / (distance(world, base.features[rows]) - least)
-
-    return bootstrap(ratio, len(real), generator=generator, repeats=repeats)
+    return _interval((_distances(world, scores) - real) / (_distances(world, base) - real))
 
 
 ENOUGH = 128
@@ -209,6 +228,7 @@ def compare_arms(world: World, labels: Tensor, without: Tensor, with_npo: Tensor
     """Figures of two arms of samples (N, 3, …) uint8 of the same prompts and seeds, for `metrics.json`."""
     arms = [judge(world, data, labels) for data in (without, with_npo)]
     enough = len(labels) >= ENOUGH
+    arms = [with_distances(world, scores) for scores in arms] if enough else arms
     figures: dict[str, Any] = {"judged": len(labels)}
     for name, scores in zip(("without", "with"), arms, strict=True):
         if enough:
