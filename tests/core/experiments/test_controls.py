@@ -49,7 +49,7 @@ def taken(negative: Tensor, positive: Tensor, empty: Tensor, kind: str, **given:
     )
 
 
-def alone(at: GuidanceStep) -> Tensor:
+def empty_of(at: GuidanceStep) -> Tensor:
     """What the base predicts for the null prompt."""
     (prediction,) = at.predict(Rows("negative"))
     return prediction
@@ -79,7 +79,7 @@ def test_contrast_alone_is_a_negative_of_nothing_else(shape: tuple[int, ...]) ->
     at = taken(empty + kappa * contrast(empty), positive, empty, "epsilon")
     assert_same(control_rule("contrast")(at)[0], at.both()[0])
     for name in ("scale", "rest", "without_contrast"):
-        assert_same(control_rule(name)(at)[0], alone(at))
+        assert_same(control_rule(name)(at)[0], empty_of(at))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -88,10 +88,10 @@ def test_scale_alone_is_plain_guidance_of_the_equal_scale(shape: tuple[int, ...]
     _, positive, empty = opinions(shape)
     at = taken(empty + 0.25 * (positive - empty), positive, empty, kind)
     equal = SCALE - (SCALE - 1) * 0.25
-    plain = guide(alone(at), at.both()[1], equal)
+    plain = guide(empty_of(at), at.both()[1], equal)
     assert_same(guided(control_rule("scale"), at), plain, 1e-6)
     assert_same(guided(EqualScale(k=0.25), taken(empty, positive, empty, kind)), plain, 1e-6)
-    assert_same(control_rule("contrast")(at)[0], alone(at), 1e-5)
+    assert_same(control_rule("contrast")(at)[0], empty_of(at), 1e-5)
 
 
 def test_what_is_left_is_at_right_angles_to_both_knobs() -> None:
@@ -109,7 +109,7 @@ def test_a_random_direction_changes_as_much_and_is_each_samples_own() -> None:
     at = taken(negative, positive, empty, "epsilon", memory=memory)
 
     def change(prediction: Tensor) -> Tensor:
-        return (prediction - alone(at)).flatten(1)
+        return (prediction - empty_of(at)).flatten(1)
 
     first, second = (change(RandomDirection()(at)[0]) for _ in range(2))
     own = change(at.both()[0])
@@ -118,7 +118,7 @@ def test_a_random_direction_changes_as_much_and_is_each_samples_own() -> None:
         assert torch.cosine_similarity(drawn, own).abs().max() < 0.3
     assert torch.cosine_similarity(first, second).abs().max() < 0.3  # another at every step
     some = taken(negative[1:], positive[1:], empty[1:], "epsilon", x_t=at.x_t[1:])
-    alone = (RandomDirection()(some)[0] - alone(some)).flatten(1)
+    alone = (RandomDirection()(some)[0] - empty_of(some)).flatten(1)
     torch.testing.assert_close(alone, first[1:])
     other = change(RandomDirection(seed=1)(taken(negative, positive, empty, "epsilon"))[0])
     assert torch.cosine_similarity(other, first).abs().max() < 0.3
