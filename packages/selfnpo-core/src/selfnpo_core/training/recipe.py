@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.training.recipe_words import explain, parse_overrides, read_yaml
 from selfnpo_core.weights.npo_folder import Recommended
 from selfnpo_core.weights.npo_rule import Finite
 
@@ -308,8 +309,8 @@ def resolve_recipe(
     presets: Presets, config: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> Recipe:
     """Preset < YAML file < overrides ("key=value", or a mapping). Raises `InputError`, one line."""
-    file = {} if config is None else _read_yaml(Path(config))
-    given = dict(overrides) if isinstance(overrides, Mapping) else _parse_overrides(overrides)
+    file = {} if config is None else read_yaml(Path(config))
+    given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
     _check_keys(file, f"{config}")
     _check_keys(given, "--set")
     train = given.get("train", file.get("train", "lora"))
@@ -323,40 +324,13 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
-        raise InputError("recipe: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise InputError("recipe: " + "; ".join(explain(e) for e in error.errors())) from None
 
 
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
     """Keys that differ and may not differ on resume."""
     before, after = old.model_dump(), new.model_dump()
     return [key for key in before if key not in FREE_ON_RESUME and before[key] != after[key]]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {_one_line(error)}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {_one_line(error)}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
-    return values
-
-
-def _parse_overrides(items: Sequence[str]) -> dict[str, Any]:
-    values = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set {item}: write it as key=value")
-        try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {item}: the value is not valid YAML: {_one_line(error)}") from None
-    return values
 
 
 def _check_keys(values: Mapping[Any, Any], source: str) -> None:
@@ -366,29 +340,3 @@ def _check_keys(values: Mapping[Any, Any], source: str) -> None:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
             raise InputError(f"{source}: unknown key '{key}': {hint}")
-
-
-_LIMITS = {
-    "greater_than_equal": ("ge", "at least {}"),
-    "greater_than": ("gt", "more than {}"),
-    "less_than_equal": ("le", "at most {}"),
-    "less_than": ("lt", "less than {}"),
-    "literal_error": ("expected", "{}"),
-}
-
-
-def _explain(error: Any) -> str:
-    """One pydantic error as `key is value, but must be …`."""
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "value_error":
-        return str(context["error"])
-    key = str(error["loc"][0]) if error["loc"] else "recipe"
-    if kind in _LIMITS:
-        name, phrase = _LIMITS[kind]
-        return f"{key} is {error['input']}, but must be {phrase.format(context[name])}"
-    message = error["msg"].removeprefix("Input should be ").split(",")[0]
-    return f"{key} is {error['input']!r}, but must be {message}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
