@@ -133,6 +133,16 @@ def test_drawn_latents_are_the_stock_pipelines(backbone: SD15, folder: Path) -> 
     assert isinstance(backbone, SamplingBackbone)
 
 
+def test_what_decides_drawn_latents_is_told(backbone: SD15, folder: Path) -> None:
+    facts = json.loads(json.dumps(backbone.drawing_facts()))
+    assert facts["scheduler"]["_class_name"] == type(load_pipeline(find_base(str(folder))).scheduler).__name__
+    again = SD15(find_base(str(folder)), device="cpu")
+    again.embed(PROMPTS)
+    assert again.drawing_facts() == backbone.drawing_facts()
+    again.embed(["a grey fox", PROMPTS[1]])
+    assert again.drawing_facts() != backbone.drawing_facts()
+
+
 def test_drawing_with_a_full_weight_offset_leaves_the_base_as_it_was(backbone: SD15) -> None:
     name, weight = next(iter(backbone.denoiser.named_parameters()))
     call = {"guidance_scale": 4.0, "steps": 2}

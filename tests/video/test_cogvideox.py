@@ -1,5 +1,7 @@
 """The CogVideoX adapter against diffusers' own pipeline."""
 
+import json
+
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -57,6 +59,7 @@ def test_drawn_latents_are_the_stock_pipelines(folder):
     backbone = CogVideoX(find_base(str(folder)), frames=9, height=64, width=64, device="cpu")
     backbone.embed(PROMPTS)
     assert isinstance(backbone, SamplingBackbone)
+    assert "scheduler" in json.loads(json.dumps(backbone.drawing_facts()))
     drawn = backbone.draw_latents(PROMPTS, [3, 4], guidance_scale=4.0, steps=3)
     assert (drawn.dtype, drawn.shape) == (torch.float32, (2, *backbone.latent_shape))
     pipe = load_pipeline(find_base(str(folder)))

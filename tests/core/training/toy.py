@@ -93,6 +93,9 @@ class ToyBackbone:
             pictures.append(Image.fromarray(grey).resize((32, 32)))
         return pictures
 
+    def drawing_facts(self) -> Mapping[str, Any]:
+        return {"dtype": str(self.dtype)}
+
     def draw_latents(
         self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int
     ) -> Tensor:
@@ -125,5 +128,6 @@ def toy_recipe(**changes: Any) -> Recipe:
         "max_drift": 10.0,
         "trackers": [],
         "device": "cpu",
+        "samples_cache": None,
     }
     return build_recipe({**values, **changes})

@@ -28,6 +28,7 @@ from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, emb
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
+from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.devices import best_device
 from selfnpo_image.base import ImageBase
 from selfnpo_image.drawing import Settings, draw, draw_latents
@@ -120,6 +121,7 @@ class ImageBackbone:
         self.denoiser: nn.Module = getattr(pipe, self.kind.denoiser).requires_grad_(False).eval()
         self.prediction_type = check_scheduler(pipe.scheduler, self.kind, self.name)
         self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
+        self._scheduler = dict(pipe.scheduler.config)
         self.latent_shape: tuple[int, ...] = self._latent_shape(pipe, height, width)
         rows, columns = (n * pipe.vae_scale_factor for n in self.latent_shape[1:])
         self.size = rows, columns
@@ -248,6 +250,14 @@ class ImageBackbone:
             cast_back.remove()
             setattr(pipe, self.kind.denoiser, None)
             self._release()
+
+    def drawing_facts(self) -> Mapping[str, Any]:
+        return {
+            "pipeline": self.kind.pipeline.__name__,
+            "scheduler": self._scheduler,
+            "dtype": str(self.dtype),
+            "embeddings": checksum("embeddings", (part.cpu() for part in self._table)),
+        }
 
     def draw_latents(
         self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int

@@ -47,6 +47,7 @@ _DEMO: dict[str, Any] = {
     "pool_size": 256,
     "student_prompt_dropout": 0.5,
     "embeddings_cache": None,
+    "samples_cache": None,
     "recommended": {"beta": 0.5, "guidance_scale": (2.0, 5.0)},
 }
 DEMO: Presets = {

@@ -29,6 +29,7 @@ from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system import private
+from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.devices import best_device
 from selfnpo_video import loading, recipes
 from selfnpo_video.attention import use_attention
@@ -189,6 +190,14 @@ class CogVideoX:
         self.denoiser.to(device)
         _empty_cache(self.device)
         return strips
+
+    def drawing_facts(self) -> Mapping[str, Any]:
+        assert self._table is not None, "embed() comes before drawing_facts()"
+        return {
+            "scheduler": dict(self._base.scheduler),
+            "dtype": str(self.dtype),
+            "embeddings": checksum("embeddings", [self._table]),
+        }
 
     def draw_latents(
         self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int

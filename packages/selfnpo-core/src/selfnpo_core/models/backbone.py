@@ -7,7 +7,7 @@ of embeddings, `NULL = -1` being the null prompt.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,12 @@ class SamplingBackbone(Backbone, Protocol):
     @property
     def sampling(self) -> tuple[float, int]:
         """Guidance scale (1 is none) and steps of these samples, where the recipe does not say."""
+
+    def drawing_facts(self) -> Mapping[str, Any]:
+        """What decides the numbers of `draw_latents` beside the denoiser's weights and the arguments.
+
+        As json can hold it: the sampler's settings, dtype, a hash of the prompts' embeddings. `embed` comes before.
+        """
 
     def draw_latents(
         self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int

@@ -16,10 +16,8 @@ cannot see: a file of the encoder whose contents changed and whose size, time of
 arithmetic on a device of the same name (CPUs: of the same instruction set and number of threads).
 """
 
-import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -35,14 +33,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from selfnpo_core.errors import InputError
+from selfnpo_core.system.caches import MOST_BYTES, cache_folder, checksum, digest_of, remove, sha256_of, sweep, touch
 from selfnpo_core.system.files import file_aside, read_json, save_tensors
 from selfnpo_core.system.processes import gathered, is_main, on_main, own_share
 
 log = logging.getLogger(__name__)
 SHARD_BYTES = 64 << 20
-MOST_BYTES = 32 << 30
-"""Of a whole cache: beyond it the files that were not used for longest go, but none that the run has rows of."""
 
 Text = str | None
 """A prompt; `None` is the null prompt, which need not be what the empty text is."""
@@ -52,7 +48,6 @@ Encode = Callable[[Text], Row]
 _BAR_FROM = 32
 _ROUNDS = 2
 _SETTLED_NS = 2_000_000_000
-_ABANDONED_S = 24 * 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,15 +135,8 @@ class EmbeddingsCache:
     @classmethod
     def of(cls, setting: str | None) -> "EmbeddingsCache | None":
         """By the recipe's `embeddings_cache`: a folder, "auto" for one in the user's own cache, `None` for none."""
-        if setting is None:
-            return None
-        try:
-            folder = _users_own() if setting == "auto" else Path(setting).expanduser()
-        except RuntimeError:
-            raise InputError("embeddings_cache: there is no home folder; choose a folder, or null for none") from None
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"embeddings_cache {folder} is a file: choose a folder, or null for none")
-        return cls(folder)
+        folder = cache_folder("embeddings_cache", setting, "embeddings")
+        return None if folder is None else cls(folder)
 
     def part_of(self, encoder: Encoder) -> "EncoderCache":
         """The part of the cache that is this encoder's."""
@@ -156,7 +144,7 @@ class EmbeddingsCache:
         about = {
             "files": {name: self.sha256(path) for name, path in encoder.files.items()},
             **encoder.facts,
-            **_arithmetic(encoder.device),
+            **arithmetic(encoder.device),
         }
         return EncoderCache(self.folder, about)
 
@@ -169,7 +157,7 @@ class EmbeddingsCache:
             case [*looks, str(digest)] if looks == seen:
                 return digest
         with open(path, "rb") as file:
-            digest = _sha256(iter(lambda: file.read(1 << 22), b""))
+            digest = sha256_of(iter(lambda: file.read(1 << 22), b""))
         if _looks(path) == seen and time.time_ns() - seen[1] > _SETTLED_NS:  # else the next change may look the same
             with suppress(OSError), file_aside(memory) as aside:
                 aside.write_text(json.dumps({**known, str(path): [*seen, digest]}, indent=0), encoding="utf-8")
@@ -180,13 +168,13 @@ class EncoderCache:
     """The rows of one encoder in a cache."""
 
     def __init__(self, root: Path, about: Mapping[str, Any]):
-        self.about, self.encoder = about, _digest(about)
+        self.about, self.encoder = about, digest_of(about)
         self.root, self.folder = root, root / self.encoder[:32]
         self._used: set[Path] = set()
         self._writes = True
 
     def key(self, text: Text) -> str:
-        return _digest([self.encoder, text])
+        return digest_of([self.encoder, text])
 
     def read(self, table: EmbeddingTable) -> list[str]:
         """Put what is there into the table, and return the keys of what is not. Damaged files are removed."""
@@ -201,7 +189,7 @@ class EncoderCache:
                 continue
             except (SafetensorError, ValueError, LookupError, TypeError) as error:
                 log.warning("%s in the embeddings cache is damaged (%s): it is made anew", path, _one_line(error))
-                _remove(path)
+                remove(path)
                 continue
             for key, row in rows.items():
                 table.put(wanted.pop(key), row)
@@ -224,29 +212,18 @@ class EncoderCache:
 
     def sweep(self) -> None:
         """Remove what is oldest while the cache is too large, and what killed processes left half-written."""
-        with suppress(OSError):
-            for aside in self.root.glob("**/.*.partial"):
-                if time.time() - aside.stat().st_mtime > _ABANDONED_S:
-                    _remove(aside)
-            found = {path: path.stat() for path in self.root.glob("*/*.safetensors")}
-            size = sum(stat.st_size for stat in found.values())
-            for path in sorted(found.keys() - self._used, key=lambda path: found[path].st_mtime):
-                if size <= MOST_BYTES:
-                    break
-                _remove(path)
-                size -= found[path].st_size
+        sweep(self.root, self._used, MOST_BYTES)
 
     def _use(self, path: Path) -> None:
         self._used.add(path)
-        with suppress(OSError):
-            os.utime(path)
+        touch(path)
 
     def _save(self, rows: Mapping[str, Row]) -> None:
         if not self._writes:
             return
-        path = self.folder / f"{_digest(list(rows))[:32]}.safetensors"
+        path = self.folder / f"{digest_of(list(rows))[:32]}.safetensors"
         columns = {str(i): torch.stack(column) for i, column in enumerate(zip(*rows.values(), strict=True))}
-        checksums = json.dumps([[key, _checksum(key, row)] for key, row in rows.items()])
+        checksums = json.dumps([[key, checksum(key, row)] for key, row in rows.items()])
         try:
             if not (about := self.folder / "encoder.json").exists():
                 with file_aside(about) as aside:
@@ -266,16 +243,12 @@ class EncoderCache:
             if about["encoder"] != self.encoder:
                 raise ValueError("of another encoder")
             columns = [file.get_slice(str(i)) for i in range(len(file.keys()))]
-            for place, (key, checksum) in enumerate(json.loads(about["rows"])):
+            for place, (key, known) in enumerate(json.loads(about["rows"])):
                 if key in wanted:
                     row = tuple(column[place] for column in columns)
-                    if _checksum(key, row) != checksum:
+                    if checksum(key, row) != known:
                         raise ValueError("a row has another checksum")
                     yield key, row
-
-
-def _users_own() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfnpo" / "embeddings"
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, str]:
@@ -283,10 +256,10 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, str]:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     fixed = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
     settings = [fixed, tokenizer.special_tokens_map, tokenizer.model_max_length, tokenizer.padding_side]
-    return {"class": type(tokenizer).__name__, "sha256": _digest(settings)}
+    return {"class": type(tokenizer).__name__, "sha256": digest_of(settings)}
 
 
-def _arithmetic(device: torch.device) -> dict[str, Any]:
+def arithmetic(device: torch.device) -> dict[str, Any]:
     """What decides how numbers are rounded, as far as it is known."""
     if device.type == "cuda":
         where: list[Any] = [torch.cuda.get_device_name(device), torch.version.cuda or torch.version.hip]
@@ -301,23 +274,6 @@ def _arithmetic(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _checksum(key: str, row: Row) -> str:
-    """Of a row's bytes, and of what they are the row of."""
-    kind = f"{key} {[(str(part.dtype), list(part.shape)) for part in row]}".encode()
-    return _sha256([kind, *(part.contiguous().flatten().view(torch.uint8).numpy().data for part in row)])
-
-
-def _digest(value: Any) -> str:
-    return _sha256([json.dumps(value, sort_keys=True, default=str).encode()])
-
-
-def _sha256(parts: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
 def _looks(path: Path) -> list[int]:
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
@@ -329,11 +285,6 @@ def _remembered(memory: Path) -> dict[str, Any]:
         if isinstance(known, dict):
             return known
     return {}
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
 
 
 def _one_line(error: Exception) -> str:

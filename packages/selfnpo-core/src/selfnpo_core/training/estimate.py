@@ -91,8 +91,13 @@ class DryRun:
             f"samples drawn        {plan.count:,} at guidance scale {plan.guidance_scale:g} in {plan.steps} steps: "
             f"{plan.forwards} forwards each, {drawing / rows:.3g} a row of the updates",
             f"forwards in all      {drawing + training:,.0f} of a row: {drawing:,} drawing + {training:,.0f} training",
-            f"latents on disk      {_size(plan.count * plan.sample_bytes)}",
+            f"latents on disk      {_size(plan.count * plan.sample_bytes)}{self._shared()}",
         ]
+
+    def _shared(self) -> str:
+        if self.recipe.samples_cache is None:
+            return ""
+        return ", in the run and in samples_cache as the same files, or twice if these are on two disks"
 
 
 def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processes: int = 1) -> DryRun:

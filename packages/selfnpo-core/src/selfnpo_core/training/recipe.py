@@ -53,6 +53,11 @@ class Recipe(BaseModel):
         description="folder that keeps prompts' embeddings from run to run; auto: $XDG_CACHE_HOME/selfnpo/embeddings, "
         "XDG_CACHE_HOME being ~/.cache where it is not set; null: none",
     )
+    samples_cache: str | None = Field(
+        "auto",
+        description="folder that keeps finished samples for later runs that would draw the same; auto: "
+        "$XDG_CACHE_HOME/selfnpo/samples; null: none",
+    )
     seed: Count = Field(0, description="seed of everything random")
 
     steps: Positive = Field(1000, description="updates of the weights")
@@ -271,6 +276,7 @@ FREE_ON_RESUME = frozenset(
         "prompts",
         "output",
         "embeddings_cache",
+        "samples_cache",
         "negative_condition",
         "recommended",
         "steps",

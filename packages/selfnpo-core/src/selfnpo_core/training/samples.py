@@ -3,11 +3,14 @@
     latents/samples.json             of what and how they were drawn: hashes of base and prompts, scale, steps, seed
     latents/part-NNNNN.safetensors   x0: (n, *S) float32, prompt: (n,), rows of the prompts
 
+What an earlier run has drawn alike comes from the store of such samples (`sample_store`), and what is drawn goes there.
+
 Which sample has which prompt and seed follows from the recipe alone. A part is drawn as one, whatever process draws it,
 and is whole or not there: so a run goes on drawing at the part that it was stopped at, and has the same samples, bit
 for bit, on any number of processes of one kind of device.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +26,15 @@ from tqdm import tqdm
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.backbone import Backbone, SamplingBackbone
-from selfnpo_core.system.files import read_json, tidy, write_json, write_tensors
+from selfnpo_core.models.embeddings import arithmetic
+from selfnpo_core.system.files import read_json, tidy, write_json
 from selfnpo_core.system.processes import gathered, largest, on_main
 from selfnpo_core.system.signals import StopSignals, interrupted_by
 from selfnpo_core.training.accelerators import AMP, seed_for
 from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.sample_store import SampleStore, write_samples
 
+log = logging.getLogger(__name__)
 DRAWING, PROMPTS = 1 << 20, (1 << 20) + 1
 """Streams of random numbers, apart from those of updates and of ranks."""
 PART_ROWS, PART_BYTES = 64, 64 << 20
@@ -112,7 +118,10 @@ class FinishedSamples:
                 shape = file.get_slice("x0").get_shape()
         except (OSError, SafetensorError):
             return False
-        return shape == [len(self.plan.rows(part)), *self.plan.shape]
+        return shape == self.shape_of(part)
+
+    def shape_of(self, part: int) -> list[int]:
+        return [len(self.plan.rows(part)), *self.plan.shape]
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Say in the folder what is drawn. Raises `RunError` where something else was."""
@@ -126,7 +135,15 @@ class FinishedSamples:
     def write(self, part: int, x0: Tensor) -> None:
         rows = self.plan.rows(part)
         assert x0.shape == (len(rows), *self.plan.shape), f"{tuple(x0.shape)} is not {len(rows)} of {self.plan.shape}"
-        write_tensors(self.file(part), {"x0": x0.float(), "prompt": self.plan.prompts()[list(rows)]})
+        write_samples(self.file(part), x0.float(), self.plan.prompts()[list(rows)])
+
+    def take_from(self, store: SampleStore) -> None:
+        """Bring what is missing here and there in the store."""
+        missing = self.missing()
+        found = [part for part in missing if store.take(self.plan.rows(part), self.file(part), self.shape_of(part))]
+        count = sum(len(self.plan.rows(part)) for part in found)
+        if missing:
+            log.info("%d of %d samples found in %s", count, self.plan.count, store.root)
 
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """x0: (B, *S) and prompt: (B,) of rows: (B,)."""
@@ -160,6 +177,9 @@ def finished_samples(
     plan = SamplePlan.of(backbone, recipe, len(prompts))
     samples = FinishedSamples(folder, plan)
     on_main(lambda: samples.begin(facts))
+    store = _store(backbone, recipe, plan, facts, accelerator.device)
+    if store is not None:
+        on_main(lambda: samples.take_from(store))
     missing = on_main(samples.missing)
     left = sum(len(plan.rows(part)) for part in missing)
     shown = progress and bool(missing) and accelerator.is_main_process
@@ -174,14 +194,34 @@ def finished_samples(
         for first in range(0, len(missing), accelerator.num_processes):
             _stop_if_asked(signals, accelerator, folder.parent)
             together = missing[first : first + accelerator.num_processes]
-            _draw_own(backbone, samples, prompts, together, accelerator.process_index)
+            _draw_own(backbone, samples, prompts, together, accelerator.process_index, store)
             bar.update(sum(len(plan.rows(part)) for part in together))
         _stop_if_asked(signals, accelerator, folder.parent)
+    if store is not None and missing:
+        store.sweep()
     return samples
 
 
+def _store(
+    backbone: Backbone, recipe: Recipe, plan: SamplePlan, facts: Mapping[str, Any], device: torch.device
+) -> SampleStore | None:
+    """Where samples like these are kept, if the recipe wants it."""
+    assert isinstance(backbone, SamplingBackbone)
+    if recipe.samples_cache is None:
+        return None
+    how = {name: value for name, value in plan.facts().items() if name != "count"}
+    precision = {"mixed_precision": recipe.mixed_precision, "attention": recipe.attention}
+    own = {"schema": 1, **facts, **how, **precision, "sampler": backbone.drawing_facts(), **arithmetic(device)}
+    return SampleStore.of(recipe.samples_cache, own)
+
+
 def _draw_own(
-    backbone: Backbone, samples: FinishedSamples, prompts: Sequence[str], together: Sequence[int], rank: int
+    backbone: Backbone,
+    samples: FinishedSamples,
+    prompts: Sequence[str],
+    together: Sequence[int],
+    rank: int,
+    store: SampleStore | None,
 ) -> None:
     """This process's part of those that are drawn at the same time; if one process fails, none waits for it."""
     assert isinstance(backbone, SamplingBackbone)
@@ -196,6 +236,8 @@ def _draw_own(
             if not x0.isfinite().all():
                 raise RunError(f"{backbone.name} drew samples that are not finite: use mixed_precision bf16 or no")
             samples.write(part, x0)
+            if store is not None:
+                store.give(rows, samples.file(part))
 
     gathered(draw)
 

@@ -20,6 +20,7 @@ from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.backbone import Backbone, NegativeWeights
 from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.models.identity import fingerprint
+from selfnpo_core.system.caches import cache_folder
 from selfnpo_core.system.disk import is_disk_full
 from selfnpo_core.system.processes import is_main, largest, on_main, shared_out
 from selfnpo_core.system.signals import StopSignals, interrupted_by
@@ -60,6 +61,7 @@ def train(
     check_window(backbone, recipe)
     if recipe.rollout == "samples":
         SamplePlan.of(backbone, recipe, len(prompts))
+        cache_folder("samples_cache", recipe.samples_cache, "samples")
     _check_rows(recipe, accelerator.num_processes)
     check_pool(backbone, recipe, accelerator.device, accelerator.num_processes)
     cache = EmbeddingsCache.of(recipe.embeddings_cache)
