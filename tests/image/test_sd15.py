@@ -152,6 +152,17 @@ def test_drawing_with_a_full_weight_offset_leaves_the_base_as_it_was(backbone: S
     assert weights_hash(backbone.denoiser) == backbone.base_hash
 
 
+def test_latents_are_drawn_against_negative_weights_of_a_strength(backbone: SD15) -> None:
+    name, weight = next(iter(backbone.denoiser.named_parameters()))
+    call: dict[str, Any] = {"guidance_scale": 4.0, "steps": 2}
+    plain = backbone.draw_latents(PROMPTS, [3, 4], **call)
+    half = backbone.draw_latents(PROMPTS, [3, 4], **call, negative={name: torch.ones_like(weight)}, beta=0.5)
+    smaller = backbone.draw_latents(PROMPTS, [3, 4], **call, negative={name: torch.ones_like(weight) / 2})
+    torch.testing.assert_close(half, smaller)
+    assert not torch.allclose(half, plain, atol=1e-3)
+    assert weights_hash(backbone.denoiser) == backbone.base_hash
+
+
 def test_drawing_with_an_adapter(backbone: SD15) -> None:
     unet = backbone.denoiser
     unet.add_adapter(LoraConfig(r=2, target_modules=backbone.lora_targets["attention"]), adapter_name="npo")
@@ -160,9 +171,14 @@ def test_drawing_with_an_adapter(backbone: SD15) -> None:
             torch.nn.init.normal_(parameter)
     unet.disable_adapters()
     plain = backbone.draw_samples(PROMPTS, [3, 4], guidance_scale=4.0, steps=2, negative=None)
+    plain_latents = backbone.draw_latents(PROMPTS, [3, 4], guidance_scale=4.0, steps=2)
     unet.enable_adapters()
     other = backbone.draw_samples(PROMPTS, [3, 4], guidance_scale=4.0, steps=2, negative="npo")
     assert ImageChops.difference(plain[0], other[0]).getbbox() is not None
+    how: dict[str, Any] = {"guidance_scale": 4.0, "steps": 2, "negative": "npo"}
+    none, whole = (backbone.draw_latents(PROMPTS, [3, 4], **how, beta=beta) for beta in (0.0, 1.0))
+    torch.testing.assert_close(none, plain_latents)
+    assert not torch.allclose(none, whole, atol=1e-3)
 
 
 def test_attention_names(backbone: SD15) -> None:

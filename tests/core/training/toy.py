@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
@@ -62,6 +63,8 @@ class ToyBackbone:
         self.table = torch.zeros(1, 16)
         self.drawn: list[tuple[float, Any]] = []
         self.parts_drawn = 0
+        self.drawn_with: list[tuple[float, float]] = []
+        """Of each part: the size of the offset on the negative branch, and its strength."""
 
     def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -97,18 +100,44 @@ class ToyBackbone:
         return {"dtype": str(self.dtype)}
 
     def draw_latents(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: NegativeWeights = None,
+        beta: float = 1.0,
     ) -> Tensor:
         """Deterministic steps from each seed's noise, as a pipeline makes them."""
         self.parts_drawn += 1
+        offset = {} if negative is None else self._offset(negative)
+        self.drawn_with.append((sum(float(tensor.detach().float().norm()) for tensor in offset.values()), beta))
         rows = torch.tensor([PROMPTS.index(prompt) for prompt in prompts])
         x = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
         def denoise(x_t: Tensor, t: Tensor, prompt: Tensor) -> Estimate:
             output = self.predict(x_t, t, prompt).float()
+            null = prompt == NULL
+            if offset and null.any():
+                output[null] = self._negative(x_t[null], t[null], {n: beta * d for n, d in offset.items()})
             return to_estimate(output, x_t, self.schedule.at(t, like=x_t), self.prediction_type)
 
         return full_simulation(denoise, self.schedule, self.schedule.grid(steps), x, rows, guidance_scale - 1)
+
+    def _offset(self, negative: str | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What negative weights add to the base's, by the names of its parameters."""
+        if not isinstance(negative, str):
+            return negative
+        layers = ((name, layer) for name, layer in self.denoiser.named_modules() if isinstance(layer, LoraLayer))
+        return {f"{name}.base_layer.weight": layer.get_delta_weight(negative) for name, layer in layers}
+
+    def _negative(self, x_t: Tensor, t: Tensor, offset: Mapping[str, Tensor]) -> Tensor:
+        """The network under the null prompt, with the offset on its weights."""
+        own = dict(self.denoiser.named_parameters())
+        weights = {name: own[name] + change.to(own[name]) for name, change in offset.items()}
+        condition = torch.zeros((len(x_t), 16), dtype=self.dtype)
+        return torch.func.functional_call(self.denoiser, weights, (x_t.to(self.dtype), t, condition)).float()
 
     def save_lora(self, directory: Path, adapter: str) -> None:
         layers = get_peft_model_state_dict(self.denoiser, adapter_name=adapter)

@@ -260,7 +260,14 @@ class ImageBackbone:
         }
 
     def draw_latents(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: NegativeWeights = None,
+        beta: float = 1.0,
     ) -> Tensor:
         """(n, C, h, w): the stock pipeline's, told what the table says. Nothing is encoded or decoded."""
         pipe, (height, width) = self._pipeline(encoders=False), self.size
@@ -270,7 +277,8 @@ class ImageBackbone:
         embeddings = {name: part[rows] for name, part in zip(EMBEDDINGS, self._table, strict=False)}
         settings = Settings(guidance_scale=guidance_scale, steps=steps, height=height, width=width)
         try:
-            return draw_latents(pipe, embeddings, seeds, settings)
+            with attach_weights(pipe, negative, beta):
+                return draw_latents(pipe, embeddings, seeds, settings)
         finally:
             setattr(pipe, self.kind.denoiser, None)
             self._release()

@@ -200,7 +200,14 @@ class CogVideoX:
         }
 
     def draw_latents(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: "NegativeWeights" = None,
+        beta: float = 1.0,
     ) -> Tensor:
         """(n, F, C, h, w): the stock pipeline's, of prompts that `embed` had. Nothing is decoded."""
         assert self._table is not None, "embed() comes before draw_latents()"
@@ -209,8 +216,9 @@ class CogVideoX:
         pipe = loading.load_pipeline(self._base, dtype=self.dtype, **given)
         pipe.vae.to(next(self.denoiser.parameters()).device)  # a pipeline is where its first part is
         settings = Settings(guidance_scale=guidance_scale, steps=steps, size=self.size, batch_size=1)
-        drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings, padded=True)
-        return torch.cat([latents.float().cpu() for _, latents in drawn])
+        with attach_weights(pipe, negative, beta):
+            drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings, padded=True)
+            return torch.cat([latents.float().cpu() for _, latents in drawn])
 
     def save_lora(self, directory: Path, adapter: str) -> None:
         """By the stock saver, raw PEFT keys with the metadata that keeps alpha ≠ rank on reload, in float32."""

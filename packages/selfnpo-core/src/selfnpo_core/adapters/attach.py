@@ -113,13 +113,13 @@ def attach_npo(
     return negative if around is None else RuledNegative.attach(pipe, negative, around)
 
 
-def attach_weights(pipe: Any, negative: NegativeWeights) -> AbstractContextManager[object]:
-    """Weights in training on the negative branch, at full strength, for the duration of a `with` block."""
+def attach_weights(pipe: Any, negative: NegativeWeights, beta: float = 1.0) -> AbstractContextManager[object]:
+    """Weights in training on the negative branch, for the duration of a `with` block."""
     if negative is None:
         return nullcontext()
     if isinstance(negative, str):
-        return NegativeAdapters.attach(pipe, {negative: 1.0})
-    return NegativeDelta.attach(pipe, negative)
+        return NegativeAdapters.attach(pipe, {negative: beta})
+    return NegativeDelta.attach(pipe, negative, beta=beta)
 
 
 def _offset(

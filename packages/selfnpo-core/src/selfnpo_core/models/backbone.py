@@ -141,11 +141,19 @@ class SamplingBackbone(Backbone, Protocol):
         """
 
     def draw_latents(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, guidance_scale: float, steps: int
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: NegativeWeights = None,
+        beta: float = 1.0,
     ) -> Tensor:
         """(n, *latent_shape) float32, in host memory: the stock pipeline's latents at these seeds, one a prompt.
 
-        `embed` had all prompts. `denoiser` is the base, on the training device. Nothing is decoded. Uses no randomness
+        `embed` had all prompts. `denoiser` is the base, on the training device, and `negative`, as for `draw_samples`,
+        is on the negative branch at strength beta. Nothing is decoded. Uses no randomness
         but the seeds, and leaves the network as it was.
         """
 

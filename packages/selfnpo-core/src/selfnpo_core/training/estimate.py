@@ -51,7 +51,7 @@ class DryRun:
     student_rows: float = 3.0
     """One forward and a backward, which counts as two."""
     samples: SamplePlan | None = None
-    """Those that are drawn before the first update."""
+    """Those that are drawn before the first update, and as many in each later round."""
 
     @property
     def device_bytes(self) -> int:
@@ -86,12 +86,14 @@ class DryRun:
         if plan is None:
             return []
         rows = recipe.steps * recipe.update_rows * self.processes
-        drawing, training = plan.count * plan.forwards, rows * self.rows_per_update
+        count = plan.count * recipe.rounds
+        drawing, training = count * plan.forwards, rows * self.rows_per_update
+        each = f"{recipe.rounds} × {plan.count:,}" if recipe.rounds > 1 else f"{count:,}"
         return [
-            f"samples drawn        {plan.count:,} at guidance scale {plan.guidance_scale:g} in {plan.steps} steps: "
+            f"samples drawn        {each} at guidance scale {plan.guidance_scale:g} in {plan.steps} steps: "
             f"{plan.forwards} forwards each, {drawing / rows:.3g} a row of the updates",
             f"forwards in all      {drawing + training:,.0f} of a row: {drawing:,} drawing + {training:,.0f} training",
-            f"latents on disk      {_size(plan.count * plan.sample_bytes)}{self._shared()}",
+            f"latents on disk      {_size(count * plan.sample_bytes)}{self._shared()}",
         ]
 
     def _shared(self) -> str:

@@ -109,6 +109,11 @@ class Recipe(BaseModel):
     truncation_steps: Count = Field(5, description="fewest steps of a truncated rollout")
     samples: Positive = Field(2000, description="finished samples that are drawn")
     uses: Positive = Field(10, description="updates that a finished sample may be used in, at most")
+    rounds: Positive = Field(
+        1,
+        description="times that finished samples are drawn: after every share of the updates anew, with the weights in "
+        "training on the negative branch at the recommended beta",
+    )
     sample_guidance: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
         None, description="guidance scale (1 is none) of finished samples; null: the family's"
     )
@@ -188,9 +193,23 @@ class Recipe(BaseModel):
                 f"objective {self.objective} needs two estimates of one x_t, and rollout {self.rollout} has none: "
                 "use rollout pool or truncated"
             )
+        self._check_rounds()
         if self.rollout == "samples":
             self._check_samples()
         return self
+
+    def _check_rounds(self) -> None:
+        if self.rounds == 1:
+            return
+        if self.rollout != "samples":
+            raise ValueError(f"rounds are of rollout samples, and rollout {self.rollout} draws none: leave rounds out")
+        if self.rounds > self.steps:
+            raise ValueError(f"rounds is {self.rounds}, but there are only {self.steps} updates (steps): use fewer")
+        if self.engine in ("zero3", "fsdp2"):
+            raise ValueError(
+                f"rounds draw with weights that engine {self.engine} keeps in pieces: use engine ddp, zero1 or zero2, "
+                "or rounds 1"
+            )
 
     def _check_samples(self) -> None:
         if problem := self.too_few_samples(processes=1):
@@ -204,13 +223,22 @@ class Recipe(BaseModel):
     def too_few_samples(self, processes: int) -> str | None:
         """Why the run would use its finished samples too often, if it would."""
         rows = self.steps * self.update_rows * processes
-        if rows <= self.samples * self.uses:
+        drawn = self.samples * self.rounds
+        if rows <= drawn * self.uses:
             return None
-        enough = -(-rows // self.uses)
+        enough = -(-rows // (self.uses * self.rounds))
         return (
-            f"{self.samples} samples, each used {self.uses} times, are {self.samples * self.uses} rows, and "
-            f"{self.steps} updates take {rows}: set samples to {enough} or uses to {-(-rows // self.samples)}"
+            f"{drawn} samples, each used {self.uses} times, are {drawn * self.uses} rows, and {self.steps} updates "
+            f"take {rows}: set samples to {enough} or uses to {-(-rows // drawn)}"
         )
+
+    def round_of(self, step: int) -> int:
+        """Of the update that comes after `step` updates."""
+        return min(step * self.rounds // self.steps, self.rounds - 1)
+
+    def round_start(self, number: int) -> int:
+        """After how many updates a round begins."""
+        return -(-number * self.steps // self.rounds)
 
     def _check_loss(self) -> None:
         """The diffusion loss is of finished samples: there is no other x0 that x_s was made of."""
@@ -336,7 +364,8 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
     """Keys that differ and may not differ on resume."""
     before, after = old.model_dump(), new.model_dump()
-    return [key for key in before if key not in FREE_ON_RESUME and before[key] != after[key]]
+    free = FREE_ON_RESUME - {"steps", "recommended"} if new.rounds > 1 else FREE_ON_RESUME  # they decide its rounds
+    return [key for key in before if key not in free and before[key] != after[key]]
 
 
 def _check_keys(values: Mapping[Any, Any], source: str) -> None:

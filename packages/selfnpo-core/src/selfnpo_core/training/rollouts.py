@@ -295,8 +295,14 @@ class SampleSource(RolloutSource):
     def put_back(self) -> None:
         self._used += self._rows
 
+    def use(self, samples: FinishedSamples, *, anew: bool) -> None:
+        """Of another round. anew: from their first use on; else as many as `load_state_dict` says were used."""
+        self._samples = samples
+        if anew:
+            self._used = 0
+
     def _order(self, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed_for(self._seed, SHUFFLE, number))
+        generator = torch.Generator().manual_seed(seed_for(self._seed, SHUFFLE, self._samples.plan.round, number))
         return torch.randperm(self._samples.plan.count, generator=generator)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -2,35 +2,28 @@
 
     latents/samples.json             of what and how they were drawn: hashes of base and prompts, scale, steps, seed
     latents/part-NNNNN.safetensors   x0: (n, *S) float32, prompt: (n,), rows of the prompts
-
-What an earlier run has drawn alike comes from the store of such samples (`sample_store`), and what is drawn goes there.
+    latents/round-N/                 the same, of samples that were drawn after the first ones
 
 Which sample has which prompt and seed follows from the recipe alone. A part is drawn as one, whatever process draws it,
 and is whole or not there: so a run goes on drawing at the part that it was stopped at, and has the same samples, bit
-for bit, on any number of processes of one kind of device.
+for bit, on any number of processes of one kind of device. Who draws: `drawing`.
 """
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.backbone import Backbone, SamplingBackbone
-from selfnpo_core.models.embeddings import arithmetic
 from selfnpo_core.system.files import read_json, tidy, write_json
-from selfnpo_core.system.processes import gathered, largest, on_main
-from selfnpo_core.system.signals import StopSignals, interrupted_by
-from selfnpo_core.training.accelerators import AMP, seed_for
+from selfnpo_core.training.accelerators import seed_for
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.sample_store import SampleStore, write_samples
 
@@ -42,7 +35,10 @@ PART_ROWS, PART_BYTES = 64, 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePlan:
-    """Which samples a run draws: count, shape S, of how many prompts, and how. guidance_scale: 1 is none."""
+    """Which samples a run draws: count, shape S, of how many prompts, and how. guidance_scale: 1 is none.
+
+    round: samples of later ones have other seeds, and go on in the prompts where those before ended.
+    """
 
     count: int
     shape: tuple[int, ...]
@@ -50,20 +46,29 @@ class SamplePlan:
     seed: int
     guidance_scale: float
     steps: int
+    round: int = 0
 
     @classmethod
-    def of(cls, backbone: Backbone, recipe: Recipe, num_prompts: int) -> "SamplePlan":
+    def of(cls, backbone: Backbone, recipe: Recipe, num_prompts: int, *, number: int = 0) -> "SamplePlan":
         """The recipe's, or the family's where it has none. Raises `InputError` for a family that cannot draw."""
         if not isinstance(backbone, SamplingBackbone):
             raise InputError(f"{backbone.name} cannot draw latents: use rollout pool, truncated or full")
         scale, steps = backbone.sampling
+        if recipe.sample_guidance is not None:
+            scale = recipe.sample_guidance
+        if recipe.rounds > 1 and scale <= 1:
+            raise InputError(
+                "rounds draw with the weights in training on the negative branch, and there is none without guidance "
+                "(sample_guidance 1): use rounds 1, or a sample_guidance over 1"
+            )
         return cls(
             count=recipe.samples,
             shape=tuple(backbone.latent_shape),
             num_prompts=num_prompts,
             seed=recipe.seed,
-            guidance_scale=scale if recipe.sample_guidance is None else recipe.sample_guidance,
+            guidance_scale=scale,
             steps=steps if recipe.sample_grid_steps is None else recipe.sample_grid_steps,
+            round=number,
         )
 
     @property
@@ -91,7 +96,14 @@ class SamplePlan:
         """(count,): all prompts in turn, in a seeded order."""
         generator = torch.Generator().manual_seed(seed_for(self.seed, PROMPTS))
         order = torch.randperm(self.num_prompts, generator=generator)
-        return order[torch.arange(self.count) % self.num_prompts]
+        return order[self._numbers(range(self.count)) % self.num_prompts]
+
+    def seeds(self, rows: range) -> list[int]:
+        return [seed_for(self.seed, DRAWING, number) for number in self._numbers(rows).tolist()]
+
+    def _numbers(self, rows: range) -> Tensor:
+        """Of samples among those of all rounds."""
+        return self.round * self.count + torch.tensor(rows)
 
     def facts(self) -> dict[str, Any]:
         names = ("count", "seed", "guidance_scale", "steps", "part_rows")
@@ -124,12 +136,18 @@ class FinishedSamples:
         return [len(self.plan.rows(part)), *self.plan.shape]
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Say in the folder what is drawn. Raises `RunError` where something else was."""
+        """Say in the folder what is drawn. Raises `RunError` where something else was.
+
+        Of a later round that is removed: the updates before it were made again.
+        """
         self.folder.mkdir(exist_ok=True)
         tidy(self.folder)
         said, known = self.folder / "samples.json", {"schema": 1, **facts, **self.plan.facts()}
         if said.is_file() and read_json(said) != known:
-            raise RunError(f"the samples in {self.folder} were drawn otherwise: begin a new run in another folder")
+            if self.plan.round == 0:
+                raise RunError(f"the samples in {self.folder} were drawn otherwise: begin a new run in another folder")
+            for part in range(self.plan.parts):
+                self.file(part).unlink(missing_ok=True)
         write_json(said, known)
 
     def write(self, part: int, x0: Tensor) -> None:
@@ -158,102 +176,3 @@ class FinishedSamples:
         if part not in self._open:
             self._open[part] = safe_open(self.file(part), framework="pt")
         return self._open[part]
-
-
-def finished_samples(
-    backbone: Backbone,
-    recipe: Recipe,
-    prompts: Sequence[str],
-    folder: Path,
-    facts: Mapping[str, Any],
-    accelerator: Accelerator,
-    *,
-    progress: bool,
-) -> FinishedSamples:
-    """All samples of the recipe, those drawn that are not in the folder yet. For all processes together.
-
-    The backbone is as it was loaded: no LoRA, nothing in pieces. A signal stops it after the parts in hand.
-    """
-    plan = SamplePlan.of(backbone, recipe, len(prompts))
-    samples = FinishedSamples(folder, plan)
-    on_main(lambda: samples.begin(facts))
-    store = _store(backbone, recipe, plan, facts, accelerator.device)
-    if store is not None:
-        on_main(lambda: samples.take_from(store))
-    missing = on_main(samples.missing)
-    left = sum(len(plan.rows(part)) for part in missing)
-    shown = progress and bool(missing) and accelerator.is_main_process
-    with (
-        StopSignals() as signals,
-        _on_device(backbone.denoiser, accelerator.device),
-        torch.autocast(
-            accelerator.device.type, dtype=AMP[recipe.mixed_precision], enabled=recipe.mixed_precision != "no"
-        ),
-        tqdm(total=plan.count, initial=plan.count - left, desc="draw", unit="sample", disable=not shown) as bar,
-    ):
-        for first in range(0, len(missing), accelerator.num_processes):
-            _stop_if_asked(signals, accelerator, folder.parent)
-            together = missing[first : first + accelerator.num_processes]
-            _draw_own(backbone, samples, prompts, together, accelerator.process_index, store)
-            bar.update(sum(len(plan.rows(part)) for part in together))
-        _stop_if_asked(signals, accelerator, folder.parent)
-    if store is not None and missing:
-        store.sweep()
-    return samples
-
-
-def _store(
-    backbone: Backbone, recipe: Recipe, plan: SamplePlan, facts: Mapping[str, Any], device: torch.device
-) -> SampleStore | None:
-    """Where samples like these are kept, if the recipe wants it."""
-    assert isinstance(backbone, SamplingBackbone)
-    if recipe.samples_cache is None:
-        return None
-    how = {name: value for name, value in plan.facts().items() if name != "count"}
-    precision = {"mixed_precision": recipe.mixed_precision, "attention": recipe.attention}
-    own = {"schema": 1, **facts, **how, **precision, "sampler": backbone.drawing_facts(), **arithmetic(device)}
-    return SampleStore.of(recipe.samples_cache, own)
-
-
-def _draw_own(
-    backbone: Backbone,
-    samples: FinishedSamples,
-    prompts: Sequence[str],
-    together: Sequence[int],
-    rank: int,
-    store: SampleStore | None,
-) -> None:
-    """This process's part of those that are drawn at the same time; if one process fails, none waits for it."""
-    assert isinstance(backbone, SamplingBackbone)
-    plan = samples.plan
-
-    def draw() -> None:
-        for part in together[rank : rank + 1]:
-            rows = plan.rows(part)
-            texts = [prompts[row] for row in plan.prompts()[list(rows)].tolist()]
-            seeds = [seed_for(plan.seed, DRAWING, row) for row in rows]
-            x0 = backbone.draw_latents(texts, seeds, guidance_scale=plan.guidance_scale, steps=plan.steps)
-            if not x0.isfinite().all():
-                raise RunError(f"{backbone.name} drew samples that are not finite: use mixed_precision bf16 or no")
-            samples.write(part, x0)
-            if store is not None:
-                store.give(rows, samples.file(part))
-
-    gathered(draw)
-
-
-def _stop_if_asked(signals: StopSignals, accelerator: Accelerator, run: Path) -> None:
-    if number := largest(signals.received or 0, accelerator.device):
-        raise interrupted_by(
-            number, f"stopped before the first update in {run}: go on with the same command and --resume"
-        )
-
-
-@contextmanager
-def _on_device(network: nn.Module, device: torch.device) -> Iterator[None]:
-    before = next(network.parameters()).device
-    network.to(device)
-    try:
-        yield
-    finally:
-        network.to(before)

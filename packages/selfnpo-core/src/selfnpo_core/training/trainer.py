@@ -26,13 +26,15 @@ from selfnpo_core.system.processes import is_main, largest, on_main, shared_out
 from selfnpo_core.system.signals import StopSignals, interrupted_by
 from selfnpo_core.training.accelerators import AMP, make_accelerator, start_trackers
 from selfnpo_core.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from selfnpo_core.training.drawing import Drawing
 from selfnpo_core.training.engine import Engine, Update
 from selfnpo_core.training.estimate import check_pool, out_of_memory
 from selfnpo_core.training.lora_student import lora_target_modules
 from selfnpo_core.training.pictures import sample_grid
 from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.rollouts import SampleSource
 from selfnpo_core.training.run_folder import RunFolder, holds_run, prompts_sha256
-from selfnpo_core.training.samples import SamplePlan, finished_samples
+from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.updates import check_window
 from selfnpo_core.weights.npo_folder import NpoConfig, write_npo
 
@@ -75,15 +77,22 @@ def train(
             shown = recipe.sample_prompts  # their rows come after the prompts', and are not trained with
             backbone.embed([*prompts, *shown], cache)
             stack.enter_context(_own_random_numbers(accelerator))
-            samples = None
+            drawing = samples = None
             if recipe.rollout == "samples":
                 known = {**facts, "prompts_sha256": prompts_sha256(prompts)}
-                samples = finished_samples(
-                    backbone, recipe, prompts, folder.latents, known, accelerator, progress=progress
+                drawing = Drawing(
+                    backbone=backbone,
+                    recipe=recipe,
+                    prompts=prompts,
+                    folder=folder.latents,
+                    facts=known,
+                    accelerator=accelerator,
+                    progress=progress,
                 )
+                samples = drawing.first()
             engine = Engine(backbone, recipe, len(prompts), accelerator, samples)
             stack.callback(engine.close)
-            trainer = Trainer(engine, folder, config, prompts, progress=progress)
+            trainer = Trainer(engine, folder, config, prompts, drawing, progress=progress)
             stack.callback(trainer.close)
             return trainer.fit()
         except Exception as error:
@@ -153,9 +162,16 @@ class Trainer:
     """Runs an engine's updates and keeps the run folder."""
 
     def __init__(
-        self, engine: Engine, folder: RunFolder, config: NpoConfig, prompts: Sequence[str], *, progress: bool = True
+        self,
+        engine: Engine,
+        folder: RunFolder,
+        config: NpoConfig,
+        prompts: Sequence[str],
+        drawing: Drawing | None = None,
+        *,
+        progress: bool = True,
     ):
-        self.engine, self.folder, self.config = engine, folder, config
+        self.engine, self.folder, self.config, self._drawing = engine, folder, config, drawing
         self.recipe, self.accelerator = engine.recipe, engine.accelerator
         self._sample_prompts = list(self.recipe.sample_prompts or prompts[:4])
         self._plain: dict[float, Sequence[Any]] = {}
@@ -181,6 +197,9 @@ class Trainer:
                     if _due(update.step, self.recipe.sample_every):
                         self._draw(update.step)
                     self._stop_if_asked()
+                    if self._begins_round():
+                        self._save()  # with the weights that are drawn with
+                        self._enter_round()
             self._save()
             if self.recipe.sample_every and self.engine.step % self.recipe.sample_every:
                 self._draw(self.engine.step)
@@ -196,10 +215,28 @@ class Trainer:
             self.engine.load(load_checkpoint(newest))
             self._saved = self.engine.step
             log.info("resuming from %s", newest)
+            self._enter_round()
         else:
             log.info("preparing the rollout (%s)", self.recipe.rollout)
             self.engine.warm_up(self._stop_if_asked)
         on_main(lambda: self.folder.cut_metrics(self.engine.step))
+
+    def _begins_round(self) -> bool:
+        """Whether the next update is the first of a round that is not the first."""
+        step, number = self.engine.step, self.recipe.round_of(self.engine.step)
+        return 0 < step < self.recipe.steps and number > 0 and step == self.recipe.round_start(number)
+
+    def _enter_round(self) -> None:
+        """Have the updates made on the samples of their round, drawn now where it begins."""
+        number, source = self.recipe.round_of(self.engine.step), self.engine.source
+        if self._drawing is None or number == 0 or self.engine.step >= self.recipe.steps:
+            return
+        assert isinstance(source, SampleSource)
+        if self._begins_round():
+            log.info("round %d of %d", number + 1, self.recipe.rounds)
+            source.use(self._drawing.next(number, self.engine.student), anew=True)
+        else:
+            source.use(self._drawing.kept(number), anew=False)
 
     def _record(self, update: Update, bar: Any) -> None:
         values = update.to_dict()
