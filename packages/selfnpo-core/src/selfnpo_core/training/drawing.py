@@ -9,7 +9,7 @@ later rounds' samples are nobody else's. A signal stops drawing after the parts 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from selfnpo_core.errors import RunError
 from selfnpo_core.models.backbone import Backbone, NegativeWeights, SamplingBackbone
 from selfnpo_core.models.embeddings import arithmetic
 from selfnpo_core.system.caches import checksum
+from selfnpo_core.system.compiling import compiled, why_not
 from selfnpo_core.system.processes import gathered, largest, on_main
 from selfnpo_core.system.signals import StopSignals, interrupted_by
 from selfnpo_core.training.accelerators import AMP
@@ -51,15 +52,18 @@ class Drawing:
 
     def first(self) -> FinishedSamples:
         """Round 0. The backbone is as it was loaded: no LoRA, nothing in pieces."""
-        samples = self._samples(0)
-        on_main(lambda: samples.begin(self.facts))
-        store = self._store(samples.plan)
+        samples, network = self._samples(0), self.backbone.denoiser
+        compiles = on_main(lambda: self._compiles(samples))
+        facts = {**self.facts, "compiled": compiles}
+        on_main(lambda: samples.begin(facts))
+        store = self._store(samples.plan, facts)
         if store is not None:
             on_main(lambda: samples.take_from(store))
-        with _on_device(self.backbone.denoiser, self.accelerator.device):
-            drawn = self._draw_missing(samples, self._sampler(samples.plan), store)
-        if store is not None and drawn:
-            store.sweep()
+        if missing := on_main(samples.missing):
+            with _on_device(network, self.accelerator.device), compiled(network) if compiles else nullcontext():
+                self._draw(samples, missing, self._sampler(samples.plan), store)
+            if store is not None:
+                store.sweep()
         return samples
 
     def next(self, number: int, student: Student) -> FinishedSamples:
@@ -70,7 +74,7 @@ class Drawing:
         on_main(lambda: samples.begin({**self.facts, **whose, "negative_sha256": checksum("", weights.values())}))
         negative = student.negative()
         with student.role("base"):
-            self._draw_missing(samples, self._sampler(samples.plan, negative, beta))
+            self._draw(samples, on_main(samples.missing), self._sampler(samples.plan, negative, beta))
         return samples
 
     def kept(self, number: int) -> FinishedSamples:
@@ -98,7 +102,16 @@ class Drawing:
             beta=beta,
         )
 
-    def _store(self, plan: SamplePlan) -> SampleStore | None:
+    def _compiles(self, samples: FinishedSamples) -> bool:
+        """Whether the base is compiled to draw; of samples that are there, whether it was."""
+        if not samples.missing():
+            return bool(samples.said().get("compiled"))
+        why = why_not(self.accelerator.device) if self.recipe.compile_drawing else None
+        if why is not None:
+            log.warning("nothing can be compiled here (%s): samples are drawn without (compile_drawing)", why)
+        return self.recipe.compile_drawing and why is None
+
+    def _store(self, plan: SamplePlan, facts: Mapping[str, Any]) -> SampleStore | None:
         """Where samples like these are kept, if the recipe wants it."""
         recipe = self.recipe
         if recipe.samples_cache is None:
@@ -107,11 +120,12 @@ class Drawing:
         how = {name: value for name, value in plan.facts().items() if name != "count"}
         precision = {"mixed_precision": recipe.mixed_precision, "attention": recipe.attention}
         own = {**how, **precision, "sampler": self.backbone.drawing_facts(), **arithmetic(self.accelerator.device)}
-        return SampleStore.of(recipe.samples_cache, {"schema": 1, **self.facts, **own})
+        return SampleStore.of(recipe.samples_cache, {"schema": 1, **facts, **own})
 
-    def _draw_missing(self, samples: FinishedSamples, draw: Draw, store: SampleStore | None = None) -> bool:
-        """Whether there were any."""
-        plan, missing = samples.plan, on_main(samples.missing)
+    def _draw(
+        self, samples: FinishedSamples, missing: Sequence[int], draw: Draw, store: SampleStore | None = None
+    ) -> None:
+        plan = samples.plan
         left = sum(len(plan.rows(part)) for part in missing)
         shown = self.progress and bool(missing) and self.accelerator.is_main_process
         amp, processes = AMP[self.recipe.mixed_precision], self.accelerator.num_processes
@@ -126,7 +140,6 @@ class Drawing:
                 self._draw_own(samples, together, draw, store)
                 bar.update(sum(len(plan.rows(part)) for part in together))
             self._stop_if_asked(signals)
-        return bool(missing)
 
     def _draw_own(
         self, samples: FinishedSamples, together: Sequence[int], draw: Draw, store: SampleStore | None

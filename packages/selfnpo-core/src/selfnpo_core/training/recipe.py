@@ -120,6 +120,9 @@ class Recipe(BaseModel):
     sample_grid_steps: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="steps in which finished samples are drawn; null: the family's"
     )
+    compile_drawing: bool = Field(
+        False, description="compile the base while it draws its finished samples, where there is a compiler"
+    )
     pool_size: Positive = Field(256, description="trajectories in the pool")
     pool_device: Literal["cpu", "device"] = Field("cpu", description="where the pool lives")
 
@@ -305,6 +308,7 @@ FREE_ON_RESUME = frozenset(
         "output",
         "embeddings_cache",
         "samples_cache",
+        "compile_drawing",
         "negative_condition",
         "recommended",
         "steps",

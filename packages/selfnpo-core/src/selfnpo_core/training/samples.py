@@ -142,13 +142,22 @@ class FinishedSamples:
         """
         self.folder.mkdir(exist_ok=True)
         tidy(self.folder)
-        said, known = self.folder / "samples.json", {"schema": 1, **facts, **self.plan.facts()}
-        if said.is_file() and read_json(said) != known:
+        known, drawn = {"schema": 1, **facts, **self.plan.facts()}, sorted(self.folder.glob("part-*.safetensors"))
+        if drawn and self.said() != known:
             if self.plan.round == 0:
                 raise RunError(f"the samples in {self.folder} were drawn otherwise: begin a new run in another folder")
-            for part in range(self.plan.parts):
-                self.file(part).unlink(missing_ok=True)
-        write_json(said, known)
+            for file in drawn:
+                file.unlink()
+        write_json(self._facts, known)
+
+    def said(self) -> dict[str, Any]:
+        """What the folder says of them."""
+        known: dict[str, Any] = read_json(self._facts) if self._facts.is_file() else {}
+        return known
+
+    @property
+    def _facts(self) -> Path:
+        return self.folder / "samples.json"
 
     def write(self, part: int, x0: Tensor) -> None:
         rows = self.plan.rows(part)

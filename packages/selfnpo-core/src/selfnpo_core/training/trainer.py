@@ -152,6 +152,8 @@ def _known_cause(error: Exception, accelerator: Accelerator, backbone: Backbone,
         return "the disk is full: free some space"
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return out_of_memory(backbone, recipe, accelerator.device)
+    if recipe.compile_drawing and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"{backbone.name} cannot be compiled ({' '.join(str(error).split())[:200]}): set compile_drawing=false"
     lost = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "NCCL")
     if accelerator.num_processes > 1 and isinstance(error, RuntimeError) and any(text in str(error) for text in lost):
         return f"another process of this run has ended or hangs ({' '.join(str(error).split())[:200]}): see its message"
