@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import RunError
 from selfnpo_core.system import compiling, private
-from selfnpo_core.training import samples, train
+from selfnpo_core.training import drawing, samples, train
 from selfnpo_core.training.samples import FinishedSamples, SamplePlan
 
 COMPILED = {**CHANGES, "compile_drawing": True}
@@ -110,6 +111,20 @@ def test_samples_are_not_drawn_in_two_ways(tmp_path, eager):
     (tmp_path / "run/latents/part-00001.safetensors").unlink()
     with pytest.raises(RunError, match="were drawn otherwise"):
         begun(tmp_path / "run", resume=True, compile_drawing=False)
+
+
+def test_after_the_first_part_it_tells_how_long_the_rest_takes(tmp_path, monkeypatch, caplog):
+    clock = iter([100.0, 100.0 + 6 * 45])
+    monkeypatch.setattr(drawing, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    caplog.set_level(logging.INFO)
+    begun(tmp_path / "run", compile_drawing=False)
+    assert "drawing takes about 10 min 30 s for the 14 samples that are left" in caplog.text
+    caplog.clear()
+    (tmp_path / "run/latents/part-00003.safetensors").unlink()
+    monkeypatch.undo()
+    monkeypatch.setattr(samples, "PART_ROWS", 6)
+    begun(tmp_path / "run", resume=True, compile_drawing=False)
+    assert "drawing takes" not in caplog.text
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from selfnpo_core.reporting import words
 from selfnpo_core.reporting.figures import Evaluated, figures_in, read_figures, read_json_object
 from selfnpo_core.reporting.shown import Shown, curve, shown_grid, some
 from selfnpo_core.reporting.words import Names
+from selfnpo_core.system.durations import duration
 from selfnpo_core.system.files import file_sha256
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import stored_recipe
@@ -149,7 +150,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     seconds = [u["seconds"] for u in updates if _is_number(u.get("seconds"))]
     if seconds:
         total = sum(seconds)
-        found.append(("seconds an update", f"{median(seconds):.3g} (median); {_duration(total)} in all updates"))
+        found.append(("seconds an update", f"{median(seconds):.3g} (median); {duration(total)} in all updates"))
     rows = [sum(int(u.get(f"{kind}_rows", 0)) for kind in ("teacher", "student", "base")) for u in updates]
     if any(rows):
         found.append(("rows an update", f"{sum(rows) / len(rows):.4g} forward rows of the first process (mean)"))
@@ -232,12 +233,6 @@ def _updates(file: Path) -> list[Mapping[str, Any]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _size(count: float) -> str:

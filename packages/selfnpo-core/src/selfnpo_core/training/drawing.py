@@ -8,6 +8,7 @@ later rounds' samples are nobody else's. A signal stops drawing after the parts 
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from selfnpo_core.models.backbone import Backbone, NegativeWeights, SamplingBack
 from selfnpo_core.models.embeddings import arithmetic
 from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.compiling import compiled, why_not
+from selfnpo_core.system.durations import duration
 from selfnpo_core.system.processes import gathered, largest, on_main
 from selfnpo_core.system.signals import StopSignals, interrupted_by
 from selfnpo_core.training.accelerators import AMP
@@ -134,11 +136,15 @@ class Drawing:
             torch.autocast(self.accelerator.device.type, dtype=amp, enabled=amp is not None),
             tqdm(total=plan.count, initial=plan.count - left, desc="draw", unit="sample", disable=not shown) as bar,
         ):
+            started = time.monotonic()
             for first in range(0, len(missing), processes):
                 self._stop_if_asked(signals)
                 together = missing[first : first + processes]
                 self._draw_own(samples, together, draw, store)
-                bar.update(sum(len(plan.rows(part)) for part in together))
+                bar.update(made := sum(len(plan.rows(part)) for part in together))
+                if first == 0 and left > made:
+                    seconds = (time.monotonic() - started) * (left - made) / made
+                    log.info("drawing takes about %s for the %d samples that are left", duration(seconds), left - made)
             self._stop_if_asked(signals)
 
     def _draw_own(
