@@ -67,6 +67,8 @@ def test_activations_grow_with_the_rows():
         {"train": "full", "grad_accumulation": 2, "batch_size": 2000},
         {"objective": "gradient_reversal", "teacher_guidance": 0.5},
         {"objective": "dpo", "mixed_precision": "bf16"},
+        {"rollout": "samples", "loss": "denoising", "loss_weighting": "snr", "samples": 9000},
+        {"rollout": "samples", "samples": 9000, "train": "full"},
     ],
 )
 def test_the_estimate_is_what_an_update_is_seen_to_hold(changes):

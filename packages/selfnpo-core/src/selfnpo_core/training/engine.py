@@ -23,7 +23,7 @@ from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
 from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import make_source, make_teacher
-from selfnpo_core.training.samples import FinishedSamples
+from selfnpo_core.training.samples import Samples
 from selfnpo_core.training.steps import UpdateResult, make_steps
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
@@ -61,7 +61,7 @@ class Engine:
         recipe: Recipe,
         num_prompts: int,
         accelerator: Accelerator,
-        samples: FinishedSamples | None = None,
+        samples: Samples | None = None,
     ):
         self.backbone, self.recipe, self.accelerator = backbone, recipe, accelerator
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)

@@ -13,6 +13,7 @@ from selfnpo_core.system.memory import peak_tensor_bytes
 from selfnpo_core.training.accelerators import AMP, make_accelerator
 from selfnpo_core.training.engine import Engine
 from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.samples import SamplePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,15 @@ class Cost:
 
 
 def measure(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], updates: int = 3) -> Cost:
-    """Train for a few updates, of which the first is not looked at, and put nothing on the disk."""
+    """Train for a few updates, of which the first is not looked at, and put nothing on the disk.
+
+    Finished samples are not drawn: an update costs the same on noise.
+    """
     accelerator = make_accelerator(recipe)
     backbone.use_attention(recipe.attention, AMP[recipe.mixed_precision])
     backbone.embed(list(prompts))
-    engine = Engine(backbone, recipe, len(prompts), accelerator)
+    samples = Noise(SamplePlan.of(backbone, recipe, len(prompts))) if recipe.rollout == "samples" else None
+    engine = Engine(backbone, recipe, len(prompts), accelerator, samples)
     try:
         engine.warm_up()
         made = engine.updates()
@@ -44,6 +49,16 @@ def measure(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], updates:
         return Cost(bytes=held + peak, seconds=seconds)
     finally:
         engine.close()
+
+
+class Noise:
+    """In the place of finished samples."""
+
+    def __init__(self, plan: SamplePlan):
+        self.plan = plan
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.randn((len(rows), *self.plan.shape)), self.plan.prompts()[rows]
 
 
 def _processor_seconds(work: Callable[[], object]) -> float:

@@ -28,7 +28,7 @@ from selfnpo_core.rollout import full_simulation
 from selfnpo_core.schedule import CLEAN, NoiseSchedule
 from selfnpo_core.training.accelerators import seed_for
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.samples import FinishedSamples
+from selfnpo_core.training.samples import Samples
 
 SHUFFLE = (1 << 20) + 2
 """A stream of random numbers, as those of `samples`."""
@@ -267,7 +267,7 @@ class SampleSource(RolloutSource):
 
     def __init__(
         self,
-        samples: FinishedSamples,
+        samples: Samples,
         schedule: NoiseSchedule,
         device: torch.device,
         *,
@@ -295,7 +295,7 @@ class SampleSource(RolloutSource):
     def put_back(self) -> None:
         self._used += self._rows
 
-    def use(self, samples: FinishedSamples, *, anew: bool) -> None:
+    def use(self, samples: Samples, *, anew: bool) -> None:
         """Of another round. anew: from their first use on; else as many as `load_state_dict` says were used."""
         self._samples = samples
         if anew:
@@ -322,7 +322,7 @@ def make_source(
     generator: torch.Generator,
     device: torch.device,
     ranks: Ranks = ALONE,
-    samples: FinishedSamples | None = None,
+    samples: Samples | None = None,
 ) -> RolloutSource:
     """The recipe's `rollout`. All randomness comes from `generator`, a CPU one, whatever the device.
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -108,6 +108,15 @@ class SamplePlan:
     def facts(self) -> dict[str, Any]:
         names = ("count", "seed", "guidance_scale", "steps", "part_rows")
         return {"shape": list(self.shape), **{name: getattr(self, name) for name in names}}
+
+
+class Samples(Protocol):
+    """What updates are made on."""
+
+    plan: SamplePlan
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """x0: (B, *S) and prompt: (B,) of rows: (B,)."""
 
 
 class FinishedSamples:
