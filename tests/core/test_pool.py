@@ -5,8 +5,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from selfnpo_core import CLEAN, InputError, NoiseSchedule, TrajectoryPool, ddim_step, trajectory
+from selfnpo_core import CLEAN, InputError, NoiseSchedule, TrajectoryPool, ddim_step, full_simulation, trajectory
 from selfnpo_core.guidance import guided_estimate
+from selfnpo_core.ranks import Ranks
 from selfnpo_core.testing import GaussianWorld
 
 GRID = torch.tensor([900, 700, 500, 300, 100])
@@ -133,6 +134,92 @@ def test_the_pool_holds_the_trajectories_of_its_denoiser() -> None:
     for place in trajectory(denoise, schedule, GRID, start["x"], start["prompt"], -3.0):
         here = staggered["index"] == place.index
         torch.testing.assert_close(staggered["x"][here], place.x_t[here])
+
+
+def test_ends_are_where_whole_walks_end() -> None:
+    schedule = NoiseSchedule.from_scheduler(FlowMatchEulerDiscreteScheduler())
+    denoise = GaussianWorld.random((2, 3), num_prompts=7).denoiser(schedule)
+    g = torch.Generator().manual_seed(0)
+    pool = TrajectoryPool(20, (2, 3), GRID, 7, g, dtype=torch.float64, keep_ends=True)
+    start = pool.state_dict()
+
+    def advance(x_t: Tensor, t: Tensor, t_next: Tensor, prompt: Tensor) -> Tensor:
+        return ddim_step(guided_estimate(denoise, x_t, t, prompt, 1.5), schedule.at(t_next, like=x_t))
+
+    pool.finish(advance, batch_size=6)
+    first = pool.state_dict()
+    torch.testing.assert_close(
+        first["end"], full_simulation(denoise, schedule, GRID, start["x"], start["prompt"], 1.5), atol=1e-6, rtol=1e-6
+    )
+    assert torch.equal(first["end_prompt"], start["prompt"])
+    assert (first["index"] == 0).all()
+    assert not (first["x"] == start["x"]).any()
+    for turn in range(5):
+        assert torch.equal(pool.state_dict()["end"], first["end"]), f"no walk has ended after {turn} steps"
+        batch = pool.draw()
+        pool.put_back(batch, advance(batch.x_t, batch.t, batch.t_next, batch.prompt))
+    second = pool.state_dict()
+    torch.testing.assert_close(
+        second["end"], full_simulation(denoise, schedule, GRID, first["x"], first["prompt"], 1.5), atol=1e-6, rtol=1e-6
+    )
+    assert torch.equal(second["end_prompt"], first["prompt"])
+
+
+def with_ends(size: int = 23, **options) -> TrajectoryPool:
+    pool, _ = make_pool(size, keep_ends=True, **options)
+    pool.finish(count_up)
+    pool.stagger(count_up)
+    return pool
+
+
+def test_ends_are_drawn_apart_from_what_is_advanced() -> None:
+    pool = with_ends(500)
+    batch, ends, state = pool.draw(50), pool.draw_ends(50), pool.state_dict()
+    rows = [(state["end"] == x0).all(dim=(1, 2)).nonzero().item() for x0 in ends.x0]
+    assert len(set(rows)) == 50
+    assert torch.equal(ends.prompt, state["end_prompt"][rows])
+    assert len(set(rows) & set(batch.rows.tolist())) < 20
+    there = pool.draw_ends(4, device="meta")
+    assert there.x0.device.type == there.prompt.device.type == "meta"
+
+
+def test_a_walk_that_ends_replaces_its_own_end_alone() -> None:
+    pool = with_ends()
+    before = pool.state_dict()
+    batch = pool.draw(12)
+    pool.put_back(batch, torch.full_like(batch.x_t, 0.5))
+    after, ended = pool.state_dict(), batch.rows[batch.index == 4]
+    assert 0 < len(ended) < 12
+    others = torch.ones(23, dtype=torch.bool).index_fill(0, ended, False)
+    assert (after["end"][ended] == 0.5).all()
+    assert torch.equal(after["end_prompt"][ended], before["prompt"][ended])
+    for name in ("end", "end_prompt"):
+        assert torch.equal(after[name][others], before[name][others])
+
+
+def test_a_restored_pool_has_its_ends() -> None:
+    pool = with_ends()
+    state = pool.state_dict()
+    other = with_ends(seed=9)
+    assert not torch.equal(other.state_dict()["end"], state["end"])
+    other.load_state_dict(state)
+    assert same(other.state_dict(), state)
+
+
+def test_processes_have_the_ends_that_one_has() -> None:
+    pools = [with_ends(rows=6, ranks=ranks) for ranks in (Ranks(0, 1), Ranks(0, 2), Ranks(1, 2))]
+    for _ in range(12):
+        alone, *pair = (pool.draw_ends() for pool in pools)
+        assert torch.equal(alone.x0, torch.cat([part.x0 for part in pair]))
+        assert torch.equal(alone.prompt, torch.cat([part.prompt for part in pair]))
+        for pool in pools:
+            batch = pool.draw()
+            pool.put_back(batch, batch.x_t * 0.9)
+    owners = pools[0].owners()[0], *(rows for rows in pools[1].owners())
+    whole = torch.empty_like(pools[0].state_dict()["end"])
+    for pool, rows in zip(pools[1:], owners[1:], strict=True):
+        whole[rows] = pool.state_dict()["end"]
+    assert torch.equal(whole, pools[0].state_dict()["end"][owners[0].argsort()])
 
 
 def use(pool: TrajectoryPool, updates: int) -> list[Tensor]:

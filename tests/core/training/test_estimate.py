@@ -69,6 +69,7 @@ def test_activations_grow_with_the_rows():
         {"objective": "dpo", "mixed_precision": "bf16"},
         {"rollout": "samples", "loss": "denoising", "loss_weighting": "snr", "samples": 9000},
         {"rollout": "samples", "samples": 9000, "train": "full"},
+        {"pool_target": "endpoint", "loss": "denoising", "advance_guidance": 1.0},
     ],
 )
 def test_the_estimate_is_what_an_update_is_seen_to_hold(changes):

@@ -79,6 +79,11 @@ def test_a_mistake_is_one_line_naming_key_value_and_choice(override, words):
             {"rollout": "samples", "group_offload": True, "gradient_checkpointing": True},
             "rollout samples cannot draw with weights in the host's memory",
         ),
+        ({"pool_target": "endpoint", "rollout": "full"}, "pool_target is of rollout pool"),
+        (
+            {"pool_target": "endpoint", "objective": "dpo"},
+            "one x_t, and pool_target endpoint has none",
+        ),
         ({"loss_weighting": "snr"}, "loss_weighting is of loss denoising, not of huber"),
     ],
 )

@@ -23,6 +23,7 @@ VARIANTS = {
     "truncated": {"rollout": "truncated", "student_prompt_dropout": 0.5},
     "full rollout": {"rollout": "full"},
     "samples": {"rollout": "samples", "loss": "denoising", "samples": 20, "student_prompt_dropout": 0.5},
+    "endpoint": {"pool_target": "endpoint", "loss": "denoising", "advance_guidance": 1.0, "grad_accumulation": 2},
     "reversal": {"objective": "gradient_reversal", "grad_accumulation": 2},
     "bf16": {"mixed_precision": "bf16", "objective": "dpo"},
 }
@@ -76,6 +77,7 @@ def test_two_updates_and_two_after_resuming_are_four(tmp_path, variant):
     assert any(name.startswith("optimizer/") and name.endswith("exp_avg_sq") for name in state_of(whole, 4))
     if "rollout" not in changes:
         assert "source/x" in state_of(whole, 4)
+        assert ("source/end" in state_of(whole, 4)) is ("pool_target" in changes)
 
 
 class Drawing(ToyBackbone):

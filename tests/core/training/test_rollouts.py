@@ -8,7 +8,8 @@ from tests.core.training.toy import SCHEDULER, toy_recipe
 from selfnpo_core import NULL, NoiseSchedule, trajectory
 from selfnpo_core.guidance import guided_estimate
 from selfnpo_core.testing import CountingDenoiser, GaussianWorld
-from selfnpo_core.training.rollouts import Teacher, make_source, make_teacher
+from selfnpo_core.training.rollouts import Teacher, make_teacher
+from selfnpo_core.training.sources import make_source
 
 
 def test_the_pool_moves_one_ddim_step_an_update():
@@ -97,11 +98,12 @@ def test_advancing_by_the_target_s_own_guidance_changes_no_bit(changes, w):
     assert all(torch.equal(source[name], other_source[name]) for name in source)
 
 
-def gaussian_source(rollout: str, weak: float, advance: float | None, rows: int = 60):
+def gaussian_source(rollout: str, weak: float, advance: float | None, rows: int = 60, **more):
     """A source whose teacher is the best denoiser of a Gaussian world."""
     world = GaussianWorld.random((3,), num_prompts=2, dtype=torch.float32)
     schedule = NoiseSchedule.from_scheduler(SCHEDULER)
     changes = {"rollout": rollout, "teacher_guidance": weak, "advance_guidance": advance, "truncation_steps": 2}
+    changes |= more
     recipe = toy_recipe(batch_size=rows, pool_size=rows, **changes)
     generator, denoiser = torch.Generator().manual_seed(3), CountingDenoiser(world.denoiser(schedule))
     made = make_source(
@@ -134,6 +136,42 @@ def test_a_pool_is_advanced_by_one_guidance_and_aimed_at_by_another_in_one_look(
     for estimate, is_it in ((step, True), (target, False)):
         expected = level.alpha * estimate.x0[rows] + level.sigma * estimate.eps[rows]
         assert torch.allclose(made.state_dict()["x"][going], expected, atol=1e-5) is is_it
+
+
+@pytest.mark.parametrize(("advance", "forwards"), [(1.5, 120), (0.0, 60), (None, 60)])
+def test_endpoints_are_finished_samples_for_one_step_of_the_teacher(advance, forwards):
+    made, denoiser, schedule = gaussian_source("pool", weak=-1.0, advance=advance, pool_target="endpoint")
+    before = made.state_dict()
+    denoiser.rows.clear()
+    drawn = made.draw()
+    (look,) = made.looks(drawn, 60)
+    made.put_back()
+    assert denoiser.rows == [forwards]
+    assert torch.equal(look.weak.x0, look.x_t)
+    level = schedule.at(look.t, like=look.x_t)
+    assert torch.equal(level.alpha, torch.ones_like(level.alpha))
+    assert not level.sigma.any()
+    assert torch.equal(drawn.drawn_t, look.t)
+    ends = {tuple(x.tolist()): int(prompt) for x, prompt in zip(before["end"], before["end_prompt"], strict=True)}
+    assert [ends[tuple(x.tolist())] for x in look.x_t] == look.prompt.tolist()
+    after = made.state_dict()
+    moved = after["index"] != before["index"]
+    assert moved.all()
+    w, t = -1.0 if advance is None else advance, schedule.grid(5)[before["index"]]
+    step = guided_estimate(denoiser.denoise, before["x"], t, before["prompt"], w)
+    ended = before["index"] == 4
+    torch.testing.assert_close(after["end"][ended], step.x0[ended])
+    assert torch.equal(after["end"][~ended], before["end"][~ended])
+
+
+def test_endpoints_have_the_distribution_of_the_data():
+    """On a grid that is fine enough, from noise to the world's own samples."""
+    made, _, _ = gaussian_source("pool", weak=-1.0, advance=0.0, rows=4000, pool_target="endpoint", grid_steps=100)
+    world, state = GaussianWorld.random((3,), num_prompts=2, dtype=torch.float32), made.state_dict()
+    for prompt in range(2):
+        x0 = state["end"][state["end_prompt"] == prompt]
+        torch.testing.assert_close(x0.mean(0), world.mean[prompt], rtol=0, atol=0.2)  # walks begin without signal
+        torch.testing.assert_close(x0.T.cov(), world.covariance(prompt), rtol=0, atol=0.08)
 
 
 def test_a_truncated_walk_goes_by_one_guidance_and_ends_under_another():

@@ -18,8 +18,8 @@ from selfnpo_core.ranks import Ranks
 from selfnpo_core.system.signals import Interrupted
 from selfnpo_core.training import samples as module
 from selfnpo_core.training import train
-from selfnpo_core.training.rollouts import SampleSource
 from selfnpo_core.training.samples import FinishedSamples, SamplePlan
+from selfnpo_core.training.sources import SampleSource
 
 CHANGES = {"rollout": "samples", "loss": "denoising", "samples": 20, "student_prompt_dropout": 0.5}
 

@@ -30,6 +30,7 @@ def test_forwards_of_an_update_from_the_pool(train, w, teacher):
     [
         *itertools.product(["pool", "truncated"], ["tdft", "gradient_reversal", "dpo"]),
         ("full", "tdft"),
+        ("endpoint", "tdft"),
     ],
 )
 @pytest.mark.parametrize(("w", "advance"), [(-1.0, None), (-2.0, None), (-1.0, 0.0), (-2.0, -1.0), (0.0, 1.0)])
@@ -39,6 +40,8 @@ def test_the_table_of_forwards_is_what_happens(rollout, objective, w, advance):
     spy = Spy()
     changes = {"batch_size": 4, "steps": 30, "rollout": rollout, "objective": objective}
     changes |= {"teacher_guidance": w, "advance_guidance": advance}
+    if rollout == "endpoint":
+        changes |= {"rollout": "pool", "pool_target": "endpoint"}
     with engine(spy, **changes) as made:
         spy.seen.clear()
         updates = list(made.updates())

@@ -9,6 +9,12 @@ rollout of Self-NPO (2505.11777) needs one.
 Batches are nearly independent if the pool is much larger than a batch and all grid points are present in
 equal measure, which `stagger` brings about once, before the first update.
 
+A pool that keeps ends remembers of every trajectory what sample x0 its last walk ended in. These are finished samples
+of the teacher as it is, at one step a row; they are drawn apart from what is advanced, and noised from t = 0 on. The
+end of x_t's own walk would be no target at the re-noised x_s: the walk is deterministic, so its end is no sample of
+P(x0 | x_t). For data N(0, 1) it is x_t itself, and the best student at x_s would say (alpha_s/alpha_t)·x_s, where the
+true mean is alpha_s·x_s.
+
 Processes share a pool. Its trajectories fall into as many parts as an update has rows, trajectory i into part
 i mod rows; an update draws one from each part, and each process holds the parts of its own rows. All of them draw
 all random numbers and keep their own, so which noise meets which prompt does not depend on their number.
@@ -43,10 +49,19 @@ class Batch:
     drawn_t: Tensor  # (R,) timesteps at which they are
 
 
+@dataclass(frozen=True)
+class Ends:
+    """Where walks ended: x0: (B, *S) under prompt: (B,)."""
+
+    x0: Tensor
+    prompt: Tensor
+
+
 class TrajectoryPool:
     """`size` trajectories of samples of `shape` on `grid: (n,)`, under prompts 0 … num_prompts − 1.
 
     rows: of every draw, by all processes together; if not given, one process draws as many at a time as it likes.
+    keep_ends: for `draw_ends`, which there are after `finish`.
 
     All randomness comes from `generator`, on the generator's own device, so that a pool on another device
     holds the same numbers. The caller saves the generator's state; `state_dict` holds everything else.
@@ -64,6 +79,7 @@ class TrajectoryPool:
         pin: bool = False,
         rows: int | None = None,
         ranks: Ranks = ALONE,
+        keep_ends: bool = False,
     ):
         if size < 1 or num_prompts < 1:
             raise InputError(f"a pool of {size} samples and {num_prompts} prompts is empty: give at least one of each")
@@ -81,6 +97,8 @@ class TrajectoryPool:
         self._x = torch.empty((len(self._own), *shape), device=device, dtype=dtype, pin_memory=pin)
         self._index = torch.zeros(size, device=device, dtype=torch.int64)
         self._prompt = torch.zeros(size, device=device, dtype=torch.int64)
+        self._ends = torch.zeros_like(self._x, pin_memory=pin) if keep_ends else None
+        self._end_prompt = torch.zeros_like(self._prompt)
         self._restart(everyones)
 
     def __len__(self) -> int:
@@ -96,7 +114,21 @@ class TrajectoryPool:
         size, n = len(self), len(self.grid)
         shuffle = torch.randperm(size, generator=self._generator, device=self._generator.device)
         target = (torch.arange(size, device=shuffle.device) % n)[shuffle].to(self._index.device)
-        for index in range(n - 1):
+        self._walk(target, advance, batch_size, device)
+        self._index.copy_(target)
+
+    def finish(self, advance: Advance, batch_size: int = 64, device: torch.device | str | None = None) -> None:
+        """Walk a new pool's trajectories to their ends, keep these, and begin all again: size·n rows of forwards."""
+        assert self._ends is not None
+        assert not self._index.any()
+        self._walk(torch.full_like(self._index, len(self.grid)), advance, batch_size, device)
+        self._ends.copy_(self._x)
+        self._end_prompt.copy_(self._prompt)
+        self._restart(torch.arange(len(self), device=self._index.device))
+
+    def _walk(self, target: Tensor, advance: Advance, batch_size: int, device: torch.device | str | None) -> None:
+        """From the grid's beginning to the grid index target: (size,), n being behind its last point."""
+        for index in range(int(target.max())):
             behind = (target > index).nonzero()[:, 0]
             turns = self._turns(behind, batch_size)
             own = self._place[behind[self._is_own(behind)]]
@@ -111,45 +143,63 @@ class TrajectoryPool:
                 advanced = advance(*args)
                 if not idle:
                     self._x[places] = advanced.detach().to(self._x)
-        self._index.copy_(target)
 
     def draw(self, batch_size: int | None = None, device: torch.device | str | None = None) -> Batch:
         """Different trajectories at random, on `device` (the pool's own if not given).
 
         batch_size: how many; not for a pool of fixed `rows`, which gives this process's part of so many.
         """
+        own, drawn = self._choose(batch_size)
+        return self._take(own, drawn, device)
+
+    def draw_ends(self, batch_size: int | None = None, device: torch.device | str | None = None) -> Ends:
+        """The last ends of different trajectories at random, wherever these are now; as many as of `draw`."""
+        assert self._ends is not None, "a pool with keep_ends has ends"
+        own, _ = self._choose(batch_size)
+        x0, prompt = self._ends[self._place[own]], self._end_prompt[own]
+        return Ends(x0, prompt) if device is None else Ends(x0.to(device), prompt.to(device))
+
+    def _choose(self, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        """This process's trajectories, and those of all."""
         if self._rows is None:
             drawn = self._draw_any(len(self) if batch_size is None else batch_size)
-            own = drawn
-        else:
-            assert batch_size in (None, self._rows // self._ranks.count)
-            drawn = self._draw_one_of_each(self._rows)
-            own = drawn[self._ranks.part(self._rows)]
-        return self._take(own, drawn, device)
+            return drawn, drawn
+        assert batch_size in (None, self._rows // self._ranks.count)
+        drawn = self._draw_one_of_each(self._rows)
+        return drawn[self._ranks.part(self._rows)], drawn
 
     def put_back(self, batch: Batch, x_next: Tensor) -> None:
         """Store the advanced samples x_next: (B, *S); those that were at the last grid point begin again."""
         self._x[batch.rows] = x_next.detach().to(self._x)
-        last = self._index[batch.drawn] == len(self.grid) - 1
+        last = batch.drawn[self._index[batch.drawn] == len(self.grid) - 1]
+        if self._ends is not None:
+            ended = self._place[last[self._is_own(last)]]
+            self._ends[ended] = self._x[ended]
+            self._end_prompt[last] = self._prompt[last]
         self._index[batch.drawn] += 1
-        self._restart(batch.drawn[last])
+        self._restart(last)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`x` holds this process's trajectories, in the order of its `owners`; the rest is of all."""
+        """`x` and `end` hold this process's trajectories, in the order of its `owners`; the rest is of all."""
         state = {"x": self._x, "index": self._index, "prompt": self._prompt, "grid": self.grid}
+        if self._ends is not None:
+            state |= {"end": self._ends, "end_prompt": self._end_prompt}
         return {name: tensor.clone() for name, tensor in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """state: with `x` of all processes' trajectories."""
+        """state: with `x` and `end` of all processes' trajectories."""
         shape = (len(self), *self._x.shape[1:])
         if state["x"].shape != shape or not torch.equal(state["grid"].to(self.grid), self.grid):
             raise InputError("the saved pool has another size, shape or grid: resume with the recipe it was saved by")
         self._x.copy_(state["x"][self._own.to(state["x"].device)])
+        if self._ends is not None:
+            self._ends.copy_(state["end"][self._own.to(state["end"].device)])
+            self._end_prompt.copy_(state["end_prompt"])
         self._index.copy_(state["index"])
         self._prompt.copy_(state["prompt"])
 
     def owners(self) -> list[Tensor]:
-        """Of every process, its trajectories in the order of its `x`."""
+        """Of every process, its trajectories in the order of its `x` and `end`."""
         everyones = torch.arange(len(self))
         if self._rows is None:
             return [everyones]

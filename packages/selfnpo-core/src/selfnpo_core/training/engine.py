@@ -22,8 +22,9 @@ from selfnpo_core.system.processes import joined
 from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
 from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.rollouts import make_source, make_teacher
+from selfnpo_core.training.rollouts import SHARED, make_teacher
 from selfnpo_core.training.samples import Samples
+from selfnpo_core.training.sources import make_source
 from selfnpo_core.training.steps import UpdateResult, make_steps
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
@@ -156,8 +157,9 @@ class Engine:
         keep, scaler = self.accelerator.is_main_process, self.accelerator.scaler
         optimizer, settings = self.steps.state(keep)
         source, owners = self.source.state_dict(), self.source.owners()
-        if owners:
-            source["x"] = joined(source["x"], owners, self.accelerator.device, keep)  # type: ignore[assignment]
+        for name in SHARED if owners else ():
+            if name in source:
+                source[name] = joined(source[name], owners, self.accelerator.device, keep)  # type: ignore[assignment]
         return State(
             step=self.step,
             tensors={

@@ -216,7 +216,7 @@ def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device, process
     """Raise `InputError` for a pool that does not fit where it is to lie."""
     if recipe.rollout != "pool":
         return
-    each = math.prod(backbone.latent_shape) * 4
+    each = _trajectory(backbone, recipe)
     where = device if recipe.pool_device == "device" else torch.device("cpu")
     free, own = available(where), -(-recipe.pool_size // processes)
     if own * each > free:
@@ -224,6 +224,11 @@ def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device, process
             f"a pool of {own} trajectories of {_size(each)} takes {_size(own * each)}, and "
             f"{where} has {_size(free)} free: set pool_size to {processes * free // (2 * each)} or less"
         )
+
+
+def _trajectory(backbone: Backbone, recipe: Recipe) -> int:
+    """Bytes of one in the pool, with its end if that is kept."""
+    return math.prod(backbone.latent_shape) * 4 * (2 if recipe.pool_target == "endpoint" else 1)
 
 
 def _stage(recipe: Recipe) -> int:
@@ -298,7 +303,7 @@ def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int, processes: int) 
     )
     if recipe.rollout != "pool":
         return (embeddings,)
-    each, own = math.prod(backbone.latent_shape) * 4, -(-recipe.pool_size // processes)
+    each, own = _trajectory(backbone, recipe), -(-recipe.pool_size // processes)
     name = f"pool, {own} trajectories of {_size(each)}"
     return embeddings, Part(name=name, bytes=own * each, on_device=recipe.pool_device == "device")
 

@@ -85,7 +85,7 @@ class Recipe(BaseModel):
     loss: Literal["huber", "l2", "denoising"] = Field(
         "huber",
         description="huber, l2: of x0, against what the teacher sees; denoising: the ordinary diffusion loss in the "
-        "model's own prediction space, for rollouts of finished samples (samples, full)",
+        "model's own prediction space, for finished samples (rollout samples, full, or pool with pool_target endpoint)",
     )
     loss_weighting: Literal["none", "snr"] = Field(
         "none", description="of denoising: none, or max(1/(SNR + 0.05), 1/2) on the error of the noise"
@@ -124,6 +124,11 @@ class Recipe(BaseModel):
         False, description="compile the base while it draws its finished samples, where there is a compiler"
     )
     pool_size: Positive = Field(256, description="trajectories in the pool")
+    pool_target: Literal["estimate", "endpoint"] = Field(
+        "estimate",
+        description="estimate: what the teacher sees where a trajectory is; endpoint: finished samples, those that the "
+        "pool's trajectories ended in, noised from t = 0 on",
+    )
     pool_device: Literal["cpu", "device"] = Field("cpu", description="where the pool lives")
 
     height: Positive | None = Field(None, description="pixels; null: what the model was made for")
@@ -191,9 +196,11 @@ class Recipe(BaseModel):
             )
         self._check_base()
         self._check_loss()
-        if self.rollout in ("full", "samples") and self.objective != "tdft":
+        if self.pool_target != "estimate" and self.rollout != "pool":
+            raise ValueError(f"pool_target is of rollout pool: with rollout {self.rollout} leave it out")
+        if self.trains_on_finished and self.objective != "tdft":
             raise ValueError(
-                f"objective {self.objective} needs two estimates of one x_t, and rollout {self.rollout} has none: "
+                f"objective {self.objective} needs two estimates of one x_t, and {self._source} has none: "
                 "use rollout pool or truncated"
             )
         self._check_rounds()
@@ -251,10 +258,10 @@ class Recipe(BaseModel):
             return
         if self.objective != "tdft":
             raise ValueError(f"loss denoising has no form for objective {self.objective}: use objective tdft")
-        if self.rollout not in ("full", "samples"):
+        if not self.trains_on_finished:
             raise ValueError(
-                f"loss denoising needs finished samples, and rollout {self.rollout} has none: use rollout samples or "
-                "full, or loss huber or l2"
+                f"loss denoising needs finished samples, and {self._source} has none: use rollout samples or full, "
+                "pool_target endpoint, or loss huber or l2"
             )
 
     def _check_base(self) -> None:
@@ -277,6 +284,15 @@ class Recipe(BaseModel):
                 "sample_every cannot draw with weights in the host's memory (group_offload): set it to 0, and draw "
                 "from the run's npo folder"
             )
+
+    @property
+    def trains_on_finished(self) -> bool:
+        """Whether x_t is a sample without noise."""
+        return self.rollout in ("full", "samples") or self.pool_target == "endpoint"
+
+    @property
+    def _source(self) -> str:
+        return "pool_target endpoint" if self.pool_target == "endpoint" else f"rollout {self.rollout}"
 
     @property
     def update_rows(self) -> int:

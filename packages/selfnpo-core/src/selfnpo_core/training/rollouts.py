@@ -5,6 +5,8 @@
     full        from noise to the end of the grid; the target is the sample itself (the paper's baseline)
     samples     finished ones that the base drew beforehand (`samples`), each again and again; no teacher
 
+These are walks; what is made on finished samples, and which source a recipe wants, is in `sources`.
+
 (Self-NPO, 2505.11777. Its own code starts truncated rollouts at noised pictures of a data set; here there is none.)
 A source first draws what an update needs, then hands it out in parts that fit one backward pass, so that gradient
 accumulation sees the very rows that one large batch would, and is told when all were used. What is random is drawn for
@@ -21,17 +23,15 @@ from torch import Tensor
 
 from selfnpo_core.denoise import ddim_step
 from selfnpo_core.guidance import Denoise, both_branches, guide, guided_estimate
-from selfnpo_core.pool import Batch, TrajectoryPool
+from selfnpo_core.pool import Advance, Batch, TrajectoryPool
 from selfnpo_core.prediction import Estimate
 from selfnpo_core.ranks import ALONE, Ranks
 from selfnpo_core.rollout import full_simulation
 from selfnpo_core.schedule import CLEAN, NoiseSchedule
-from selfnpo_core.training.accelerators import seed_for
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.samples import Samples
 
-SHUFFLE = (1 << 20) + 2
-"""A stream of random numbers, as those of `samples`."""
+SHARED = ("x", "end")
+"""Tensors of a source's `state_dict` of which each process has the rows of its own trajectories."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class RolloutSource(ABC):
         assert not state
 
     def owners(self) -> list[Tensor]:
-        """Of every process, which of all rows its `x` in `state_dict` has; empty where there is none."""
+        """Of every process, which of all rows its tensors named in `SHARED` have; empty where there are none."""
         return []
 
 
@@ -161,11 +161,14 @@ class PoolSource(RolloutSource):
 
     @torch.no_grad()
     def warm_up(self, batch_size: int, check: Callable[[], None]) -> None:
+        self._pool.stagger(self._advance(check), batch_size, self._device)
+
+    def _advance(self, check: Callable[[], None]) -> Advance:
         def advance(x_t: Tensor, t: Tensor, t_next: Tensor, prompt: Tensor) -> Tensor:
             check()
             return ddim_step(self._teacher.step(x_t, t, prompt), self._schedule.at(t_next, like=x_t))
 
-        self._pool.stagger(advance, batch_size, self._device)
+        return advance
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._pool.state_dict()
@@ -252,101 +255,3 @@ class FreshSource(RolloutSource):
             if len(walking):
                 x[walking] = ddim_step(estimate, self._schedule.at(there, like=x))
         return self._teacher.look(x, t, prompt)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """This process's rows (B,) of the finished samples, and the timestep of clean data for all processes': (R,)."""
-
-    rows: Tensor
-    drawn_t: Tensor
-
-
-class SampleSource(RolloutSource):
-    """Finished samples, in a new seeded order each time that all were used. The teacher is not asked."""
-
-    def __init__(
-        self,
-        samples: Samples,
-        schedule: NoiseSchedule,
-        device: torch.device,
-        *,
-        seed: int,
-        rows: int,
-        ranks: Ranks = ALONE,
-    ):
-        self._samples, self._device, self._seed, self._rows, self._ranks = samples, device, seed, rows, ranks
-        self._clean = torch.tensor(0.0) if schedule.is_flow else torch.tensor(int(CLEAN))
-        self._used = 0
-
-    def draw(self) -> Chosen:
-        count, last = self._samples.plan.count, self._used + self._rows
-        first_pass = self._used // count
-        orders = torch.cat([self._order(number) for number in range(first_pass, -(-last // count))])
-        rows = orders[self._used - first_pass * count :][: self._rows]
-        return Chosen(rows=rows[self._ranks.part(self._rows)], drawn_t=self._clean.expand(self._rows))
-
-    def looks(self, drawn: Chosen, batch_size: int) -> Iterator[Look]:
-        for rows in drawn.rows.split(batch_size):
-            x0, prompt = (part.to(self._device) for part in self._samples.read(rows))
-            t = self._clean.to(self._device).expand(len(rows))
-            yield Look(x_t=x0, t=t, prompt=prompt, weak=Estimate(x0, torch.zeros_like(x0)), strong=None)
-
-    def put_back(self) -> None:
-        self._used += self._rows
-
-    def use(self, samples: Samples, *, anew: bool) -> None:
-        """Of another round. anew: from their first use on; else as many as `load_state_dict` says were used."""
-        self._samples = samples
-        if anew:
-            self._used = 0
-
-    def _order(self, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed_for(self._seed, SHUFFLE, self._samples.plan.round, number))
-        return torch.randperm(self._samples.plan.count, generator=generator)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"used": torch.tensor(self._used)}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._used = int(state["used"])
-
-
-def make_source(
-    recipe: Recipe,
-    teacher: Teacher,
-    schedule: NoiseSchedule,
-    *,
-    shape: tuple[int, ...],
-    num_prompts: int,
-    generator: torch.Generator,
-    device: torch.device,
-    ranks: Ranks = ALONE,
-    samples: Samples | None = None,
-) -> RolloutSource:
-    """The recipe's `rollout`. All randomness comes from `generator`, a CPU one, whatever the device.
-
-    generator: in the same state on all processes. samples: for `rollout: samples`.
-    """
-    grid, rows = schedule.grid(recipe.grid_steps), recipe.update_rows * ranks.count
-    if recipe.rollout == "samples":
-        assert samples is not None, "rollout samples needs finished samples"
-        return SampleSource(samples, schedule, device, seed=recipe.seed, rows=rows, ranks=ranks)
-    if recipe.rollout == "pool":
-        home = device if recipe.pool_device == "device" else torch.device("cpu")
-        pin = home.type == "cpu" and device.type == "cuda"
-        shared: dict[str, Any] = {"rows": rows, "ranks": ranks}
-        pool = TrajectoryPool(recipe.pool_size, shape, grid, num_prompts, generator, device=home, pin=pin, **shared)
-        return PoolSource(pool, teacher, schedule, device)
-    return FreshSource(
-        teacher,
-        schedule,
-        grid,
-        shape=shape,
-        num_prompts=num_prompts,
-        generator=generator,
-        device=device,
-        fewest_steps=recipe.truncation_steps if recipe.rollout == "truncated" else None,
-        rows=rows,
-        ranks=ranks,
-    )

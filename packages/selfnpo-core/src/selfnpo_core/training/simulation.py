@@ -102,11 +102,14 @@ def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, grad
         x = torch.empty((rows, *backbone.latent_shape))
         s, t = (torch.full((rows,), at) for at in timesteps)
         prompt = torch.zeros(rows, dtype=torch.long)
-        if recipe.rollout == "samples":
-            look = Look(x_t=x, t=t, prompt=prompt, weak=Estimate(x, x), strong=None)
-        else:
-            with torch.no_grad():
-                look = make_teacher(recipe, denoisers.teacher).look(x, t, prompt, advance=recipe.rollout == "pool")
+        teacher = make_teacher(recipe, denoisers.teacher)
+        with torch.no_grad():
+            if recipe.pool_target == "endpoint":
+                teacher.step(x, t, prompt)
+            if recipe.rollout == "samples" or recipe.pool_target == "endpoint":
+                look = Look(x_t=x, t=t, prompt=prompt, weak=Estimate(x, x), strong=None)
+            else:
+                look = teacher.look(x, t, prompt, advance=recipe.rollout == "pool")
         noised = Noised(look=look, x_s=torch.empty_like(x), s=s, prompt=prompt, noise=torch.empty_like(x))
         if recipe.chunk_frames is not None:
             noised = noised.window(0, recipe.chunk_frames)

@@ -194,6 +194,8 @@ def teacher_rows(recipe: Recipe) -> float:
     """Rows of teacher forwards that one row of an update costs, on average (a doubled batch counts twice)."""
     target, step = (1 if w in (0, -1) else 2 for w in (recipe.teacher_guidance, recipe.step_guidance))
     last = 2 if recipe.needs_strong else target
+    if recipe.pool_target == "endpoint":
+        return step
     if recipe.rollout == "pool":
         return last if recipe.step_guidance == recipe.teacher_guidance else 2
     if recipe.rollout == "samples":
