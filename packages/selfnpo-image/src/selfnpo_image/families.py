@@ -68,8 +68,11 @@ def look(source: Source) -> ImageBase:
     return ImageBase(source=source, family=kind.name, known=known, kind=kind)
 
 
-def presets_for(base: ImageBase) -> Presets:
-    """Training presets: the shipped model has its own, any other its family's."""
+def presets_for(base: ImageBase, name: str | None = None) -> Presets:
+    """Training presets, the default ones or those of a name: the shipped model has its own, any other its family's."""
+    if name == "paper":
+        return recipes.DEMO_PAPER if base.shipped else base.kind.paper
+    assert name is None, name
     return recipes.DEMO if base.shipped else base.kind.presets
 
 

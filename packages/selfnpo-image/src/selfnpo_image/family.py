@@ -83,10 +83,10 @@ class ImageFamily(Family["ImageBase", "Job"]):
 
         return load_prompts(name, model)
 
-    def presets(self, base: ImageBase) -> Presets:
+    def presets(self, base: ImageBase, name: str | None = None) -> Presets:
         from selfnpo_image.families import presets_for
 
-        return presets_for(base)
+        return presets_for(base, name)
 
     def backbone(self, base: ImageBase, recipe: Recipe, dtype: torch.dtype, device: str) -> ImageBackbone:
         from selfnpo_image.families import FAMILIES

@@ -69,7 +69,8 @@ class KohyaForm:
 class Kind:
     """A family, without its behaviour.
 
-    title, examples: for messages. network: class of the denoiser, in the pipeline's component `denoiser`.
+    title, examples: for messages. presets: to train with; paper: as `--config paper` has it.
+    network: class of the denoiser, in the pipeline's component `denoiser`.
     optional: text encoders that a model may lack. left_out: arguments that keep the loader from what is not needed.
     check: raises by `wrong` for a configuration of the network that is not of the family.
     granularity: of a network's configuration → latents' height and width must be multiples of it.
@@ -81,6 +82,7 @@ class Kind:
     examples: str
     pipeline: type[DiffusionPipeline]
     presets: Presets
+    paper: Presets
     network: str
     denoiser: str = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)

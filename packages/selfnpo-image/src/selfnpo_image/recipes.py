@@ -1,25 +1,23 @@
-"""Training presets: what a recipe holds before a file or `--set` changes it.
+"""Training presets: what a recipe holds before a file or `--set` changes it, by default and as `--config paper` has it.
 
-With full weights these are Self-NPO's published settings (2505.11777): teacher guidance −1, a grid of 25 steps, EMA
-0.999, pseudo-Huber; for SD1.5 learning rate 1e-6 and 1,000 updates of 20 rows, for SDXL 1e-7, 10 rows, teacher guidance
-−5 and gradient checkpointing. There are none for SD3: its presets carry SDXL's over, with the teacher of SD1.5, and
-have not been tuned.
+With full weights the paper's are Self-NPO's published settings (2505.11777): teacher guidance −1, a grid of 25 steps,
+EMA 0.999, pseudo-Huber; for SD1.5 learning rate 1e-6 and 1,000 updates of 20 rows, for SDXL 1e-7, 10 rows, teacher
+guidance −5 and gradient checkpointing. There are none for SD3: its presets carry SDXL's over, with the teacher of
+SD1.5, and have not been tuned.
 """
 
 from typing import Any
 
+from selfnpo_core.training.presets import PAPER
 from selfnpo_core.training.recipe import Presets
 
 _COMMON: dict[str, Any] = {
+    **PAPER,
     "steps": 1000,
     "batch_size": 20,
-    "teacher_guidance": -1.0,
-    "grid_steps": 25,
-    "ema_decay": 0.999,
-    "loss": "huber",
     "sample_every": 250,
 }
-SD15: Presets = {
+SD15_PAPER: Presets = {
     "full": {**_COMMON, "learning_rate": 1e-6},
     "lora": {**_COMMON, "learning_rate": 1e-4, "rank": 32, "targets": "attention"},
 }
@@ -32,16 +30,17 @@ _LARGE: dict[str, Any] = {
     "mixed_precision": "bf16",
     "gradient_checkpointing": True,
 }
-SDXL: Presets = {
+SDXL_PAPER: Presets = {
     "full": {**_LARGE, "learning_rate": 1e-7},
     "lora": {**_LARGE, "learning_rate": 1e-4, "rank": 32, "targets": "attention"},
 }
-SD3: Presets = {
+SD3_PAPER: Presets = {
     "full": {**_LARGE, "teacher_guidance": -1.0, "learning_rate": 1e-6},
     "lora": {**_LARGE, "teacher_guidance": -1.0, "learning_rate": 1e-4, "rank": 32, "targets": "attention"},
 }
 
 _DEMO: dict[str, Any] = {
+    **PAPER,
     "steps": 200,
     "batch_size": 32,
     "pool_size": 256,
@@ -50,8 +49,13 @@ _DEMO: dict[str, Any] = {
     "samples_cache": None,
     "recommended": {"beta": 0.5, "guidance_scale": (2.0, 5.0)},
 }
-DEMO: Presets = {
+DEMO_PAPER: Presets = {
     "full": {**_DEMO, "learning_rate": 5e-5},
     "lora": {**_DEMO, "learning_rate": 1e-3, "rank": 16, "targets": "all"},
 }
 """Of the shipped model, found on it with captions and seeds other than those of its tables."""
+
+SD15: Presets = SD15_PAPER
+SDXL: Presets = SDXL_PAPER
+SD3: Presets = SD3_PAPER
+DEMO: Presets = DEMO_PAPER

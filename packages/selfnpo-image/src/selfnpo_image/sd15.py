@@ -33,6 +33,7 @@ class SD15(ImageBackbone):
         examples="sd15 or dreamshaper",
         pipeline=StableDiffusionPipeline,
         presets=recipes.SD15,
+        paper=recipes.SD15_PAPER,
         network="UNet2DConditionModel",
         left_out={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
         check=_check,

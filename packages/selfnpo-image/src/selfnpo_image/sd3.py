@@ -36,6 +36,7 @@ class SD3(ImageBackbone):
         examples="sd3.5-medium",
         pipeline=StableDiffusion3Pipeline,
         presets=recipes.SD3,
+        paper=recipes.SD3_PAPER,
         network="SD3Transformer2DModel",
         denoiser="transformer",
         text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),

@@ -40,6 +40,7 @@ class SDXL(ImageBackbone):
         examples="sdxl or juggernaut-xl",
         pipeline=StableDiffusionXLPipeline,
         presets=recipes.SDXL,
+        paper=recipes.SDXL_PAPER,
         network="UNet2DConditionModel",
         text_encoders=("text_encoder", "text_encoder_2"),
         check=_check,

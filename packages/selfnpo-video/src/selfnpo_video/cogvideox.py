@@ -48,6 +48,7 @@ COGVIDEOX = VideoKind(
     title="CogVideoX",
     example="cogvideox-2b",
     presets=recipes.COGVIDEOX,
+    paper=recipes.COGVIDEOX_PAPER,
     pipeline=CogVideoXPipeline,
     from_image=CogVideoXImageToVideoPipeline,
     network=CogVideoXTransformer3DModel,

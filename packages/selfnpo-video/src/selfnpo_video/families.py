@@ -39,8 +39,11 @@ def base_of(source: Source) -> VideoBase:
     return look(source, fetched(source, CONFIGS), KINDS.values()) if known is None else _told(source, known)
 
 
-def presets_for(base: VideoBase) -> Presets:
-    """Training presets: the shipped model has its own, any other its family's."""
+def presets_for(base: VideoBase, name: str | None = None) -> Presets:
+    """Training presets, the default ones or those of a name: the shipped model has its own, any other its family's."""
+    if name == "paper":
+        return recipes.DEMO_PAPER if base.shipped else base.kind.paper
+    assert name is None, name
     return recipes.DEMO if base.shipped else base.kind.presets
 
 

@@ -121,10 +121,10 @@ class VideoFamily(Family["VideoBase", "Job"]):
 
         return load_prompts(name, model)
 
-    def presets(self, base: VideoBase) -> Presets:
+    def presets(self, base: VideoBase, name: str | None = None) -> Presets:
         from selfnpo_video.families import presets_for
 
-        return presets_for(base)
+        return presets_for(base, name)
 
     def backbone(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype, device: str) -> VideoBackbone:
         from selfnpo_video.families import backbone_of

@@ -27,14 +27,16 @@ class VideoKind:
     """A family, without its behaviour.
 
     title, wants: for messages; wants says which `schedulers` there are. example: a known model, whose defaults hold for
-    those that are not known. presets: to train with. pipeline, from_image: the stock pipelines, from text alone and
-    with an image. scheduler: configuration of the known models', as far as what they need depends on it.
+    those that are not known. presets: to train with; paper: as `--config paper` has it. pipeline, from_image: the stock
+    pipelines, from text alone and with an image. scheduler: configuration of the known models', as far as what they
+    need depends on it.
     """
 
     name: str
     title: str
     example: str
     presets: Presets
+    paper: Presets
     pipeline: Any
     from_image: Any
     network: Any

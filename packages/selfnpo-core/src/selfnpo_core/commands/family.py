@@ -80,8 +80,8 @@ class Family(ABC, Generic[BaseT, JobT]):
         """Those of a file, or of `builtin`, for a model by the name its user gave it."""
 
     @abstractmethod
-    def presets(self, base: BaseT) -> Presets:
-        """Settings to train a base with."""
+    def presets(self, base: BaseT, name: str | None = None) -> Presets:
+        """Settings to train a base with, by default or under one of `selfnpo_core.training.presets.NAMES`."""
 
     @abstractmethod
     def backbone(self, base: BaseT, recipe: Recipe, dtype: torch.dtype, device: str) -> LoadingBackbone:

@@ -100,7 +100,7 @@ train_options = stack(
     model_options,
     click.option("--prompts", metavar="FILE|builtin", help="One prompt a line. Default: the built-in list."),
     click.option("--output", metavar="RUN", help="Run folder. Default: a new runs/MODEL-N."),
-    click.option("--config", metavar="FILE", help="Recipe, a YAML file."),
+    click.option("--config", metavar="FILE|paper", help="Recipe: a YAML file, or the paper's own."),
     click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="One key of the recipe; repeatable."),
     click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --output."),
     click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost, and stop."),

@@ -15,6 +15,7 @@ from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_core.system.processes import is_main, on_main
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.estimate import check_memory, dry_run
+from selfnpo_core.training.presets import name_or_file
 from selfnpo_core.training.recipe import Recipe, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
 from selfnpo_core.training.trainer import train
@@ -51,18 +52,22 @@ def run_train(family: AnyFamily, options: Options) -> None:
 
 
 def resolve(family: AnyFamily, options: Options) -> tuple[Any, Recipe]:
-    """The base that is asked for, and the recipe: preset < --config (on --resume, the run's own) < --set < the rest."""
+    """The base that is asked for, and the recipe: preset < --config (on --resume, the run's own) < --set < the rest.
+
+    A --config that is a name chooses the preset.
+    """
     config = options["config"]
     if options["resume"]:
         config = config or _stored_config(options["output"])
     keys = (*family.recipe_options, "model", "prompts", "output")
     given = [set_key(key, options[key]) for key in keys if options.get(key) is not None]
     overrides = [*options["overrides"], *given]
-    model = resolve_recipe({}, config, overrides).model
+    name, file = name_or_file(config)
+    model = resolve_recipe({}, file, overrides).model
     if not model:
         raise InputError("--model is missing: give a known name (see `models`), a folder, a file or a hub id")
     base = family.find(model, options.get("model_config"))
-    return base, resolve_recipe(family.presets(base), config, overrides)
+    return base, resolve_recipe(family.presets(base, name), file, overrides)
 
 
 def base_dtype(recipe: Recipe) -> str:
