@@ -47,6 +47,10 @@ def test_finished_samples_stand_where_a_teacher_would(run: Path) -> None:
     changed = replace(read, recipe=toy_recipe(**changes))
     assert dict(facts(read))["objective"] == "tdft, pool rollout, teacher guidance -1"
     assert dict(facts(changed))["objective"] == "tdft, samples rollout, 20 finished samples, loss denoising"
+    rounds = replace(read, recipe=toy_recipe(**changes, rounds=2))
+    assert "20 finished samples in each of 2 rounds, loss" in dict(facts(rounds))["objective"]
+    ends = replace(read, recipe=toy_recipe(pool_target="endpoint", advance_guidance=1.0))
+    assert dict(facts(ends))["objective"] == "tdft, pool rollout, its endpoints at guidance 1, loss huber"
 
 
 def test_what_a_kill_or_nan_left_is_said(run: Path) -> None:

@@ -132,7 +132,10 @@ def _other_name(figures: Evaluated) -> str | None:
 def _guided(recipe: Recipe) -> str:
     """By whom the student is taught."""
     if recipe.rollout == "samples":
-        return f"{recipe.samples} finished samples, loss {recipe.loss}"
+        rounds = f" in each of {recipe.rounds} rounds" if recipe.rounds > 1 else ""
+        return f"{recipe.samples} finished samples{rounds}, loss {recipe.loss}"
+    if recipe.pool_target == "endpoint":
+        return f"its endpoints at guidance {recipe.step_guidance:g}, loss {recipe.loss}"
     return f"teacher guidance {recipe.teacher_guidance:g}"
 
 

@@ -56,7 +56,7 @@ class Drawing:
         """Round 0. The backbone is as it was loaded: no LoRA, nothing in pieces."""
         samples, network = self._samples(0), self.backbone.denoiser
         compiles = on_main(lambda: self._compiles(samples))
-        facts = {**self.facts, "compiled": compiles}
+        facts = {**self.facts, **({"compiled": True} if compiles else {})}
         on_main(lambda: samples.begin(facts))
         store = self._store(samples.plan, facts)
         if store is not None:

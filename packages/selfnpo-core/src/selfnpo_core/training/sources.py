@@ -83,7 +83,7 @@ class SampleSource(RolloutSource):
             self._used = 0
 
     def _order(self, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed_for(self._seed, SHUFFLE, self._samples.plan.round, number))
+        generator = torch.Generator().manual_seed(seed_for(self._seed, SHUFFLE, number, self._samples.plan.round))
         return torch.randperm(self._samples.plan.count, generator=generator)
 
     def state_dict(self) -> dict[str, Tensor]:
