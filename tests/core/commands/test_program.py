@@ -1,16 +1,19 @@
 """Exit codes and messages; help without heavy imports; prompts files."""
 
 import errno
+import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+from tqdm import tqdm
 
 from selfnpo_core.commands.options import set_key
 from selfnpo_core.commands.program import program
-from selfnpo_core.commands.running import describe_error, run
+from selfnpo_core.commands.running import _AboveBars, describe_error, run
 from selfnpo_core.commands.train import folder_name
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.prompts import read_prompts
@@ -96,6 +99,14 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("value", ["a: b", "2024", "no", "x#y", "C:\\models\\m", "ü"])
 def test_options_survive_as_overrides(value: str) -> None:
     assert resolve_recipe({}, None, [set_key("model", value)]).model == value
+
+
+def test_a_message_has_a_line_of_its_own_beside_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with tqdm(total=2, desc="draw", file=sys.stderr) as bar:
+        bar.update()
+        bar.refresh()
+        _AboveBars().handle(logging.LogRecord("x", logging.INFO, "", 1, "round %d", (2,), None))
+    assert "round 2" in re.split(r"[\r\n]+", capsys.readouterr().err)
 
 
 def test_folder_names() -> None:

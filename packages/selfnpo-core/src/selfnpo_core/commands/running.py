@@ -47,9 +47,21 @@ def _prepare_messages() -> None:
     for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # they speak of kernels, and of each other
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-    shown = logging.StreamHandler(sys.stderr)
+    shown = _AboveBars()
     shown.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("selfnpo_"))
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
+
+
+class _AboveBars(logging.Handler):
+    """Messages on stderr, on lines of their own where a progress bar is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:  # as logging's own handlers: what cannot be said ends no run
+            self.handleError(record)
 
 
 def describe_error(error: BaseException, name: str) -> tuple[int, str]:
