@@ -10,6 +10,7 @@ from selfnpo_core.training.recipe import Recipe
 from selfnpo_image.family import IMAGE
 from selfnpo_video.family import VIDEO
 
+RULE = {"name": "two_branch", "weight": None, "switch": None, "beta_knots": ()}
 ALL = {
     "steps": 1000,
     "batch_size": 20,
@@ -40,14 +41,14 @@ ALL = {
     "mixed_precision": "no",
     "gradient_checkpointing": False,
     "negative_condition": "null",
-    "recommended": {"beta": 1.0, "alpha": 1.0, "guidance_scale": (3.0, 8.0)},
+    "recommended": {"beta": 1.0, "alpha": 1.0, "guidance_scale": (3.0, 8.0), "rule": RULE},
     "sample_every": 250,
 }
 SDXL = {"batch_size": 10, "pool_size": 100, "mixed_precision": "bf16", "gradient_checkpointing": True}
 VIDEOS = {"steps": 500, "batch_size": 1, "grad_accumulation": 8, "pool_size": 50, "gradient_checkpointing": True}
 DEMO = {
     "student_prompt_dropout": 0.5,
-    "recommended": {"beta": 0.5, "alpha": 1.0, "guidance_scale": (2.0, 5.0)},
+    "recommended": {"beta": 0.5, "alpha": 1.0, "guidance_scale": (2.0, 5.0), "rule": RULE},
     "sample_every": 0,
 }
 OWN = {
