@@ -1,5 +1,6 @@
 """Make the shipped demo models from nothing: autoencoder, denoiser, oracle, judge, reference statistics.
 
+    python tools/build_demo_models.py things /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
     python tools/build_demo_models.py image --work build/demo
     python tools/build_demo_models.py video --work build/demo-video
     python tools/build_demo_models.py preferred
@@ -22,9 +23,11 @@ from selfnpo_core.commands.options import stack
 from selfnpo_core.errors import RunError
 from selfnpo_core.experiments.measure import sweep
 from selfnpo_core.worlds.assets import reconstruction_distance, reference, refuse_ragged, write_assets
+from selfnpo_core.worlds.font import draw_sheet
+from selfnpo_core.worlds.things import ATLAS, CODES
 from selfnpo_core.worlds.world import Judges, World
 from selfnpo_image import shipped
-from selfnpo_image.demo import shapes
+from selfnpo_image.demo import pictures
 from selfnpo_image.demo.build import denoiser, judge, oracle, pack, preferred, sdxl, vae
 from selfnpo_video.demo import assets as video_assets
 from selfnpo_video.demo import moving
@@ -50,6 +53,15 @@ def main() -> None:
     torch.set_flush_denormal(True)  # late in training they would slow it down several times
 
 
+@main.command("things")
+@click.argument("font", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--output", type=click.Path(path_type=Path), default=ATLAS, show_default=True)
+def build_things(font: Path, output: Path) -> None:
+    """The pictures of things that both worlds are made of, from FONT, Noto Color Emoji (fonts-noto-color-emoji)."""
+    draw_sheet(font).save(output, optimize=True)
+    print(f"{len(CODES)} things are in {output}")
+
+
 @main.command("image")
 @shared_options
 @click.option("--output", type=click.Path(path_type=Path), default=shipped.FOLDER, show_default=True)
@@ -58,16 +70,16 @@ def main() -> None:
 def build_image(
     work: Path, threads: int, go_on: bool, history: str, interim: bool, output: Path, steps: int, samples: int
 ) -> None:
-    """The SD1.5-class model of coloured shapes."""
+    """The SD1.5-class model of things."""
     _begin(work, threads)
-    world = shapes.Shapes()
+    world = pictures.Things()
     eyes = oracle.train(work / "oracle.safetensors")
     autoencoder = vae.train(work / "vae.safetensors")
     moments = reference(world, eyes, pack.REFERENCE_PICTURES)
     reconstruction = reconstruction_distance(world, autoencoder, eyes, moments, pack.RECONSTRUCTED_PICTURES)
     limits = {"least": pack.MIN_JOINT_ACCURACY, "most": pack.MAX_RECONSTRUCTION_FID}
     _check_autoencoder(reconstruction, limits, interim=interim)
-    initial = shapes.demo().pipeline() if go_on else None
+    initial = pictures.demo().pipeline() if go_on else None
     pipe = denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps, initial=initial)
     critic = judge.train(work / "judge.safetensors", autoencoder, eyes)
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
@@ -87,7 +99,7 @@ def build_image(
 def build_preferred(output: Path, captions: int, steps: int, samples: int, threads: int) -> None:
     """The image demo's preference-tuned variant, a LoRA on the shipped model. Minutes."""
     _begin(output, threads)
-    demo = shapes.demo()
+    demo = pictures.demo()
     aside = output.with_name(f"{output.name}.partial")
     file = preferred.train(aside, demo, captions=captions, steps=steps)
     pipe = demo.pipeline()
@@ -112,7 +124,7 @@ def build_preferred(output: Path, captions: int, steps: int, samples: int, threa
 def build_sdxl(work: Path, steps: int, samples: int, threads: int) -> None:
     """An SDXL-class model of the same world, WORK/model: not shipped, for trying what is SDXL's own. Half an hour."""
     _begin(work, threads)
-    demo = shapes.demo()
+    demo = pictures.demo()
     pipe = sdxl.train(work / "denoiser.safetensors", demo.pipeline(), steps=steps)
     table = sweep(demo.world, pipe, scales=SCALES, count=samples, seed=9, steps=20)
     pipe.save_pretrained(work / "model", safe_serialization=True)
@@ -130,9 +142,9 @@ def build_sdxl(work: Path, steps: int, samples: int, threads: int) -> None:
 def build_video(
     work: Path, threads: int, go_on: bool, history: str, interim: bool, output: Path, steps: int, samples: int
 ) -> None:
-    """The CogVideoX-class model of moving shapes."""
+    """The CogVideoX-class model of moving things."""
     _begin(work, threads)
-    world = moving.MovingShapes()
+    world = moving.MovingThings()
     eyes = video_oracle.train(work / "oracle.safetensors")
     autoencoder = video_vae.train(work / "vae.safetensors")
     moments = reference(world, eyes, video_pack.REFERENCE_CLIPS)

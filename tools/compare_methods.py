@@ -27,10 +27,10 @@ from selfnpo_core.experiments.methods import METHODS, TrainedArms, available
 from selfnpo_core.experiments.pareto import write_equal_cost_page
 from selfnpo_core.experiments.protocol import CHOOSE, CLAIM, Protocol
 from selfnpo_core.worlds.world import Demo, Task
-from selfnpo_image.demo import shapes
+from selfnpo_image.demo import pictures
 from selfnpo_video.demo import moving
 
-DEMOS = {"image": (shapes.demo, 2000), "video": (moving.demo, 500)}
+DEMOS = {"image": (pictures.demo, 2000), "video": (moving.demo, 500)}
 Value = TypeVar("Value")
 
 

@@ -16,10 +16,10 @@ from selfnpo_core.experiments.arms import ARMS, TUNED_ARMS, make_arm
 from selfnpo_core.experiments.cells import Table
 from selfnpo_core.experiments.report import write_page
 from selfnpo_core.worlds.world import Task
-from selfnpo_image.demo import shapes
+from selfnpo_image.demo import pictures
 from selfnpo_video.demo import moving
 
-DEMOS = {"image": (shapes.demo, "docs/results/demo", 2000), "video": (moving.demo, "docs/results/video-demo", 1000)}
+DEMOS = {"image": (pictures.demo, "docs/results/demo", 2000), "video": (moving.demo, "docs/results/video-demo", 1000)}
 
 
 @click.command(help=__doc__)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from selfnpo_core.adapters import attach_npo
 from selfnpo_core.evaluation import bootstrap
 from selfnpo_core.experiments.measure import judge
-from selfnpo_core.worlds.shapes import to_uint8
+from selfnpo_core.worlds.things import to_uint8
 from selfnpo_core.worlds.world import Task, World
 from selfnpo_video.clips import Settings, draw
 from selfnpo_video.demo import moving, world

@@ -127,9 +127,9 @@ class ImageFamily(Family["ImageBase", "Job"]):
         return metric_set()
 
     def demo(self) -> Demo:
-        from selfnpo_image.demo import shapes
+        from selfnpo_image.demo import pictures
 
-        return shapes.demo()
+        return pictures.demo()
 
     def kohya(self, lora: Lora, npo: Npo, base: ImageBase, beta: float, scale: float, file: str) -> KohyaFiles:
         from selfnpo_image import kohya

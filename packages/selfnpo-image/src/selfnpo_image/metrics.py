@@ -24,9 +24,9 @@ def judge_demo(prompts: Sequence[str], without: "Sequence[Image]", with_npo: "Se
     import torch
 
     from selfnpo_core.experiments.measure import compare_prompts
-    from selfnpo_image.demo.shapes import Shapes
+    from selfnpo_image.demo.pictures import Things
 
     def pixels(picture: "Image") -> torch.Tensor:
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
-    return compare_prompts(Shapes(), prompts, [pixels(p) for p in without], [pixels(p) for p in with_npo])
+    return compare_prompts(Things(), prompts, [pixels(p) for p in without], [pixels(p) for p in with_npo])

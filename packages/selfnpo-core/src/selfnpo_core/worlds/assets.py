@@ -17,6 +17,7 @@ from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.evaluation import Moments, frechet_distance
 from selfnpo_core.system.files import write_tensors, write_text
 from selfnpo_core.worlds.building import progress
+from selfnpo_core.worlds.things import to_uint8
 from selfnpo_core.worlds.world import Judges, World
 
 
@@ -80,8 +81,6 @@ def reconstruction_distance(
     world: World, vae: nn.Module, oracle: nn.Module, moments: Moments, count: int, seed: int = 8, chunk: int = 25
 ) -> float:
     """Fréchet distance between real samples and what the autoencoder makes of others."""
-    from selfnpo_core.worlds.shapes import to_uint8
-
     generator, features = torch.Generator().manual_seed(seed), []
     for _ in progress(count // chunk, "reconstruction"):
         x = real_batch(world, chunk, generator)[0] * 2 - 1

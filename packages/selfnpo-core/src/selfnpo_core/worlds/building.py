@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,12 +56,14 @@ def train_averaged(
     lr: float,
     generator: torch.Generator,
     keep_every: int = 250,
+    snapshots: Collection[int] = (),
 ) -> Network:
     """Train by AdamW; the exponential moving average of the weights goes to `path` and is returned.
 
     Not diffusers' EMAModel, whose first update is a copy: here it keeps a tenth of the initial weights.
     loss_of: one batch's loss, all of whose randomness comes from the generator that it is given. An interrupted
     training goes on from the state that it keeps beside `path`.
+    snapshots: numbers of updates after which the average is kept too, at `snapshot_path(path, number)`.
     """
     average = copy.deepcopy(net).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01, betas=(0.9, 0.99))
@@ -82,9 +84,16 @@ def train_averaged(
             bar.set_postfix(loss=f"{running:.4f}", refresh=False)
         if (step + 1) % keep_every == 0:
             state.save(step + 1)
+        if step + 1 in snapshots:
+            save(average, snapshot_path(path, step + 1))
     save(average, path)
     state.clear()
     return average
+
+
+def snapshot_path(path: Path, updates: int) -> Path:
+    """Where `train_averaged` keeps the average as it was after so many updates."""
+    return path.with_name(f"{path.stem}-{updates}.safetensors")
 
 
 class _State:

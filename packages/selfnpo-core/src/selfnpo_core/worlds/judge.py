@@ -30,11 +30,11 @@ class Rated:
     wrong: Tensor
 
 
-def change_one_attribute(labels: Tensor, sizes: Sequence[int], generator: torch.Generator, *, first: int = 0) -> Tensor:
-    """Labels with one attribute that they name, of column `first` or later, set to another of its `sizes` values."""
+def change_one_attribute(labels: Tensor, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Labels with one attribute that they name set to another of its `sizes` values."""
     changed, limits = labels.clone(), torch.tensor(sizes)
-    weights = (labels[:, first:] >= 0).float()
-    column = first + torch.multinomial(weights, 1, generator=generator)[:, 0]
+    weights = (labels >= 0).float()
+    column = torch.multinomial(weights, 1, generator=generator)[:, 0]
     rows = torch.arange(len(labels))
     shift = 1 + (torch.rand(len(labels), generator=generator) * (limits[column] - 1)).long()
     changed[rows, column] = (labels[rows, column] + shift) % limits[column]

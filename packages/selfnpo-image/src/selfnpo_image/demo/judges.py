@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selfnpo_image.demo.world import ATTRIBUTES
 
-FEATURES = 64
+FEATURES = 128
 
 
 def _trunk(width: int, features: int) -> nn.Sequential:
@@ -33,17 +33,17 @@ def _trunk(width: int, features: int) -> nn.Sequential:
 class Oracle(nn.Module):
     """Reads the attributes of `world.ATTRIBUTES` from a picture."""
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.trunk = _trunk(width, FEATURES)
         self.heads = nn.ModuleList(nn.Linear(FEATURES, len(values)) for values in ATTRIBUTES.values())
 
     def features(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, 64, 64) in [0, 1] → features (B, 64)."""
+        """Pictures (B, 3, 64, 64) in [0, 1] → features (B, 128)."""
         return self.trunk(pictures * 2 - 1)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Logits of each attribute: 7 tensors (B, number of values)."""
+        """Logits of each attribute: 3 tensors (B, number of values)."""
         features = self.features(pictures)
         return [head(features) for head in self.heads]
 
@@ -51,14 +51,14 @@ class Oracle(nn.Module):
 class Judge(nn.Module):
     """Scores a picture for a caption's labels; sigmoid(score_a − score_b) is the probability that a is preferred."""
 
-    def __init__(self, width: int = 24, features: int = 128) -> None:
+    def __init__(self, width: int = 32, features: int = 128) -> None:
         super().__init__()
         self.trunk = _trunk(width, features)
         self.words = nn.ModuleList(nn.Embedding(len(values) + 1, features) for values in ATTRIBUTES.values())
         self.mix = nn.Sequential(nn.Linear(3 * features, features), nn.GELU(), nn.Linear(features, 1))
 
     def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
-        """Pictures (B, 3, 64, 64) in [0, 1] and labels (B, 7) → scores (B,)."""
+        """Pictures (B, 3, 64, 64) in [0, 1] and labels (B, 3) → scores (B,)."""
         seen = self.trunk(pictures * 2 - 1)
         asked = torch.stack([word(labels[:, k] + 1) for k, word in enumerate(self.words)]).sum(dim=0)
         return self.mix(torch.cat([seen, asked, seen * asked], dim=1))[:, 0]

@@ -20,11 +20,11 @@ def metric_set() -> MetricSet:
 def metrics(options: Mapping[str, Any]) -> list[Metric]:
     """All of them; no file is read but the demo's own."""
     from selfnpo_image import shipped
-    from selfnpo_image.demo.shapes import Shapes
+    from selfnpo_image.demo.pictures import Things
     from selfnpo_image.evaluation.inception import inception_network
     from selfnpo_image.evaluation.judges import aesthetic, hps, imagereward, pickscore
 
-    oracle = oracle_network(Shapes(), shipped.FOLDER)
+    oracle = oracle_network(Things(), shipped.FOLDER)
     features = oracle if options["feature_network"] == "oracle" else inception_network()
     scores = {"clip_score": clip(), "pickscore": pickscore(), "hpsv2.1": hps(), "imagereward": imagereward()}
     return [

@@ -24,6 +24,7 @@ from selfnpo_image.demo import world
 from selfnpo_image.demo.build.oracle import real_batch
 
 PROMPT_DROPOUT = 0.15
+SNAPSHOTS = range(500, 20_001, 500)
 MAX_TOKENS = 20
 TOKENIZER_SEED = 14
 
@@ -72,14 +73,14 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def build_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=8,
+        sample_size=16,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
-        block_out_channels=(64, 96),
+        block_out_channels=(32, 64, 96),
         norm_num_groups=16,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=96,
         attention_head_dim=4,
     )
@@ -99,7 +100,7 @@ def build_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def encode_world(vae: AutoencoderKL, path: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Scaled latents (count, 4, 8, 8) of real pictures and their labels; kept on disk between runs."""
+    """Scaled latents (count, 4, 16, 16) of real pictures and their labels; kept on disk between runs."""
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         latents, labels = [], []
@@ -144,7 +145,7 @@ def train(
         rows = torch.randint(len(latents), (batch,), generator=generator)
         return _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
 
-    average = train_averaged(net, loss_of, path, steps=steps, lr=lr, generator=generator)
+    average = train_averaged(net, loss_of, path, steps=steps, lr=lr, generator=generator, snapshots=SNAPSHOTS)
     return assemble(average, vae, tokenizer, scheduler)
 
 
@@ -156,7 +157,7 @@ def _loss(
     labels: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """`weighted_error` of the predicted noise at a uniform timestep. x0: (B, 4, 8, 8), labels: (B, 7)."""
+    """`weighted_error` of the predicted noise at a uniform timestep. x0: (B, 4, 16, 16), labels: (B, 3)."""
     captions = world.draw_captions(labels, generator)
     dropped = torch.rand(len(captions), generator=generator) < PROMPT_DROPOUT
     captions = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]

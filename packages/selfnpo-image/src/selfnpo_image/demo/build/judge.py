@@ -15,7 +15,7 @@ from torch import Tensor
 from selfnpo_core.worlds import judge as judging
 from selfnpo_core.worlds.building import fingerprint, load, progress
 from selfnpo_core.worlds.judge import Rated, change_one_attribute
-from selfnpo_core.worlds.shapes import to_uint8
+from selfnpo_core.worlds.things import to_uint8
 from selfnpo_image.demo import world
 from selfnpo_image.demo.judges import Judge, Oracle
 
@@ -44,9 +44,9 @@ def rated_pictures(vae: AutoencoderKL, count: int, generator: torch.Generator) -
     for _ in progress(count // 128, "rated pictures"):
         asked = world.draw_labels(128, generator)
         wrong = torch.rand(128, generator=generator) < 0.4
-        drawn = torch.where(wrong[:, None], change_one_attribute(asked, SIZES, generator, first=1), asked)
+        drawn = torch.where(wrong[:, None], change_one_attribute(asked, SIZES, generator), asked)
         damage = torch.rand(128, generator=generator) * (torch.rand(128, generator=generator) < 0.8)
-        clean = world.render(world.draw_scenes(drawn, generator))
+        clean = world.render(drawn, generator)
         harmed = damage_pictures(clean, damage, generator)
         untouched = (harmed == clean).flatten(1).all(1)
         latents = vae.encode(harmed * 2 - 1).latent_dist.mean * vae.config.scaling_factor

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from selfnpo_core.objective import diffusion_dpo_loss
 from selfnpo_core.training.lora_student import lora_target_modules
 from selfnpo_core.worlds.building import cosine, progress
-from selfnpo_core.worlds.shapes import to_uint8
+from selfnpo_core.worlds.things import to_uint8
 from selfnpo_core.worlds.world import Demo, Task
 from selfnpo_image.families import find_base
 from selfnpo_image.sd15 import SD15

@@ -13,7 +13,7 @@ from torch import Tensor
 from selfnpo_core.worlds import judge as judging
 from selfnpo_core.worlds.building import fingerprint, load, progress
 from selfnpo_core.worlds.judge import Rated, change_one_attribute
-from selfnpo_core.worlds.shapes import to_uint8
+from selfnpo_core.worlds.things import to_uint8
 from selfnpo_video.demo import world
 from selfnpo_video.demo.judges import VideoJudge, VideoOracle
 

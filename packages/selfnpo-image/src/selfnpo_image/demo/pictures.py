@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from selfnpo_core.worlds.assets import load_judges
-from selfnpo_core.worlds.shapes import to_uint8
+from selfnpo_core.worlds.things import to_uint8
 from selfnpo_core.worlds.world import Demo, Judges, Task, World
 from selfnpo_image import shipped
 from selfnpo_image.demo import world
@@ -28,8 +28,8 @@ KIND = "full"
 MIDDLE = "mid_block.attentions.0.transformer_blocks"
 
 
-class Shapes(World):
-    """Pictures of coloured shapes."""
+class Things(World):
+    """Pictures of things on a ground."""
 
     unit = "picture"
     distance = "fid"
@@ -74,8 +74,8 @@ def demo(*, presets: Mapping[str, Any] = DEMO, kind: str = KIND) -> Demo:
     """The shipped model, trained as its recipe says unless told otherwise."""
     return Demo(
         title="the image demo's model: a toy, not a real one",
-        about="coloured shapes at 64×64",
-        world=Shapes(),
+        about="things on a ground at 64×64",
+        world=Things(),
         presets=presets,
         kind=kind,
         backbone=lambda: SD15(find_base("demo")),
