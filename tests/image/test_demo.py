@@ -16,7 +16,7 @@ from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds.world import Task
 from selfnpo_image import shipped
-from selfnpo_image.demo import shapes, world
+from selfnpo_image.demo import pictures, world
 from selfnpo_image.demo.build import pack
 from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
@@ -28,7 +28,7 @@ def pipe():
 
 
 SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "rank": 4, "learning_rate": 1e-3}
-LORA = shapes.demo(presets={"lora": SMALL}, kind="lora")
+LORA = pictures.demo(presets={"lora": SMALL}, kind="lora")
 WORLD = LORA.world
 
 
@@ -112,7 +112,7 @@ def test_the_offset_is_the_loras_product(pipe, run):
 
 def test_the_offset_of_full_weights_is_their_difference(pipe, tmp_path):
     small = {"steps": 1, "batch_size": 2, "pool_size": 4, "grid_steps": 3, "learning_rate": 1e-2, "max_drift": 10.0}
-    demo = shapes.demo(presets={"full": small}, kind="full")
+    demo = pictures.demo(presets={"full": small}, kind="full")
     run = train_arm(demo, "npo", 1, tmp_path)
     offset, before = offset_of(load_npo(run)), pipe.unet.conv_out.weight.clone()
     assert set(offset) == set(dict(pipe.unet.named_parameters()))

@@ -22,7 +22,7 @@ from selfnpo_core.evaluation.clip import REPO, Clip
 from selfnpo_core.evaluation.networks import Ready
 from selfnpo_core.sampling.sample_folder import read_records
 from selfnpo_core.system.files import load_tensors
-from selfnpo_image.demo import shapes, world
+from selfnpo_image.demo import pictures, world
 from selfnpo_image.evaluation import judges
 from selfnpo_image.evaluation.conversion import clip_tensors
 from selfnpo_image.evaluation.inception import inception_network
@@ -370,14 +370,14 @@ class Shapes:
         files = [folder / name for name in names] if names else sorted(folder.glob("*.png"))
         x = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files]) / 255
         with torch.no_grad():
-            return shapes.Shapes().judges.oracle.features(x)
+            return pictures.Things().judges.oracle.features(x)
 
 
 def test_moments_ship_with_the_oracle(arms: Path, command: Command, tmp_path: Path) -> None:
     words = ("evaluate", arms / "a", "--metrics", "fid", *ORACLE, "--cache", tmp_path / "cache")
     assert command(*words, "--json", tmp_path / "r.json") == 0
     found = json.loads((tmp_path / "r.json").read_text())["metrics"]["fid"]
-    moments = shapes.Shapes().judges.reference
+    moments = pictures.Things().judges.reference
     assert found["value"][0] == pytest.approx(
         frechet_distance(moments, Moments.of(Shapes().features(arms / "a"))), rel=1e-4
     )

@@ -14,10 +14,10 @@ from selfnpo_core.experiments.equal_cost import MOST_ROWS, entries, fill
 from selfnpo_core.experiments.methods import METHODS, TrainedArms
 from selfnpo_core.worlds.world import Task
 from selfnpo_image import shipped
-from selfnpo_image.demo import shapes
+from selfnpo_image.demo import pictures
 
 SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "learning_rate": 1e-3}
-DEMO = shapes.demo(presets={"full": SMALL})
+DEMO = pictures.demo(presets={"full": SMALL})
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of
 from selfnpo_core.worlds.world import Task
 from selfnpo_image import shipped
-from selfnpo_image.demo import shapes
+from selfnpo_image.demo import pictures
 from selfnpo_image.demo.build import preferred
 from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
@@ -22,7 +22,7 @@ from selfnpo_image.sampling import find_preference
 from selfnpo_image.sd15 import SD15
 
 SMALL = {"steps": 2, "batch_size": 4, "pool_size": 25, "grid_steps": 5, "rank": 4, "learning_rate": 1e-3}
-DEMO = shapes.demo(presets={"lora": SMALL, "full": {**SMALL, "learning_rate": 1e-4}}, kind="full")
+DEMO = pictures.demo(presets={"lora": SMALL, "full": {**SMALL, "learning_rate": 1e-4}}, kind="full")
 
 
 @pytest.fixture(scope="module")

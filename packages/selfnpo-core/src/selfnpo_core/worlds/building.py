@@ -56,6 +56,7 @@ def train_averaged(
     lr: float,
     generator: torch.Generator,
     keep_every: int = 250,
+    until: int | None = None,
     snapshots: Collection[int] = (),
 ) -> Network:
     """Train by AdamW; the exponential moving average of the weights goes to `path` and is returned.
@@ -63,13 +64,14 @@ def train_averaged(
     Not diffusers' EMAModel, whose first update is a copy: here it keeps a tenth of the initial weights.
     loss_of: one batch's loss, all of whose randomness comes from the generator that it is given. An interrupted
     training goes on from the state that it keeps beside `path`.
+    until: updates after which to stop, although the learning rate falls as if there were `steps` of them.
     snapshots: numbers of updates after which the average is kept too, at `snapshot_path(path, number)`.
     """
     average = copy.deepcopy(net).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.01, betas=(0.9, 0.99))
     state = _State(path.with_name(f"{path.stem}-state.safetensors"), net, average, optimizer, generator)
     first, running = state.load(), 1.0
-    bar = progress(steps, path.stem, first)
+    bar = progress(steps if until is None else until, path.stem, first)
     for step in bar:
         loss = loss_of(generator)
         optimizer.param_groups[0]["lr"] = lr * cosine(step, steps, warmup=200)

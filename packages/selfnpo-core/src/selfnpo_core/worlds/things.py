@@ -84,9 +84,7 @@ def grounds(which: Tensor, side: int, generator: torch.Generator) -> Tensor:
     return torch.lerp(first, second, slope.clamp(0, 1)[:, None])
 
 
-def paste(
-    canvas: Tensor, which: Tensor, *, centre: Tensor, extent: Tensor, angle: Tensor, mirrored: Tensor
-) -> Tensor:
+def paste(canvas: Tensor, which: Tensor, *, centre: Tensor, extent: Tensor, angle: Tensor, mirrored: Tensor) -> Tensor:
     """Things laid over canvas (B, 3, H, W) in [0, 1].
 
     which: (B,) indices of `THINGS`; centre: (B, 2) pixels from the middle, x then y (down); extent: (B,) the tile's

@@ -8,6 +8,7 @@ prompt means something. What ships is the exponential moving average of the weig
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -24,7 +25,6 @@ from selfnpo_image.demo import world
 from selfnpo_image.demo.build.oracle import real_batch
 
 PROMPT_DROPOUT = 0.15
-SNAPSHOTS = range(500, 20_001, 500)
 MAX_TOKENS = 20
 TOKENIZER_SEED = 14
 
@@ -121,10 +121,13 @@ def train(
     batch: int = 64,
     lr: float = 1.2e-3,
     seed: int = 4,
+    until: int | None = None,
+    snapshots: Collection[int] = (),
     initial: StableDiffusionPipeline | None = None,
 ) -> StableDiffusionPipeline:
     """Train UNet and text encoder; returns the pipeline with their averaged weights.
 
+    until, snapshots: as of `train_averaged`.
     initial: a pipeline of this script to go on from, rather than random weights. An interrupted training goes on from
     the state that it keeps beside `path`, every 250 updates.
     """
@@ -145,7 +148,9 @@ def train(
         rows = torch.randint(len(latents), (batch,), generator=generator)
         return _loss(net, tokenizer, scheduler, latents[rows], labels[rows], generator)
 
-    average = train_averaged(net, loss_of, path, steps=steps, lr=lr, generator=generator, snapshots=SNAPSHOTS)
+    average = train_averaged(
+        net, loss_of, path, steps=steps, lr=lr, generator=generator, until=until, snapshots=snapshots
+    )
     return assemble(average, vae, tokenizer, scheduler)
 
 
