@@ -22,7 +22,8 @@ from selfnpo_core.evaluation.clip import REPO, Clip
 from selfnpo_core.evaluation.networks import Ready
 from selfnpo_core.sampling.sample_folder import read_records
 from selfnpo_core.system.files import load_tensors
-from selfnpo_image.demo import pictures, world
+from selfnpo_image.demo import world
+from selfnpo_image.demo.pictures import Things
 from selfnpo_image.evaluation import judges
 from selfnpo_image.evaluation.conversion import clip_tensors
 from selfnpo_image.evaluation.inception import inception_network
@@ -328,7 +329,7 @@ def test_end_to_end_on_the_demos_model(copied: Path, command: Command, capsys: p
     assert list(found) == ["accuracy", "preference", *metrics.split(",")[1:]]
     assert (results["folder"]["samples"], results["reference"]["samples"]) == (12, 80)
     assert results["folder"]["made"]["guidance_scale"] == 3
-    judged = Shapes()
+    judged = Judged()
     features = {name: judged.features(copied / name) for name in ("a", "b", "real")}
     a, b, real = (Moments.of(features[name]) for name in ("a", "b", "real"))
     assert found["fid"]["value"][0] == pytest.approx(frechet_distance(real, a), rel=1e-4)
@@ -358,7 +359,7 @@ def test_end_to_end_on_the_demos_model(copied: Path, command: Command, capsys: p
     )  # takes no notice of what is kept there
 
 
-class Shapes:
+class Judged:
     """The demo's oracle, asked without `evaluate`."""
 
     def features(self, folder: Path) -> torch.Tensor:
@@ -370,16 +371,16 @@ class Shapes:
         files = [folder / name for name in names] if names else sorted(folder.glob("*.png"))
         x = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files]) / 255
         with torch.no_grad():
-            return pictures.Things().judges.oracle.features(x)
+            return Things().judges.oracle.features(x)
 
 
 def test_moments_ship_with_the_oracle(arms: Path, command: Command, tmp_path: Path) -> None:
     words = ("evaluate", arms / "a", "--metrics", "fid", *ORACLE, "--cache", tmp_path / "cache")
     assert command(*words, "--json", tmp_path / "r.json") == 0
     found = json.loads((tmp_path / "r.json").read_text())["metrics"]["fid"]
-    moments = pictures.Things().judges.reference
+    moments = Things().judges.reference
     assert found["value"][0] == pytest.approx(
-        frechet_distance(moments, Moments.of(Shapes().features(arms / "a"))), rel=1e-4
+        frechet_distance(moments, Moments.of(Judged().features(arms / "a"))), rel=1e-4
     )
     assert found["reference_count"] == moments.count
     assert (tmp_path / "cache").is_dir()

@@ -1,7 +1,7 @@
 """The demo world: captioned 64×64 pictures, each of one thing, small or large, on a softly shaded ground.
 
-The things are real pictures (`selfnpo_core.worlds.things`); place, tilt, exact size and shade are left open, and half of
-the things are seen from the other side. So there is no end of real data, and its labels are exact.
+The things are real pictures (`selfnpo_core.worlds.things`); place, tilt, exact size and shade are left open, and half
+of the things are seen from the other side. So there is no end of real data, and its labels are exact.
 
 Everything random comes from a `torch.Generator`; the same generator state draws the same pictures.
 """

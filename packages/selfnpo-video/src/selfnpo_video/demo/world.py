@@ -1,9 +1,9 @@
 """The video demo's world: captioned clips of one thing in motion, 64×64, so that real data is unlimited.
 
 A clip has a thing, a direction and a speed, all of which its caption names; place, size and ground are left open. The
-things are real pictures (`selfnpo_core.worlds.things`). Motions neither begin nor end with a clip: every clip is a part,
-beginning anywhere, of one of `LONGEST` frames that goes on in the same way, so that any nine frames of a longer clip are
-a clip of this world too.
+things are real pictures (`selfnpo_core.worlds.things`). Motions neither begin nor end with a clip: every clip is a
+part, beginning anywhere, of one of `LONGEST` frames that goes on in the same way, so that any nine frames of a longer
+clip are a clip of this world too.
 """
 
 from collections.abc import Sequence
