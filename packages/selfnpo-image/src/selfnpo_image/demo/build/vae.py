@@ -39,7 +39,7 @@ def train(path: Path, *, steps: int = 2500, batch: int = 16, lr: float = 2e-3, s
     vae = build()
     if path.exists():
         return with_scale(load(vae, path))
-    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr, weight_decay=0.0, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine(s, steps, warmup=100))
     bar = progress(steps, "autoencoder")
