@@ -10,8 +10,10 @@ Hours on two CPU cores. Every stage is kept in the work folder and skipped when 
 longest, goes on where it was interrupted.
 """
 
+import copy
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from selfnpo_core.commands.options import stack
 from selfnpo_core.errors import RunError
 from selfnpo_core.experiments.measure import sweep
 from selfnpo_core.worlds.assets import reconstruction_distance, reference, refuse_ragged, write_assets
+from selfnpo_core.worlds.building import snapshot_path
 from selfnpo_core.worlds.font import draw_sheet
 from selfnpo_core.worlds.things import ATLAS, CODES
 from selfnpo_core.worlds.world import Judges, World
@@ -45,6 +48,10 @@ shared_options = stack(
     click.option("--go-on", is_flag=True, help="Begin the denoiser with the shipped weights rather than random ones."),
     click.option("--history", default="", help="For the card: how these weights came to be, if not at one go."),
     click.option("--interim", is_flag=True, help="Write a model that is not good enough too, and say so in its card."),
+    click.option("--until", type=int, help="Stop the denoiser after so many updates: what is not learned leaves room."),
+    click.option(
+        "--earlier", type=int, help="Updates after which the denoiser is kept too, as WORK/earlier."
+    ),
 )
 
 
@@ -68,7 +75,16 @@ def build_things(font: Path, output: Path) -> None:
 @click.option("--steps", default=4500, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=500, show_default=True, help="Pictures at each guidance scale for the check.")
 def build_image(
-    work: Path, threads: int, go_on: bool, history: str, interim: bool, output: Path, steps: int, samples: int
+    work: Path,
+    threads: int,
+    go_on: bool,
+    history: str,
+    interim: bool,
+    until: int | None,
+    earlier: int | None,
+    output: Path,
+    steps: int,
+    samples: int,
 ) -> None:
     """The SD1.5-class model of things."""
     _begin(work, threads)
@@ -80,10 +96,10 @@ def build_image(
     limits = {"least": pack.MIN_JOINT_ACCURACY, "most": pack.MAX_RECONSTRUCTION_FID}
     _check_autoencoder(reconstruction, limits, interim=interim)
     initial = pictures.demo().pipeline() if go_on else None
-    pipe = denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps, initial=initial)
+    pipe = _denoiser(denoiser.train, work, autoencoder, steps, until, earlier, initial)
     critic = judge.train(work / "judge.safetensors", autoencoder, eyes)
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
-    figures = _measured(world, pipe, judge.agreement(critic, autoencoder), reconstruction, steps, samples)
+    figures = _measured(world, pipe, judge.agreement(critic, autoencoder), reconstruction, until or steps, samples)
     parts = {"UNet": pipe.unet, "text encoder": pipe.text_encoder, "autoencoder": pipe.vae}
     _write(output, pipe, world.judges, figures, parts, limits, pack.CARD, history, interim=interim)
 
@@ -140,7 +156,16 @@ def build_sdxl(work: Path, steps: int, samples: int, threads: int) -> None:
 @click.option("--steps", default=4000, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=256, show_default=True, help="Clips at each guidance scale for the check.")
 def build_video(
-    work: Path, threads: int, go_on: bool, history: str, interim: bool, output: Path, steps: int, samples: int
+    work: Path,
+    threads: int,
+    go_on: bool,
+    history: str,
+    interim: bool,
+    until: int | None,
+    earlier: int | None,
+    output: Path,
+    steps: int,
+    samples: int,
 ) -> None:
     """The CogVideoX-class model of moving things."""
     _begin(work, threads)
@@ -152,10 +177,12 @@ def build_video(
     limits = {"least": video_pack.MIN_ACCURACY, "most": video_pack.MAX_RECONSTRUCTION_FVD}
     _check_autoencoder(reconstruction, limits, interim=interim)
     initial = moving.demo().pipeline() if go_on else None
-    pipe = video_denoiser.train(work / "denoiser.safetensors", autoencoder, steps=steps, initial=initial)
+    pipe = _denoiser(video_denoiser.train, work, autoencoder, steps, until, earlier, initial)
     critic = video_judge.train(work / "judge.safetensors", autoencoder, eyes)
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
-    figures = _measured(world, pipe, video_judge.agreement(critic, autoencoder), reconstruction, steps, samples)
+    figures = _measured(
+        world, pipe, video_judge.agreement(critic, autoencoder), reconstruction, until or steps, samples
+    )
     parts = {"transformer": pipe.transformer, "text encoder": pipe.text_encoder, "autoencoder": pipe.vae}
     _write(output, pipe, world.judges, figures, parts, limits, video_pack.CARD, history, interim=interim)
 
@@ -171,6 +198,25 @@ def _check_autoencoder(reconstruction: float, limits: dict[str, float], *, inter
     print(f"autoencoder: reconstruction distance {reconstruction:.2f}")
     if not interim:
         refuse_ragged(1.0, reconstruction, **limits)
+
+
+def _denoiser(
+    train: Callable[..., Any],
+    work: Path,
+    autoencoder: torch.nn.Module,
+    steps: int,
+    until: int | None,
+    earlier: int | None,
+    initial: Any,
+) -> Any:
+    """The pipeline with the denoiser; an earlier state of it goes to WORK/earlier, a folder like the model's."""
+    file = work / "denoiser.safetensors"
+    snapshots = () if earlier is None else (earlier,)
+    pipe = train(file, autoencoder, steps=steps, until=until, snapshots=snapshots, initial=initial)
+    if earlier is not None:
+        before = train(snapshot_path(file, earlier), copy.deepcopy(autoencoder))
+        before.to(torch.float16).save_pretrained(work / "earlier")
+    return pipe
 
 
 def _measured(
