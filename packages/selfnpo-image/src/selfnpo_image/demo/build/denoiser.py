@@ -141,7 +141,7 @@ def train(
     if initial is not None:
         net["unet"].load_state_dict(initial.unet.state_dict())
         net["text_encoder"].load_state_dict(initial.text_encoder.state_dict())
-    store = path.with_name(f"latents-{fingerprint(vae)}.safetensors")
+    store = path.with_name(f"latents-{fingerprint(vae.encoder)}.safetensors")
     latents, labels = encode_world(vae, store, count=40_960, seed=seed)
 
     def loss_of(generator: torch.Generator) -> Tensor:

@@ -105,7 +105,7 @@ def train(
     pipe = build(shipped)
     parts = ("unet", "text_encoder", "text_encoder_2")
     net = nn.ModuleDict({name: getattr(pipe, name).train() for name in parts})
-    store = path.with_name(f"latents-{fingerprint(pipe.vae)}.safetensors")
+    store = path.with_name(f"latents-{fingerprint(pipe.vae.encoder)}.safetensors")
     latents, labels = encode_world(pipe.vae, store, count=count, seed=seed)
     noise_levels = pipe.scheduler.alphas_cumprod
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from selfnpo_core.worlds.building import cosine, load, progress, save
+from selfnpo_core.worlds.building import load, save, train_averaged
 from selfnpo_image.demo.build.oracle import real_batch
 
 
@@ -32,29 +32,36 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * edges
 
 
-def train(path: Path, *, steps: int = 2500, batch: int = 16, lr: float = 2e-3, seed: int = 2) -> AutoencoderKL:
-    """Train the autoencoder; its scaling factor becomes 1 / standard deviation of the latents, as SD's was chosen."""
+def train(
+    path: Path, *, steps: int = 2500, decoding: int = 1200, batch: int = 16, lr: float = 2e-3, seed: int = 2
+) -> AutoencoderKL:
+    """Train the autoencoder, then its decoder alone: what the latents are no longer changes, and it draws better.
+
+    The scaling factor becomes 1 / standard deviation of the latents, as SD's was chosen. An interrupted training goes
+    on from the state that it keeps beside `path`.
+    """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     vae = build()
     if path.exists():
         return with_scale(load(vae, path))
     vae.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr, weight_decay=0.0, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine(s, steps, warmup=100))
-    bar = progress(steps, "autoencoder")
-    for step in bar:
+
+    def loss_of(generator: torch.Generator, *, encoder: bool = True) -> Tensor:
         pictures = real_batch(batch, generator)[0] * 2 - 1
-        posterior = vae.encode(pictures).latent_dist
+        with torch.set_grad_enabled(encoder):
+            posterior = vae.encode(pictures).latent_dist
         output = vae.decode(posterior.sample(generator)).sample
-        loss = reconstruction_loss(output, pictures) + 1e-6 * posterior.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", mse=f"{F.mse_loss(output, pictures).item():.5f}", refresh=False)
+        return reconstruction_loss(output, pictures) + 1e-6 * posterior.kl().mean()
+
+    stages = (
+        (path.with_name("vae-both.safetensors"), loss_of, steps, vae),
+        (path.with_name("vae-decoder.safetensors"), partial(loss_of, encoder=False), decoding, vae.decoder),
+    )
+    for number, (kept, loss, updates, trained) in enumerate(stages):
+        if not kept.exists():
+            generator = torch.Generator().manual_seed(seed + number)
+            train_averaged(trained.train(), loss, kept, steps=updates, lr=lr, generator=generator)
+        load(trained, kept)
     save(vae, path)
     return with_scale(vae.eval())
 
