@@ -49,9 +49,7 @@ shared_options = stack(
     click.option("--history", default="", help="For the card: how these weights came to be, if not at one go."),
     click.option("--interim", is_flag=True, help="Write a model that is not good enough too, and say so in its card."),
     click.option("--until", type=int, help="Stop the denoiser after so many updates: what is not learned leaves room."),
-    click.option(
-        "--earlier", type=int, help="Updates after which the denoiser is kept too, as WORK/earlier."
-    ),
+    click.option("--earlier", type=int, help="Updates after which the denoiser is kept too, as WORK/earlier."),
 )
 
 
@@ -167,9 +165,9 @@ def build_video(
     steps: int,
     samples: int,
 ) -> None:
-    """The CogVideoX-class model of moving things."""
+    """The CogVideoX-class model of moving shapes."""
     _begin(work, threads)
-    world = moving.MovingThings()
+    world = moving.MovingShapes()
     eyes = video_oracle.train(work / "oracle.safetensors")
     autoencoder = video_vae.train(work / "vae.safetensors")
     moments = reference(world, eyes, video_pack.REFERENCE_CLIPS)

@@ -218,7 +218,7 @@ def test_the_video_package_works_from_its_wheels_alone(wheels, tmp_path):
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
         "from selfnpo_video.cli import selfnpo_video\n"
         "from selfnpo_video.demo import moving\n"
-        "moving.demo().pipeline(), moving.MovingThings().judges\n"
+        "moving.demo().pipeline(), moving.MovingShapes().judges\n"
         "selfnpo_video(['models'], standalone_mode=False)\n"
         "ours = {n: m.__file__ for n, m in sys.modules.items() if n.startswith('selfnpo') and m.__file__}\n"
         "print(*ours.values(), sep='\\n')\n"
@@ -259,7 +259,7 @@ def test_the_commands_run_from_the_wheels_in_any_folder(installed, tmp_path):
         subprocess.run([installed / "bin" / "python", "-c", "import selfnpo_image"], check=True, capture_output=True)
     small = [f"--set={text}" for text in ("steps=2", "pool_size=4", "batch_size=2", "sample_every=0", "grid_steps=4")]
     assert "negative weights in run/npo" in run("train", "--model", "demo", "--output", "run", *small)
-    (tmp_path / "prompts.txt").write_text("a cat moves slowly up\n")
+    (tmp_path / "prompts.txt").write_text("a red circle grows\n")
     words = ["--prompts", "prompts.txt", "--npo", "run", "--steps", "3", "--output", "clips"]
     run("sample", "--model", "demo", *words)
     assert len(list((tmp_path / "clips").glob("*.mp4"))) == 1

@@ -12,7 +12,7 @@ from selfnpo_video.demo.build import denoiser, pack, vae
 from selfnpo_video.demo.build import judge as judging
 from selfnpo_video.demo.build.oracle import real_batch
 from selfnpo_video.demo.judges import VideoJudge, VideoOracle
-from selfnpo_video.demo.moving import MovingThings
+from selfnpo_video.demo.moving import MovingShapes
 
 
 def test_every_word_is_a_token():
@@ -49,7 +49,7 @@ def test_a_short_training_makes_a_pipeline_that_draws(tmp_path):
     path = tmp_path / "denoiser.safetensors"
     pipe = denoiser.train(path, autoencoder, steps=2, batch=2, count=32)
     assert 2e6 < sum(p.numel() for p in pipe.transformer.parameters()) < 8e6
-    world_, task = MovingThings(), Task.draw(MovingThings(), 2, 5)
+    world_, task = MovingShapes(), Task.draw(MovingShapes(), 2, 5)
     clips = sample(world_, pipe, task, guidance_scale=2.0, steps=2)
     assert clips.data.shape == (2, 3, 9, 64, 64)
     assert clips.forward_rows == 8

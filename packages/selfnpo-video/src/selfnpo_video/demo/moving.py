@@ -28,8 +28,8 @@ SHOWN, FEW = 12, 6
 DOUBLE = np.ones((1, 2, 2, 1), np.uint8)
 
 
-class MovingThings(World):
-    """Clips of one thing in motion."""
+class MovingShapes(World):
+    """Clips of one coloured shape in motion."""
 
     unit = "clip"
     distance = "fvd"
@@ -65,8 +65,8 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
     """The shipped model, trained as its recipe says unless told otherwise."""
     return Demo(
         title="the video demo's model: a toy, not a real one",
-        about="one thing in motion, nine frames at 64×64",
-        world=MovingThings(),
+        about="one coloured shape in motion, nine frames at 64×64",
+        world=MovingShapes(),
         presets=presets,
         kind=kind,
         backbone=lambda: CogVideoX(find_base("demo")),

@@ -9,7 +9,6 @@ rather than 0. A clip's first latent frame is one picture, any other stands for 
 it has before it, and so it can draw long clips window by window.
 """
 
-from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from selfnpo_core.system.files import write_tensors
 from selfnpo_core.worlds.building import fingerprint, load, progress, train_averaged
+from selfnpo_core.worlds.shapes import COLOURS, SHAPES
 from selfnpo_core.worlds.things import to_uint8
 from selfnpo_video.demo import world
 from selfnpo_video.positions import window_at
@@ -35,8 +35,7 @@ INNER_SHARE = 0.5
 
 def build_tokenizer() -> T5Tokenizer:
     """T5's unigram tokenizer, every word of the world one token, and letters for all others."""
-    texts = (*world.THINGS, *world.DIRECTIONS, *world.SPEEDS, *world.OPENINGS, "a an that moves")
-    words = {word for text in texts for word in text.split()}
+    words = {w for text in (*world.MOTIONS, *world.OPENINGS, "a an that") for w in text.split()} | {*COLOURS, *SHAPES}
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in sorted(words))]
     pieces += [("▁", -20.0), *((letter, -20.0) for letter in "abcdefghijklmnopqrstuvwxyz")]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
@@ -61,8 +60,8 @@ def build_transformer() -> CogVideoXTransformer3DModel:
     return CogVideoXTransformer3DModel(
         num_attention_heads=6,
         attention_head_dim=32,
-        in_channels=16,
-        out_channels=16,
+        in_channels=8,
+        out_channels=8,
         time_embed_dim=128,
         text_embed_dim=TEXT_WIDTH,
         num_layers=6,
@@ -115,13 +114,10 @@ def train(
     lr: float = 1e-3,
     count: int = 8192,
     seed: int = 4,
-    until: int | None = None,
-    snapshots: Collection[int] = (),
     initial: CogVideoXPipeline | None = None,
 ) -> CogVideoXPipeline:
     """Train transformer and text encoder; returns the pipeline with their averaged weights.
 
-    until, snapshots: as of `train_averaged`.
     initial: a pipeline of this script to go on from, rather than random weights. An interrupted training goes on from
     the state that it keeps beside `path`.
     """
@@ -151,10 +147,7 @@ def train(
             return _loss(net, tokenizer, scheduler, x0, long_labels[rows], generator)
 
     generator = torch.Generator().manual_seed(seed)
-    average = train_averaged(
-        net, loss_of, path, steps=steps, lr=lr, generator=generator, until=until, snapshots=snapshots
-    )
-    return assemble(average, vae, tokenizer)
+    return assemble(train_averaged(net, loss_of, path, steps=steps, lr=lr, generator=generator), vae, tokenizer)
 
 
 def _loss(
@@ -167,7 +160,7 @@ def _loss(
 ) -> Tensor:
     """Squared error of the predicted v at a uniform timestep. x0: (B, F, C, 8, 8), labels: (B, 3).
 
-    In terms of x̂0 this weighs by SNR + 1, here by no more than 5, so that thing and motion, decided where little
+    In terms of x̂0 this weighs by SNR + 1, here by no more than 5, so that colour and motion, decided where little
     signal is left, are not drowned by the last details (the idea of min-SNR weights, 2303.09556).
     """
     captions = world.draw_captions(labels, generator)

@@ -1,4 +1,4 @@
-"""The autoencoder: AutoencoderKLCogVideoX, (9, 64, 64) × 3 → (3, 8, 8) × 16 latents, as CogVideoX's in small."""
+"""The autoencoder: AutoencoderKLCogVideoX, (9, 64, 64) × 3 → (3, 8, 8) × 8 latents, as CogVideoX's in small."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def build() -> AutoencoderKLCogVideoX:
     return AutoencoderKLCogVideoX(
         block_out_channels=(8, 16, 32, 48),
         layers_per_block=1,
-        latent_channels=16,
+        latent_channels=8,
         norm_num_groups=1,
         sample_height=64,
         sample_width=64,
@@ -35,9 +35,9 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 def train(
     path: Path,
     *,
-    pictures: int = 1500,
-    clips: int = 700,
-    decoding: int = 400,
+    pictures: int = 1600,
+    clips: int = 1500,
+    decoding: int = 1000,
     batch: int = 4,
     lr: float = 2e-3,
     seed: int = 2,
