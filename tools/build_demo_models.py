@@ -62,7 +62,7 @@ def main() -> None:
 @click.argument("font", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--output", type=click.Path(path_type=Path), default=ATLAS, show_default=True)
 def build_things(font: Path, output: Path) -> None:
-    """The pictures of things that both worlds are made of, from FONT, Noto Color Emoji (fonts-noto-color-emoji)."""
+    """The things of the world of pictures, from FONT, Noto Color Emoji (Debian: fonts-noto-color-emoji)."""
     draw_sheet(font).save(output, optimize=True)
     print(f"{len(CODES)} things are in {output}")
 
