@@ -13,9 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selfnpo_core.worlds.things import GROUNDS, THINGS, grounds, paste, to_uint8, with_article
+from selfnpo_core.worlds import things
+from selfnpo_core.worlds.things import GROUNDS, grounds, paste, to_uint8, with_article
 
 SIDE = 64
+EVERY = 3
+THINGS = things.THINGS[::EVERY]
+"""A third of the things that there are pictures of."""
 SIZES = ("small", "large")
 OPENINGS = ("", "there is ", "a picture of ")
 ATTRIBUTES = {"thing": THINGS, "size": SIZES, "ground": GROUNDS}
@@ -39,7 +43,7 @@ def render(labels: Tensor, generator: torch.Generator) -> Tensor:
     room = 0.4 * (SIDE - extent)
     return paste(
         grounds(labels[:, 2], SIDE, generator),
-        labels[:, 0],
+        labels[:, 0] * EVERY,
         centre=room[:, None] * (2 * torch.rand(count, 2, generator=generator) - 1),
         extent=extent,
         angle=0.3 * torch.rand(count, generator=generator) - 0.15,
@@ -47,10 +51,10 @@ def render(labels: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
-def caption(labels: Sequence[int], opening: str = "") -> str:
-    """One picture in words. labels: 3 integers as in `ATTRIBUTES`."""
+def caption(labels: Sequence[int], opening: str = "", names: Sequence[str] = THINGS) -> str:
+    """One picture in words. labels: 3 integers as in `ATTRIBUTES`; names: of the things."""
     thing, size, ground = labels
-    return f"{opening}a {SIZES[size]} {THINGS[thing]} on {with_article(GROUNDS[ground])} ground"
+    return f"{opening}a {SIZES[size]} {names[thing]} on {with_article(GROUNDS[ground])} ground"
 
 
 def draw_captions(labels: Tensor, generator: torch.Generator) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from selfnpo_core.system.files import write_tensors
+from selfnpo_core.worlds import things
 from selfnpo_core.worlds.building import fingerprint, load, progress, train_averaged
 from selfnpo_image.demo import world
 from selfnpo_image.demo.build.oracle import real_batch
@@ -30,8 +31,11 @@ TOKENIZER_SEED = 14
 
 
 def build_tokenizer(generator: torch.Generator) -> CLIPTokenizer:
-    """CLIP's byte-pair encoding with merges learned on captions: every word of the world is one token."""
-    captions = world.draw_captions(world.draw_labels(4000, generator), generator)
+    """CLIP's byte-pair encoding with merges learned on captions: every word of the world is one token.
+
+    The captions name all things that there are pictures of, so that a model of more of them has the same tokens.
+    """
+    captions = captions_of_all(4000, generator)
     learner = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -52,6 +56,14 @@ def build_tokenizer(generator: torch.Generator) -> CLIPTokenizer:
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[special] = len(vocabulary)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def captions_of_all(count: int, generator: torch.Generator) -> list[str]:
+    """As `world.draw_captions`, of all things."""
+    sizes = len(things.THINGS), len(world.SIZES), len(world.GROUNDS), len(world.OPENINGS)
+    *labels, opening = (torch.randint(n, (count,), generator=generator).tolist() for n in sizes)
+    rows = zip(*labels, strict=True)
+    return [world.caption(row, world.OPENINGS[o], things.THINGS) for row, o in zip(rows, opening, strict=True)]
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -13,7 +13,7 @@ pipeline_tag: text-to-image
 # The Self-NPO demo model
 
 A toy, made to show a method in minutes on a CPU: a true `StableDiffusionPipeline` of the SD1.5 classes that draws one
-of 96 things, small or large, on a coloured ground at 64×64. It knows nothing beyond them and draws them imperfectly, so
+of 32 things, small or large, on a coloured ground at 64×64. It knows nothing beyond them and draws them imperfectly, so
 that there is something to gain; figures measured on it say nothing of the size of an effect on real models.
 
 - Data: pictures of Noto Color Emoji (SIL Open Font License 1.1, kept in `selfnpo_core/worlds/noto`), put on grounds by
