@@ -23,8 +23,8 @@ from selfnpo_image.recipes import DEMO
 from selfnpo_image.sd15 import SD15
 
 STEPS = 10
-KIND = "full"
-"""What is trained: on this model, LoRAs of the same effect helped less."""
+KIND = "lora"
+"""What is trained."""
 MIDDLE = "mid_block.attentions.0.transformer_blocks"
 
 
@@ -83,7 +83,7 @@ def demo(*, presets: Mapping[str, Any] = DEMO, kind: str = KIND) -> Demo:
         captions=world.training_captions,
         show=show,
         steps=STEPS,
-        scales=(2.0, 3.0, 5.0),
+        scales=(2.0, 2.5, 3.0),
         samples=256,
         preference=shipped.PREFERRED,
         perturbed=[f"{MIDDLE}.0.attn1"],
