@@ -78,4 +78,4 @@ DEMO: Presets = {
     "full": {**_SAMPLED, "learning_rate": 5e-5},
     "lora": {**_SAMPLED, "learning_rate": 1e-3, "rank": 16, "targets": "all"},
 }
-"""Finished samples of ordinary guidance, by the diffusion loss, under the null prompt only: what the branch is asked."""
+"""Finished samples of ordinary guidance, by the diffusion loss, under the null prompt only."""
