@@ -60,7 +60,7 @@ def build_tokenizer(generator: torch.Generator) -> CLIPTokenizer:
 
 def captions_of_all(count: int, generator: torch.Generator) -> list[str]:
     """As `world.draw_captions`, of all things."""
-    sizes = len(things.THINGS), len(world.SIZES), len(world.GROUNDS), len(world.OPENINGS)
+    sizes = len(things.THINGS), len(world.SIZES), len(things.GROUNDS), len(world.OPENINGS)
     *labels, opening = (torch.randint(n, (count,), generator=generator).tolist() for n in sizes)
     rows = zip(*labels, strict=True)
     return [world.caption(row, world.OPENINGS[o], things.THINGS) for row, o in zip(rows, opening, strict=True)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfnpo_core.worlds.building import load, save, train_averaged
 from selfnpo_image.demo.build.oracle import real_batch
@@ -53,7 +54,7 @@ def train(
         output = vae.decode(posterior.sample(generator)).sample
         return reconstruction_loss(output, pictures) + 1e-6 * posterior.kl().mean()
 
-    stages = (
+    stages: tuple[tuple[Path, Callable[[torch.Generator], Tensor], int, nn.Module], ...] = (
         (path.with_name("vae-both.safetensors"), loss_of, steps, vae),
         (path.with_name("vae-decoder.safetensors"), partial(loss_of, encoder=False), decoding, vae.decoder),
     )
