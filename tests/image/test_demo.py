@@ -2,13 +2,12 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from selfnpo_core.commands.demo import tell
 from selfnpo_core.experiments import arms
 from selfnpo_core.experiments.arms import make_arm, train_arm
 from selfnpo_core.experiments.measure import distance, judge, sample
@@ -21,6 +20,7 @@ from selfnpo_image.demo import pictures, world
 from selfnpo_image.demo.build import pack
 from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
+from selfnpo_image.recipes import DEMO
 
 
 @pytest.fixture(scope="module")
@@ -130,25 +130,14 @@ def test_the_offset_of_full_weights_is_their_difference(pipe, tmp_path):
     assert random.note["beta"] == 1.0
 
 
-@pytest.mark.slow
-def test_the_demo_tells_its_whole_story(tmp_path):
-    """The whole command, with few samples."""
-    command = [
-        sys.executable,
-        "-m",
-        "selfnpo_image.cli",
-        "demo",
-        "--samples",
-        "32",
-        "--output",
-        str(tmp_path / "demo"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=880)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_the_demo_tells_its_whole_story(tmp_path, capsys):
+    """All of the command, with few samples and a short training by its own recipe."""
+    short = {**DEMO["lora"], "steps": 4, "batch_size": 8, "samples": 16, "sample_grid_steps": 2}
+    tell(pictures.demo(presets={"lora": short}), output=tmp_path / "demo", full=False, seed=0, samples=16)
     cells = json.loads((tmp_path / "demo" / "demo.json").read_text())["cells"]
-    wanted = [(arm, scale) for scale in (2.0, 3.0, 5.0) for arm in ("cfg", "npo-s0")]
+    wanted = [(arm, scale) for scale in (2.0, 2.5, 3.0) for arm in ("cfg", "npo-s0")]
     assert [(cell["arm"], cell["scale"]) for cell in cells] == wanted
     assert all(cell["fid"][0] > 0 and 0 < cell["accuracy"][0] <= 1 for cell in cells)
-    assert "At plain guidance's best scale" in done.stdout
+    assert "At plain guidance's best scale" in capsys.readouterr().out
     assert (tmp_path / "demo" / "pictures.png").is_file()
     assert (tmp_path / "demo" / "curves.png").is_file()
