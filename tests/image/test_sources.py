@@ -163,6 +163,12 @@ def test_a_known_model_is_found_without_the_hub(offline: None) -> None:
     assert (base.family, base.kind, base.known, base.network) == ("sdxl", SDXL.kind, KNOWN["sdxl"], None)
 
 
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != "demo"])
+def test_a_known_model_is_known_by_its_hub_id_too(name: str, offline: None) -> None:
+    base = find_base(KNOWN[name].hub_id)
+    assert (base.known, base.family) == (KNOWN[name], KNOWN[name].family)
+
+
 def test_a_model_on_the_hub_is_fetched_once_and_is_then_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -55,7 +55,7 @@ def look(source: Source) -> ImageBase:
 
     Raises `InputError` for one that is of no family, or has pickled weights only.
     """
-    known = KNOWN.get(source.name)
+    known = next((model for model in KNOWN.values() if source.name in (model.name, model.hub_id)), None)
     if source.kind == "file":
         return _look_into_file(source, known)
     if source.kind == "folder":
