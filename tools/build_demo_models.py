@@ -1,7 +1,7 @@
 """Make the shipped demo models from nothing: autoencoder, denoiser, oracle, judge, reference statistics.
 
     python tools/build_demo_models.py things /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
-    python tools/build_demo_models.py image --work build/demo
+    python tools/build_demo_models.py image --work build/demo --until 2500 --earlier 2000
     python tools/build_demo_models.py video --work build/demo-video
     python tools/build_demo_models.py preferred
     python tools/build_demo_models.py sdxl --work build/demo-sdxl
@@ -14,6 +14,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,72 @@ shared_options = stack(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What both models' builders are asked."""
+
+    work: Path
+    threads: int
+    steps: int
+    until: int | None
+    earlier: int | None
+    go_on: bool
+    history: str
+    interim: bool
+
+    @property
+    def updates(self) -> int:
+        """Of the denoiser."""
+        return self.until or self.steps
+
+    def begin(self) -> Path:
+        """The folder of the stages' results."""
+        _begin(self.work, self.threads)
+        return self.work
+
+    def check_autoencoder(self, reconstruction: float, limits: dict[str, float]) -> None:
+        """Refuse a bad one before hours are spent on what is trained with it."""
+        print(f"autoencoder: reconstruction distance {reconstruction:.2f}")
+        if not self.interim:
+            refuse_ragged(1.0, reconstruction, **limits)
+
+    def denoiser(self, train: Callable[..., Any], autoencoder: torch.nn.Module, initial: Any) -> Any:
+        """The pipeline with the denoiser; an earlier state of it goes to WORK/earlier, a folder like the model's."""
+        file = self.work / "denoiser.safetensors"
+        snapshots = () if self.earlier is None else (self.earlier,)
+        pipe = train(file, autoencoder, steps=self.steps, until=self.until, snapshots=snapshots, initial=initial)
+        if self.earlier is not None:
+            kept = snapshot_path(file, self.earlier)
+            if not kept.exists():
+                raise RunError(f"{kept} was not kept when the denoiser was trained: remove {file} to train it again")
+            before = train(kept, copy.deepcopy(autoencoder))
+            before.to(torch.float16).save_pretrained(self.work / "earlier")
+        return pipe
+
+    def write(
+        self,
+        output: Path,
+        pipe: Any,
+        judges: Judges,
+        figures: dict[str, Any],
+        parts: dict[str, torch.nn.Module],
+        limits: dict[str, float],
+        card: str,
+    ) -> None:
+        """Refuse a model that is not good enough, or with `interim` say so in its card; else write the assets."""
+        reconstruction = next(value for name, value in figures.items() if "reconstruction" in name)
+        note = ""
+        try:
+            refuse_ragged(figures["best joint prompt accuracy"], reconstruction, **limits)
+        except RunError as error:
+            if not self.interim:
+                raise
+            note = str(error)
+        sizes = [sum(p.numel() for p in part.parameters()) for part in parts.values()]
+        figures = {"interim": note, f"parameters ({', '.join(parts)})": sizes, **figures}
+        write_assets(output, pipe, judges, figures, card, self.history)
+
+
 @click.group(help=__doc__)
 def main() -> None:
     torch.set_flush_denormal(True)  # late in training they would slow it down several times
@@ -70,36 +137,26 @@ def build_things(font: Path, output: Path) -> None:
 @main.command("image")
 @shared_options
 @click.option("--output", type=click.Path(path_type=Path), default=shipped.FOLDER, show_default=True)
-@click.option("--steps", default=4500, show_default=True, help="Updates of the denoiser.")
+@click.option("--steps", default=6000, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=500, show_default=True, help="Pictures at each guidance scale for the check.")
-def build_image(
-    work: Path,
-    threads: int,
-    go_on: bool,
-    history: str,
-    interim: bool,
-    until: int | None,
-    earlier: int | None,
-    output: Path,
-    steps: int,
-    samples: int,
-) -> None:
+def build_image(output: Path, samples: int, **shared: Any) -> None:
     """The SD1.5-class model of things."""
-    _begin(work, threads)
+    build = Build(**shared)
+    work = build.begin()
     world = pictures.Things()
     eyes = oracle.train(work / "oracle.safetensors")
     autoencoder = vae.train(work / "vae.safetensors")
     moments = reference(world, eyes, pack.REFERENCE_PICTURES)
     reconstruction = reconstruction_distance(world, autoencoder, eyes, moments, pack.RECONSTRUCTED_PICTURES)
     limits = {"least": pack.MIN_JOINT_ACCURACY, "most": pack.MAX_RECONSTRUCTION_FID}
-    _check_autoencoder(reconstruction, limits, interim=interim)
-    initial = pictures.demo().pipeline() if go_on else None
-    pipe = _denoiser(denoiser.train, work, autoencoder, steps, until, earlier, initial)
+    build.check_autoencoder(reconstruction, limits)
+    initial = pictures.demo().pipeline() if build.go_on else None
+    pipe = build.denoiser(denoiser.train, autoencoder, initial)
     critic = judge.train(work / "judge.safetensors", autoencoder, eyes)
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
-    figures = _measured(world, pipe, judge.agreement(critic, autoencoder), reconstruction, until or steps, samples)
+    figures = _measured(world, pipe, judge.agreement(critic, autoencoder), reconstruction, build.updates, samples)
     parts = {"UNet": pipe.unet, "text encoder": pipe.text_encoder, "autoencoder": pipe.vae}
-    _write(output, pipe, world.judges, figures, parts, limits, pack.CARD, history, interim=interim)
+    build.write(output, pipe, world.judges, figures, parts, limits, pack.CARD)
 
 
 @main.command("preferred")
@@ -153,68 +210,30 @@ def build_sdxl(work: Path, steps: int, samples: int, threads: int) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=video_assets.FOLDER, show_default=True)
 @click.option("--steps", default=4000, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=256, show_default=True, help="Clips at each guidance scale for the check.")
-def build_video(
-    work: Path,
-    threads: int,
-    go_on: bool,
-    history: str,
-    interim: bool,
-    until: int | None,
-    earlier: int | None,
-    output: Path,
-    steps: int,
-    samples: int,
-) -> None:
+def build_video(output: Path, samples: int, **shared: Any) -> None:
     """The CogVideoX-class model of moving shapes."""
-    _begin(work, threads)
+    build = Build(**shared)
+    work = build.begin()
     world = moving.MovingShapes()
     eyes = video_oracle.train(work / "oracle.safetensors")
     autoencoder = video_vae.train(work / "vae.safetensors")
     moments = reference(world, eyes, video_pack.REFERENCE_CLIPS)
     reconstruction = reconstruction_distance(world, autoencoder, eyes, moments, video_pack.RECONSTRUCTED_CLIPS)
     limits = {"least": video_pack.MIN_ACCURACY, "most": video_pack.MAX_RECONSTRUCTION_FVD}
-    _check_autoencoder(reconstruction, limits, interim=interim)
-    initial = moving.demo().pipeline() if go_on else None
-    pipe = _denoiser(video_denoiser.train, work, autoencoder, steps, until, earlier, initial)
+    build.check_autoencoder(reconstruction, limits)
+    initial = moving.demo().pipeline() if build.go_on else None
+    pipe = build.denoiser(video_denoiser.train, autoencoder, initial)
     critic = video_judge.train(work / "judge.safetensors", autoencoder, eyes)
     world.judges = Judges(oracle=eyes, preference=critic, reference=moments)
-    figures = _measured(
-        world, pipe, video_judge.agreement(critic, autoencoder), reconstruction, until or steps, samples
-    )
+    figures = _measured(world, pipe, video_judge.agreement(critic, autoencoder), reconstruction, build.updates, samples)
     parts = {"transformer": pipe.transformer, "text encoder": pipe.text_encoder, "autoencoder": pipe.vae}
-    _write(output, pipe, world.judges, figures, parts, limits, video_pack.CARD, history, interim=interim)
+    build.write(output, pipe, world.judges, figures, parts, limits, video_pack.CARD)
 
 
 def _begin(work: Path, threads: int) -> None:
     if threads:
         torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
-
-
-def _check_autoencoder(reconstruction: float, limits: dict[str, float], *, interim: bool) -> None:
-    """Refuse a bad one before hours are spent on what is trained with it."""
-    print(f"autoencoder: reconstruction distance {reconstruction:.2f}")
-    if not interim:
-        refuse_ragged(1.0, reconstruction, **limits)
-
-
-def _denoiser(
-    train: Callable[..., Any],
-    work: Path,
-    autoencoder: torch.nn.Module,
-    steps: int,
-    until: int | None,
-    earlier: int | None,
-    initial: Any,
-) -> Any:
-    """The pipeline with the denoiser; an earlier state of it goes to WORK/earlier, a folder like the model's."""
-    file = work / "denoiser.safetensors"
-    snapshots = () if earlier is None else (earlier,)
-    pipe = train(file, autoencoder, steps=steps, until=until, snapshots=snapshots, initial=initial)
-    if earlier is not None:
-        before = train(snapshot_path(file, earlier), copy.deepcopy(autoencoder))
-        before.to(torch.float16).save_pretrained(work / "earlier")
-    return pipe
 
 
 def _measured(
@@ -230,31 +249,6 @@ def _measured(
         "judge's agreement, by content": agreement["content"],
         "by guidance scale": table,
     }
-
-
-def _write(
-    output: Path,
-    pipe: Any,
-    judges: Judges,
-    figures: dict[str, Any],
-    parts: dict[str, torch.nn.Module],
-    limits: dict[str, float],
-    card: str,
-    history: str,
-    *,
-    interim: bool,
-) -> None:
-    """Refuse a model that is not good enough, or with `interim` say so in its card; else write the assets."""
-    reconstruction = next(value for name, value in figures.items() if "reconstruction" in name)
-    note = ""
-    try:
-        refuse_ragged(figures["best joint prompt accuracy"], reconstruction, **limits)
-    except RunError as error:
-        if not interim:
-            raise
-        note = str(error)
-    sizes = {f"parameters ({', '.join(parts)})": [sum(p.numel() for p in part.parameters()) for part in parts.values()]}
-    write_assets(output, pipe, judges, {"interim": note, **sizes, **figures}, card, history)
 
 
 if __name__ == "__main__":
