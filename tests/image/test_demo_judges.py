@@ -1,5 +1,6 @@
 """What the judges are trained and asked on: labels, damage, pairs of known order."""
 
+import pytest
 import torch
 
 from selfnpo_core.worlds.judge import change_one_attribute
@@ -33,14 +34,20 @@ def test_one_attribute_is_changed_and_the_scene_stays_possible():
     assert [world.parse_caption(world.caption(row)) for row in changed.tolist()] == changed.tolist()
 
 
-def test_more_damage_changes_a_picture_more():
+@pytest.mark.parametrize("kind", range(building.KINDS))
+def test_more_harm_changes_a_picture_or_its_latents_more(kind):
+    """And what is of latents leaves pictures alone, and the other way round."""
     pictures = world.render(world.draw_labels(64, generator(3)), generator(4))
-    change = [
-        (building.damage_pictures(pictures, torch.full((64,), level), generator(5)) - pictures).square().mean().item()
-        for level in (0.0, 0.3, 0.9)
-    ]
-    assert change[0] < 1e-6
-    assert change[0] < change[1] < change[2]
+    latents = torch.randn(64, 4, 16, 16, generator=generator(6))
+    change = []
+    for level in (0.0, 0.3, 0.9):
+        of = torch.full((64,), level), torch.full((64,), kind), generator(5)
+        harmed = building.damage_pictures(pictures, *of) - pictures, building.damage_latents(latents, *of) - latents
+        change.append([x.square().mean().item() for x in harmed])
+    least, some, most = (pair[kind >= 3] for pair in change)
+    assert least < 1e-6
+    assert least < some < most
+    assert max(pair[kind < 3] for pair in change) == 0
 
 
 def test_networks_take_pictures_of_the_world():

@@ -1,5 +1,6 @@
 """The stages that make the video demo's model, in small."""
 
+import pytest
 import torch
 
 from selfnpo_core.evaluation import Moments
@@ -67,14 +68,23 @@ def test_a_short_training_makes_a_pipeline_that_draws(tmp_path):
     assert "toy" in (tmp_path / "assets" / "model" / "README.md").read_text()
 
 
-def test_more_damage_changes_a_clip_more():
-    clips = world.render(world.draw_clips(world.draw_labels(48, torch.Generator().manual_seed(3)), torch.Generator()))
+@pytest.mark.parametrize("kind", range(judging.KINDS))
+def test_more_harm_changes_a_clip_or_its_latents_more(kind):
+    """And what is of latents leaves clips alone, and the other way round."""
+    clips = world.render(world.draw_clips(world.draw_labels(12, torch.Generator().manual_seed(3)), torch.Generator()))
+    latents = torch.randn(12, 16, 3, 8, 8, generator=torch.Generator().manual_seed(6))
     change = []
     for level in (0.0, 0.3, 0.9):
-        harmed = judging.damage_clips(clips, torch.full((48,), level), torch.Generator().manual_seed(5))
-        change.append((harmed - clips).square().mean().item())
-    assert change[0] < 1e-6
-    assert change[0] < change[1] < change[2]
+
+        def harm(level=level):
+            return torch.full((12,), level), torch.full((12,), kind), torch.Generator().manual_seed(5)
+
+        harmed = judging.damage_clips(clips, *harm()) - clips, judging.damage_latents(latents, *harm()) - latents
+        change.append([x.square().mean().item() for x in harmed])
+    least, some, most = (pair[kind >= 4] for pair in change)
+    assert least < 1e-6
+    assert least < some < most
+    assert max(pair[kind < 4] for pair in change) == 0
 
 
 def test_rated_clips_carry_what_was_done_to_them(monkeypatch):

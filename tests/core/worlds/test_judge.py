@@ -3,7 +3,19 @@
 import torch
 from torch import nn
 
-from selfnpo_core.worlds.judge import Rated, agreement, change_one_attribute, kept, known_pairs, train_judge
+from selfnpo_core.worlds.judge import (
+    HARDLY,
+    MUCH,
+    Rated,
+    agreement,
+    change_one_attribute,
+    draw_kinds,
+    draw_twins,
+    kept,
+    known_pairs,
+    preferred,
+    train_judge,
+)
 
 
 def test_known_pairs_are_ordered_as_they_say():
@@ -20,6 +32,27 @@ def test_known_pairs_are_ordered_as_they_say():
     assert (rated.damage[worse] > rated.damage[better])[by_damage].all()
     assert not rated.wrong[better].any()
     assert torch.equal(rated.wrong[worse], ~by_damage)
+    twins = better == worse ^ 1
+    assert 0.4 < twins.float().mean() < 0.8
+    strangers = by_damage & ~twins
+    assert strangers.any()
+    assert (rated.damage[better][strangers] < HARDLY).all()
+    assert (rated.damage[worse][strangers] > MUCH).all()
+
+
+def test_twins_are_asked_alike_and_harmed_alike():
+    g = torch.Generator().manual_seed(8)
+    asked = torch.stack([torch.randint(n, (2000,), generator=g) for n in (3, 5)], dim=1)
+    twins = draw_twins(asked, (3, 5), g)
+    assert torch.equal(twins.asked[::2], asked)
+    assert torch.equal(twins.asked[1::2], asked)
+    assert torch.equal((twins.drawn != twins.asked).any(dim=1), twins.wrong)
+    assert abs(twins.wrong.float().mean() - 0.4) < 0.03
+    assert abs((twins.damage == 0).float().mean() - 0.2) < 0.03
+    assert (twins.damage[::2] != twins.damage[1::2]).any()
+    kinds = draw_kinds(4000, 6, g)
+    assert torch.equal(kinds[::2], kinds[1::2])
+    assert len(kinds.unique()) == 6
 
 
 def test_one_named_attribute_is_changed():
@@ -60,6 +93,16 @@ def test_a_judge_learns_what_the_pairs_say(tmp_path):
     assert judge.way > 0
     assert agreement(judge, rated(200, 2), g)["damage"] > 0.99
     assert [file.name for file in tmp_path.iterdir()] == ["judge.safetensors"]
+
+
+def test_the_share_that_a_judge_prefers():
+    judge = Sees()
+    with torch.no_grad():
+        judge.way.fill_(1)
+    dark, bright = (torch.full((4, 3, 2, 2), value, dtype=torch.uint8) for value in (10, 200))
+    mixed = torch.cat([bright[:1], torch.zeros_like(dark[1:])])
+    assert preferred(judge, bright, dark, torch.zeros(4, 1)) == 1
+    assert preferred(judge, mixed, dark, torch.zeros(4, 1)) == 0.25
 
 
 def test_rated_samples_are_made_once(tmp_path):

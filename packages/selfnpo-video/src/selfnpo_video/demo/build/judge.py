@@ -12,24 +12,25 @@ from torch import Tensor
 
 from selfnpo_core.worlds import judge as judging
 from selfnpo_core.worlds.building import fingerprint, load, progress
-from selfnpo_core.worlds.judge import Rated, change_one_attribute
+from selfnpo_core.worlds.judge import Rated, draw_kinds, draw_twins
 from selfnpo_core.worlds.things import to_uint8
 from selfnpo_video.demo import world
 from selfnpo_video.demo.judges import VideoJudge, VideoOracle
 
 SIZES = [len(values) for values in world.ATTRIBUTES.values()]
+KINDS = 6
+"""Of harm: four of clips, two of latents."""
 CHUNK = 32
 
 
-def damage_clips(clips: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
+def damage_clips(clips: Tensor, level: Tensor, kind: Tensor, generator: torch.Generator) -> Tensor:
     """Ghosts of another clip, outlines that wobble from frame to frame, blur, or jumps in time, by row.
 
-    clips: (B, 3, F, 64, 64), level: (B,). Two rows in six are left for noise in the latents.
+    clips: (B, 3, F, 64, 64), level: (B,), kind: (B,) int64; further kinds are left as they are.
     """
     count, frames = len(clips), clips.shape[2]
-    strength = level[:, None, None, None, None]
-    kind = torch.randint(6, (count, 1, 1, 1, 1), generator=generator)
-    ghost = torch.lerp(clips, clips[torch.randperm(count, generator=generator)], 0.6 * strength)
+    strength, kind = level[:, None, None, None, None], kind[:, None, None, None, None]
+    ghost = torch.lerp(clips, clips.roll(count // 2, 0), 0.6 * strength)
     pictures = clips.transpose(1, 2).flatten(0, 1)  # (B F, 3, H, W)
     each = level.repeat_interleave(frames)[:, None, None, None]
     coarse = torch.randn(count * frames, 2, 8, 8, generator=generator)
@@ -47,23 +48,33 @@ def damage_clips(clips: Tensor, level: Tensor, generator: torch.Generator) -> Te
     return clips
 
 
+def damage_latents(latents: Tensor, level: Tensor, kind: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise, or fine parts washed out, by row: the likest to bad samples.
+
+    latents (B, 16, F, 8, 8) of unit variance, level (B,), kind (B,) int64, of which the first four are not of latents.
+    """
+    strength, kind = level[:, None, None, None, None], kind[:, None, None, None, None]
+    noisy = latents + 0.8 * strength * torch.randn(latents.shape, generator=generator)
+    small = F.interpolate(F.avg_pool3d(latents, (1, 2, 2)), size=latents.shape[-3:], mode="trilinear")
+    washed = torch.lerp(latents, small, strength)
+    return torch.where(kind == 4, noisy, torch.where(kind == 5, washed, latents))
+
+
 @torch.no_grad()
 def rated_clips(vae: AutoencoderKLCogVideoX, count: int, generator: torch.Generator) -> Rated:
-    """Draw rated clips; the likest to a bad sample is noise in the latents."""
+    """Draw rated clips, twins beside each other."""
     parts: list[tuple[Tensor, ...]] = []
     for _ in progress(count // CHUNK, "rated clips"):
-        asked = world.draw_labels(CHUNK, generator)
-        wrong = torch.rand(CHUNK, generator=generator) < 0.4
-        drawn = torch.where(wrong[:, None], change_one_attribute(asked, SIZES, generator), asked)
-        damage = torch.rand(CHUNK, generator=generator) * (torch.rand(CHUNK, generator=generator) < 0.8)
-        clean = world.render(world.draw_clips(drawn, generator))
-        harmed = damage_clips(clean, damage, generator)
-        untouched = (harmed == clean).flatten(1).all(1)
+        twins = draw_twins(world.draw_labels(CHUNK // 2, generator), SIZES, generator)
+        as_asked = world.render(world.draw_clips(twins.asked[::2], generator)).repeat_interleave(2, dim=0)
+        other = world.render(world.draw_clips(twins.drawn, generator))
+        clean = torch.where(twins.wrong[:, None, None, None, None], other, as_asked)
+        kind = draw_kinds(len(clean), KINDS, generator)
+        harmed = damage_clips(clean, twins.damage, kind, generator)
         latents = vae.encode(harmed * 2 - 1).latent_dist.mean * vae.config.scaling_factor
-        level = 1.1 * (untouched * damage)[:, None, None, None, None]
-        latents = latents + level * torch.randn(latents.shape, generator=generator)
+        latents = damage_latents(latents, twins.damage, kind, generator)
         decoded = vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5
-        parts.append((to_uint8(decoded), asked, damage, wrong))
+        parts.append((to_uint8(decoded), twins.asked, twins.damage, twins.wrong))
     data, asked, damage, wrong = (torch.cat(column) for column in zip(*parts, strict=True))
     return Rated(data=data, asked=asked, damage=damage, wrong=wrong)
 
