@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.base import Base
+from selfnpo_core.models.base import Base, Widths
 from selfnpo_core.models.sources import KnownModel, Source
 from selfnpo_image.kinds import Kind, Shapes
 
@@ -24,6 +24,13 @@ class ImageBase(Base):
     network: Mapping[str, Any] | None = None
     shapes: Shapes = field(default_factory=dict)
     variant: str | None = None
+
+    @property
+    def widths(self) -> Widths | None:
+        if self.network is None or self.shipped:
+            return None
+        own = self.kind.width_of(self.network)
+        return None if own is None else Widths(family=self.kind.width, base=own)
 
     def must_be(self, kind: Kind) -> None:
         """Raise `InputError` unless the model is of this family."""

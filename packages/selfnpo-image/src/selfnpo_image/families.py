@@ -11,6 +11,7 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import KnownModel, Source
+from selfnpo_core.training.presets import for_width
 from selfnpo_core.training.recipe import Presets
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
@@ -69,11 +70,14 @@ def look(source: Source) -> ImageBase:
 
 
 def presets_for(base: ImageBase, name: str | None = None) -> Presets:
-    """Training presets, the default ones or those of a name: the shipped model has its own, any other its family's."""
+    """Training presets, the default ones or those of a name: the shipped model has its own, any other its family's.
+
+    Those by default are for the base's width, where it is known.
+    """
     if name == "paper":
         return recipes.DEMO_PAPER if base.shipped else base.kind.paper
     assert name is None, name
-    return recipes.DEMO if base.shipped else base.kind.presets
+    return recipes.DEMO if base.shipped else for_width(base.kind.presets, base.widths)
 
 
 def kind_of_index(index: Mapping[str, Any], name: str) -> Kind:

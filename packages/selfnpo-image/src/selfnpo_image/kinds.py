@@ -70,6 +70,7 @@ class Kind:
     """A family, without its behaviour.
 
     title, examples: for messages. presets: to train with; paper: as `--config paper` has it.
+    width: of the network that presets are for; width_of: a network's, by its configuration, `None` if it does not say.
     network: class of the denoiser, in the pipeline's component `denoiser`.
     optional: text encoders that a model may lack. left_out: arguments that keep the loader from what is not needed.
     check: raises by `wrong` for a configuration of the network that is not of the family.
@@ -83,6 +84,8 @@ class Kind:
     pipeline: type[DiffusionPipeline]
     presets: Presets
     paper: Presets
+    width: int
+    width_of: Callable[[Mapping[str, Any]], int | None]
     network: str
     denoiser: str = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)

@@ -9,7 +9,7 @@ from torch import Tensor
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.kinds import CONFIGS, FileLayout, Kind, KohyaForm
-from selfnpo_image.unets import CLIP_L, UNET_TARGETS, check_unet, halvings
+from selfnpo_image.unets import CLIP_L, UNET_TARGETS, check_unet, first_width, halvings
 
 LAYOUT = FileLayout(
     text="cond_stage_model.transformer.",
@@ -34,6 +34,8 @@ class SD15(ImageBackbone):
         pipeline=StableDiffusionPipeline,
         presets=recipes.SD15,
         paper=recipes.SD15_PAPER,
+        width=320,
+        width_of=first_width,
         network="UNet2DConditionModel",
         left_out={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
         check=_check,

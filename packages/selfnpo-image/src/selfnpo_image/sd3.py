@@ -27,6 +27,11 @@ def _check(kind: Kind, config: Mapping[str, Any], name: str) -> None:
         raise kind.wrong(name, f"an editing model ({config['in_channels']} input channels)")
 
 
+def _width(config: Mapping[str, Any]) -> int | None:
+    heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
+    return heads * size if isinstance(heads, int) and isinstance(size, int) else None
+
+
 class SD3(ImageBackbone):
     """A model of the SD3 family as the training engine sees it."""
 
@@ -37,6 +42,8 @@ class SD3(ImageBackbone):
         pipeline=StableDiffusion3Pipeline,
         presets=recipes.SD3,
         paper=recipes.SD3_PAPER,
+        width=1536,
+        width_of=_width,
         network="SD3Transformer2DModel",
         denoiser="transformer",
         text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.kinds import CONFIGS, FileLayout, Kind, KohyaForm
-from selfnpo_image.unets import CLIP_L, UNET_TARGETS, check_unet, halvings
+from selfnpo_image.unets import CLIP_L, UNET_TARGETS, check_unet, first_width, halvings
 
 LAYOUT = FileLayout(
     text="conditioner.embedders.1.model.",
@@ -41,6 +41,8 @@ class SDXL(ImageBackbone):
         pipeline=StableDiffusionXLPipeline,
         presets=recipes.SDXL,
         paper=recipes.SDXL_PAPER,
+        width=320,
+        width_of=first_width,
         network="UNet2DConditionModel",
         text_encoders=("text_encoder", "text_encoder_2"),
         check=_check,

@@ -29,3 +29,9 @@ def check_unet(kind: Kind, config: Mapping[str, Any], name: str, conditions: Seq
 def halvings(config: Any) -> int:
     """A UNet halves latents level by level."""
     return int(2 ** (len(config.block_out_channels) - 1))
+
+
+def first_width(config: Mapping[str, Any]) -> int | None:
+    """Channels of the first level, of which the others are multiples."""
+    widths = config.get("block_out_channels")
+    return int(widths[0]) if widths else None

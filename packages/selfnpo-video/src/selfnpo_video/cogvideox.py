@@ -49,6 +49,7 @@ COGVIDEOX = VideoKind(
     example="cogvideox-2b",
     presets=recipes.COGVIDEOX,
     paper=recipes.COGVIDEOX_PAPER,
+    width=1920,
     pipeline=CogVideoXPipeline,
     from_image=CogVideoXImageToVideoPipeline,
     network=CogVideoXTransformer3DModel,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.sources import Source
+from selfnpo_core.training.presets import for_width
 from selfnpo_core.training.recipe import Presets
 from selfnpo_video import recipes
 from selfnpo_video.cogvideox import CogVideoX
@@ -40,11 +41,14 @@ def base_of(source: Source) -> VideoBase:
 
 
 def presets_for(base: VideoBase, name: str | None = None) -> Presets:
-    """Training presets, the default ones or those of a name: the shipped model has its own, any other its family's."""
+    """Training presets, the default ones or those of a name: the shipped model has its own, any other its family's.
+
+    Those by default are for the base's width.
+    """
     if name == "paper":
         return recipes.DEMO_PAPER if base.shipped else base.kind.paper
     assert name is None, name
-    return recipes.DEMO if base.shipped else base.kind.presets
+    return recipes.DEMO if base.shipped else for_width(base.kind.presets, base.widths)
 
 
 def backbone_of(base: VideoBase) -> type[VideoBackbone]:

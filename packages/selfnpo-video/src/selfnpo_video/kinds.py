@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.base import Base
+from selfnpo_core.models.base import Base, Widths
 from selfnpo_core.models.sources import Source
 from selfnpo_core.training.recipe import Presets
 from selfnpo_video.models import KnownVideoModel, known_as
@@ -27,9 +27,9 @@ class VideoKind:
     """A family, without its behaviour.
 
     title, wants: for messages; wants says which `schedulers` there are. example: a known model, whose defaults hold for
-    those that are not known. presets: to train with; paper: as `--config paper` has it. pipeline, from_image: the stock
-    pipelines, from text alone and with an image. scheduler: configuration of the known models', as far as what they
-    need depends on it.
+    those that are not known. presets: to train with, for a network of this width; paper: as `--config paper` has it.
+    pipeline, from_image: the stock pipelines, from text alone and with an image. scheduler: configuration of the known
+    models', as far as what they need depends on it.
     """
 
     name: str
@@ -37,6 +37,7 @@ class VideoKind:
     example: str
     presets: Presets
     paper: Presets
+    width: int
     pipeline: Any
     from_image: Any
     network: Any
@@ -65,6 +66,14 @@ class VideoBase(Base):
     transformer: Any
     vae: Any
     scheduler: Mapping[str, Any]
+
+    @property
+    def widths(self) -> Widths | None:
+        if self.shipped:
+            return None
+        return Widths(
+            family=self.kind.width, base=self.transformer.num_attention_heads * self.transformer.attention_head_dim
+        )
 
     @property
     def pipeline(self) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from selfnpo_core.commands.family import AnyFamily
 from selfnpo_core.errors import InputError
-from selfnpo_core.training.recipe import build_recipe
+from selfnpo_core.training.resolving import build_recipe
 from selfnpo_core.weights import exporting
 from selfnpo_core.weights.npo_folder import Npo, Recommended, load_npo
 from selfnpo_core.weights.npo_rule import NpoRule

@@ -14,7 +14,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.prompts import read_prompts
 from selfnpo_core.reporting.decomposition import DECOMPOSITION
 from selfnpo_core.system.files import file_sha256, write_json
-from selfnpo_core.training.recipe import build_recipe
+from selfnpo_core.training.resolving import build_recipe
 from selfnpo_core.training.run_folder import holds_run
 from selfnpo_core.weights import dissection, inspection
 from selfnpo_core.weights.npo_folder import Npo

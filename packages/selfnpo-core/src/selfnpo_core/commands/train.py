@@ -1,5 +1,6 @@
 """`train`: negative weights from prompts only."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,10 +16,13 @@ from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_core.system.processes import is_main, on_main
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.estimate import check_memory, dry_run
-from selfnpo_core.training.presets import name_or_file
-from selfnpo_core.training.recipe import Recipe, resolve_recipe
+from selfnpo_core.training.presets import name_or_file, why_rate
+from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.resolving import model_of, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
 from selfnpo_core.training.trainer import train
+
+log = logging.getLogger(__name__)
 
 
 def run_train(family: AnyFamily, options: Options) -> None:
@@ -63,11 +67,15 @@ def resolve(family: AnyFamily, options: Options) -> tuple[Any, Recipe]:
     given = [set_key(key, options[key]) for key in keys if options.get(key) is not None]
     overrides = [*options["overrides"], *given]
     name, file = name_or_file(config)
-    model = resolve_recipe({}, file, overrides).model
+    model = model_of(file, overrides)
     if not model:
         raise InputError("--model is missing: give a known name (see `models`), a folder, a file or a hub id")
     base = family.find(model, options.get("model_config"))
-    return base, resolve_recipe(family.presets(base, name), file, overrides)
+    presets = family.presets(base, name)
+    recipe = resolve_recipe(presets, file, overrides)
+    if name is None and (line := why_rate(recipe, presets, base.widths)) and is_main():
+        log.info(line)
+    return base, recipe
 
 
 def base_dtype(recipe: Recipe) -> str:

@@ -35,7 +35,7 @@ from selfnpo_core.experiments.measure import plain
 from selfnpo_core.negative import random_like, shuffled
 from selfnpo_core.system.files import file_sha256, read_json
 from selfnpo_core.training import Recipe, resolve_recipe, train
-from selfnpo_core.training.recipe import build_recipe, changed_keys
+from selfnpo_core.training.resolving import build_recipe, changed_keys
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.npo_rule import NpoRule
 from selfnpo_core.weights.offsets import offset_of

@@ -6,6 +6,14 @@ from selfnpo_core.models.sources import KnownModel, Source
 
 
 @dataclass(frozen=True, kw_only=True)
+class Widths:
+    """Of the network that a family's presets are for, and of a base of that family: numbers of hidden channels."""
+
+    family: int
+    base: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Base:
     """Where a base model comes from and what it turned out to be. A family's own kind of base says more.
 
@@ -25,3 +33,8 @@ class Base:
     def shipped(self) -> bool:
         """Whether it is the demo's model, of whose world everything is known."""
         return self.known is not None and self.known.hub_id is None
+
+    @property
+    def widths(self) -> Widths | None:
+        """`None` where no configuration is known, and of the shipped model, which has presets of its own."""
+        return None

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfnpo_core.training.estimate import DryRun, dry_run
-    from selfnpo_core.training.recipe import Recipe, build_recipe, resolve_recipe
+    from selfnpo_core.training.recipe import Recipe
+    from selfnpo_core.training.resolving import build_recipe, resolve_recipe
     from selfnpo_core.training.run_folder import holds_run, new_run_folder, stored_recipe
     from selfnpo_core.training.trainer import train
 
 _MODULES = {
     "DryRun": "estimate",
     "Recipe": "recipe",
-    "build_recipe": "recipe",
+    "build_recipe": "resolving",
     "dry_run": "estimate",
     "holds_run": "run_folder",
     "new_run_folder": "run_folder",
-    "resolve_recipe": "recipe",
+    "resolve_recipe": "resolving",
     "stored_recipe": "run_folder",
     "train": "trainer",
 }

@@ -91,7 +91,8 @@ class Drawing:
         return samples
 
     def _samples(self, number: int) -> FinishedSamples:
-        plan = SamplePlan.of(self.backbone, self.recipe, len(self.prompts), number=number)
+        processes = self.accelerator.num_processes
+        plan = SamplePlan.of(self.backbone, self.recipe, len(self.prompts), processes=processes, number=number)
         return FinishedSamples(self.folder / f"round-{number}" if number else self.folder, plan)
 
     def _sampler(self, plan: SamplePlan, negative: NegativeWeights = None, beta: float = 1.0) -> Draw:

@@ -109,7 +109,9 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
     processes, which share what the recipe's engine splits.
     """
     check_window(backbone, recipe)
-    base = backbone.denoiser
+    base, plan = backbone.denoiser, None
+    if recipe.rollout == "samples":
+        plan = SamplePlan.of(backbone, recipe, len(prompts), processes=processes)
     network_parameters = sum(p.numel() for p in base.parameters())
     backbone.embed(list(prompts[:1]))
     with replaced([base], on_meta):
@@ -135,7 +137,7 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         memory=memory,
         teacher_rows=teacher_rows(recipe),
         base_rows=reference_rows(recipe),
-        samples=SamplePlan.of(backbone, recipe, len(prompts)) if recipe.rollout == "samples" else None,
+        samples=plan,
     )
 
 

@@ -1,19 +1,16 @@
 """A recipe: everything that decides what a training run computes, validated before any model is loaded.
 
-It is merged from the family's preset, a YAML file and `key=value` overrides, in this order, later ones winning.
-Defaults follow Self-NPO (2505.11777): teacher guidance −1, EMA 0.999, a 25-step grid, pseudo-Huber.
+What a run gets by default is its family's preset (`presets`), which `resolving` merges with a file and single keys. The
+fields' own defaults are what a key is where nobody says otherwise, as in `Recipe()`: Self-NPO's (2505.11777), teacher
+guidance −1, EMA 0.999, a 25-step grid, pseudo-Huber, on a pool. They stay what they are when presets change.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from selfnpo_core.errors import InputError
-from selfnpo_core.training.recipe_words import explain, parse_overrides, read_yaml
 from selfnpo_core.weights.npo_folder import Recommended
 from selfnpo_core.weights.npo_rule import Finite
 
@@ -107,7 +104,11 @@ class Recipe(BaseModel):
     )
     grid_steps: Annotated[int, Field(ge=2, le=1000)] = Field(25, description="points of the denoising grid")
     truncation_steps: Count = Field(5, description="fewest steps of a truncated rollout")
-    samples: Positive = Field(2000, description="finished samples that are drawn")
+    samples: Positive | None = Field(
+        None,
+        description="finished samples that are drawn; null: as many as the updates take at `uses` each, and at least "
+        "one update's rows",
+    )
     uses: Positive = Field(10, description="updates that a finished sample may be used in, at most")
     rounds: Positive = Field(
         1,
@@ -230,10 +231,18 @@ class Recipe(BaseModel):
                 "base_storage fp8 without group_offload"
             )
 
+    def sample_count(self, processes: int) -> int:
+        """Finished samples that are drawn in each round, by all processes together."""
+        if self.samples is not None:
+            return self.samples
+        rows = self.update_rows * processes
+        longest = -(-self.steps // self.rounds)
+        return max(rows, -(-longest * rows // self.uses))
+
     def too_few_samples(self, processes: int) -> str | None:
         """Why the run would use its finished samples too often, if it would."""
         rows = self.steps * self.update_rows * processes
-        drawn = self.samples * self.rounds
+        drawn = self.sample_count(processes) * self.rounds
         if rows <= drawn * self.uses:
             return None
         enough = -(-rows // (self.uses * self.rounds))
@@ -254,14 +263,14 @@ class Recipe(BaseModel):
         """The diffusion loss is of finished samples: there is no other x0 that x_s was made of."""
         if self.loss != "denoising":
             if self.loss_weighting != "none":
-                raise ValueError(f"loss_weighting is of loss denoising, not of {self.loss}: leave it out")
+                raise ValueError(f"loss_weighting is of loss denoising, not of {self.loss}: set loss_weighting to none")
             return
         if self.objective != "tdft":
             raise ValueError(f"loss denoising has no form for objective {self.objective}: use objective tdft")
         if not self.trains_on_finished:
             raise ValueError(
                 f"loss denoising needs finished samples, and {self._source} has none: use rollout samples or full, "
-                "pool_target endpoint, or loss huber or l2"
+                "pool_target endpoint, loss huber or l2 (with loss_weighting none), or begin with --config paper"
             )
 
     def _check_base(self) -> None:
@@ -315,83 +324,3 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-FREE_ON_RESUME = frozenset(
-    {
-        "model",
-        "prompts",
-        "output",
-        "embeddings_cache",
-        "samples_cache",
-        "compile_drawing",
-        "negative_condition",
-        "recommended",
-        "steps",
-        "batch_size",
-        "grad_accumulation",
-        "engine",
-        "offload_optimizer",
-        "offload_parameters",
-        "group_offload",
-        "process_timeout",
-        "other_batch_on_resume",
-        "gradient_checkpointing",
-        "pool_device",
-        "uses",
-        "max_skipped",
-        "max_drift",
-        "checkpoint_every",
-        "keep_last",
-        "trackers",
-        "project",
-        "sample_every",
-        "sample_prompts",
-        "sample_guidance_scales",
-        "sample_steps",
-        "sample_seed",
-    }
-)
-"""Keys that may change when a run is resumed: they change no update that was already made.
-
-Model and prompts are only names here: what they stand for is compared by its hash. Rows may be split otherwise among
-parts and processes; that an update has as many of them is checked with the checkpoint.
-"""
-
-
-def resolve_recipe(
-    presets: Presets, config: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
-) -> Recipe:
-    """Preset < YAML file < overrides ("key=value", or a mapping). Raises `InputError`, one line."""
-    file = {} if config is None else read_yaml(Path(config))
-    given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    _check_keys(file, f"{config}")
-    _check_keys(given, "--set")
-    train = given.get("train", file.get("train", "lora"))
-    preset = presets.get(train, {}) if isinstance(train, str) else {}
-    return build_recipe({"train": train, **preset, **file, **given})
-
-
-def build_recipe(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from its keys; what pydantic finds wrong becomes one `InputError`."""
-    _check_keys(values, "recipe")
-    try:
-        return Recipe.model_validate(dict(values))
-    except ValidationError as error:
-        raise InputError("recipe: " + "; ".join(explain(e) for e in error.errors())) from None
-
-
-def changed_keys(old: Recipe, new: Recipe) -> list[str]:
-    """Keys that differ and may not differ on resume."""
-    before, after = old.model_dump(), new.model_dump()
-    free = FREE_ON_RESUME - {"steps", "recommended"} if new.rounds > 1 else FREE_ON_RESUME  # they decide its rounds
-    return [key for key in before if key not in free and before[key] != after[key]]
-
-
-def _check_keys(values: Mapping[Any, Any], source: str) -> None:
-    known = list(Recipe.model_fields)
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-            raise InputError(f"{source}: unknown key '{key}': {hint}")

@@ -17,7 +17,8 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.system.files import read_json, tidy, write_json, write_text
 from selfnpo_core.system.locks import FolderLock
-from selfnpo_core.training.recipe import Recipe, changed_keys, resolve_recipe
+from selfnpo_core.training.recipe import Recipe
+from selfnpo_core.training.resolving import changed_keys, resolve_recipe
 
 _OF_A_BEGINNING = frozenset(
     {".lock", "prompts.txt", "run.json", ".prompts.txt.partial", ".run.json.partial", ".config.yaml.partial"}

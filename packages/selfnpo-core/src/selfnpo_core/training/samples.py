@@ -49,7 +49,9 @@ class SamplePlan:
     round: int = 0
 
     @classmethod
-    def of(cls, backbone: Backbone, recipe: Recipe, num_prompts: int, *, number: int = 0) -> "SamplePlan":
+    def of(
+        cls, backbone: Backbone, recipe: Recipe, num_prompts: int, *, processes: int = 1, number: int = 0
+    ) -> "SamplePlan":
         """The recipe's, or the family's where it has none. Raises `InputError` for a family that cannot draw."""
         if not isinstance(backbone, SamplingBackbone):
             raise InputError(f"{backbone.name} cannot draw latents: use rollout pool, truncated or full")
@@ -62,7 +64,7 @@ class SamplePlan:
                 "(sample_guidance 1): use rounds 1, or a sample_guidance over 1"
             )
         return cls(
-            count=recipe.samples,
+            count=recipe.sample_count(processes),
             shape=tuple(backbone.latent_shape),
             num_prompts=num_prompts,
             seed=recipe.seed,

@@ -32,7 +32,7 @@ from selfnpo_core.training.estimate import check_pool, out_of_memory
 from selfnpo_core.training.lora_student import lora_target_modules
 from selfnpo_core.training.pictures import sample_grid
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.run_folder import RunFolder, holds_run, prompts_sha256
+from selfnpo_core.training.run_folder import RunFolder, holds_run, prompts_sha256, stored_recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.sources import SampleSource
 from selfnpo_core.training.updates import check_window
@@ -62,6 +62,7 @@ def train(
         lora_target_modules(backbone, recipe.targets)
     check_window(backbone, recipe)
     if recipe.rollout == "samples":
+        recipe = _counted(recipe, accelerator.num_processes, output, resume=resume)
         SamplePlan.of(backbone, recipe, len(prompts))
         cache_folder("samples_cache", recipe.samples_cache, "samples")
     _check_rows(recipe, accelerator.num_processes)
@@ -134,6 +135,14 @@ def _check_same_base(backbone: Backbone, accelerator: Accelerator) -> None:
     first = on_main(lambda: backbone.base_hash)
     if largest(int(backbone.base_hash != first), accelerator.device):
         raise RunError(f"the processes have read different weights as {backbone.name}: give all of them the same base")
+
+
+def _counted(recipe: Recipe, processes: int, output: str | Path, *, resume: bool) -> Recipe:
+    """With the number of its finished samples, which stays what it was when a run goes on for longer."""
+    if recipe.samples is not None:
+        return recipe
+    kept = stored_recipe(output).samples if resume and holds_run(output) else None
+    return recipe.model_copy(update={"samples": kept or recipe.sample_count(processes)})
 
 
 def _check_rows(recipe: Recipe, processes: int) -> None:
