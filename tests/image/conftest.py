@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.recipes import POOL_KEYS
 from tests.tiny import sd15
 
 from selfnpo_core.commands.running import run
 from selfnpo_image.cli import selfnpo_image
 
-QUICK = ("batch_size=2", "pool_size=4", "grid_steps=4", "trackers=[]", "device=cpu", "sample_every=0")
+QUICK = (*POOL_KEYS, "batch_size=2", "grad_accumulation=1", "pool_size=4", "grid_steps=4")
+QUICK += ("trackers=[]", "device=cpu", "sample_every=0")
 Command = Callable[..., int]
 
 

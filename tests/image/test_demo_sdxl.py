@@ -64,7 +64,18 @@ def test_it_goes_through_every_command(model, tmp_path):
 
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS))
     asked = ["--model", model, "--prompts", tmp_path / "prompts.txt"]
-    small = [f"--set={word}" for word in ("steps=2", "batch_size=2", "pool_size=4", "grid_steps=3", "trackers=[]")]
+    small = [
+        f"--set={word}"
+        for word in (
+            "steps=2",
+            "batch_size=2",
+            "grad_accumulation=1",
+            "samples=2",
+            "uses=4",
+            "sample_grid_steps=2",
+            "trackers=[]",
+        )
+    ]
     done("train", *asked, "--output", tmp_path / "run", *small)
     done("inspect", tmp_path / "run", "--model", model)
     done("sample", *asked, "--npo", tmp_path / "run", "--steps", 2, "--output", tmp_path / "out")

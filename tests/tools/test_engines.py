@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.recipes import POOL, POOL_KEYS
 from tests.tiny import cogvideox, sd15
 from tests.tools.launching import SCRIPT, environment, free_port, launch
 
@@ -25,6 +26,7 @@ MOVED_BY_ROUNDING = {f"transformer_blocks.{k}.attn1.norm_k.bias" for k in range(
 rounding, and Adam makes steps of that."""
 
 SMALL = (
+    *POOL_KEYS,
     "steps=2",
     "batch_size=2",
     "grad_accumulation=1",
@@ -39,6 +41,7 @@ SMALL += ("height=64", "width=64", "device=cpu", "trackers=[]", "sample_every=0"
 def train(model: Path, output: Path, engine: str, *more: str, what: str = "lora", resume: bool = False) -> Path:
     name, processes = ENGINES[engine]
     settings = {
+        **POOL,
         "engine": name,
         "train": what,
         "steps": UPDATES,

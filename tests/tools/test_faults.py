@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.recipes import POOL
 from tests.tiny import cogvideox
 from tests.tools.launching import ROOT, command, deepspeed, environment, free_port
 
 SETTINGS = {
+    **POOL,
     "steps": 8,
     "batch_size": 2,
     "grad_accumulation": 2,

@@ -10,6 +10,8 @@ from selfnpo_core.commands.train import base_dtype
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.training import dry_run, resolve_recipe
 from selfnpo_core.training.accelerators import check_engine
+from selfnpo_core.training.presets import PAPER, SAMPLED
+from selfnpo_core.training.resolving import model_of
 from selfnpo_image.family import IMAGE
 from selfnpo_video.family import VIDEO
 
@@ -24,14 +26,14 @@ def family_of(model: str) -> AnyFamily:
 
 @pytest.mark.parametrize("model", ["sd15", "sdxl", "cogvideox-2b", "cogvideox-5b", "cogvideox-1.5-5b"])
 def test_every_model_has_a_recipe_for_every_place(model):
-    own = [path.read_text() for path in RECIPES if resolve_recipe({}, path).model == model]
+    own = [path.read_text() for path in RECIPES if model_of(path, ()) == model]
     places = [place for text in own for place in PLACES if place in text.partition("\n")[0]]
     assert set(places) == set(PLACES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_resolves_and_its_engine_would_start(path, monkeypatch):
-    model = resolve_recipe({}, path).model
+    model = model_of(path, ())
     assert model in {**IMAGE.known(), **VIDEO.known()}
     family = family_of(model)
     recipe = resolve_recipe(family.presets(family.find(model, None)), path)
@@ -41,8 +43,28 @@ def test_a_recipe_resolves_and_its_engine_would_start(path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     processes = int(re.search(r"# needs: (\d+) GPU", path.read_text())[1])
     assert check_engine(recipe, processes) == (recipe.engine if recipe.engine != "auto" else "single")
-    rows = recipe.update_rows * processes
-    assert recipe.pool_size >= rows
+    if recipe.rollout == "pool":
+        assert recipe.pool_size >= recipe.update_rows * processes
+    else:
+        assert recipe.too_few_samples(processes) is None
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_the_paper_s_where_it_says_so_and_else_the_default(path):
+    model = model_of(path, ())
+    family = family_of(model)
+    base = family.find(model, None)
+    found = resolve_recipe(family.presets(base), path)
+    if "published" not in path.read_text():
+        wanted = resolve_recipe(family.presets(base), None, {"train": found.train})
+        assert_same(found, wanted, {*SAMPLED, "rank", "targets", "steps"})
+        return
+    wanted = resolve_recipe(family.presets(base, "paper"), None, {"train": found.train})
+    assert_same(found, wanted, {*PAPER, "steps", "learning_rate", "update_rows"} - {"optimizer", "targets"})
+
+
+def assert_same(found, wanted, keys):
+    assert {key: getattr(found, key) for key in keys} == {key: getattr(wanted, key) for key in keys}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +76,7 @@ def test_a_recipe_resolves_and_its_engine_would_start(path, monkeypatch):
     ids=lambda path: path.stem,
 )
 def test_a_recipe_needs_what_it_says(path):
-    model = resolve_recipe({}, path).model
+    model = model_of(path, ())
     processes, size = re.search(r"# needs: (\d+) GPUs?, ([\d.]+) GiB", path.read_text()).groups()
     family = family_of(model)
     base = family.find(model, None)

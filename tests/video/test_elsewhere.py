@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from tests.recipes import POOL
 from tests.tiny import cogvideox
 
 from selfnpo_core.commands.running import run
@@ -15,7 +16,7 @@ from selfnpo_video.loading import load_pipeline
 from selfnpo_video.video_files import read_video
 
 CLIP = {"frames": 9, "height": 64, "width": 64}
-SMALL = {"steps": 2, "batch_size": 2, "pool_size": 4, "grid_steps": 3, "trackers": [], "device": "cpu", **CLIP}
+SMALL = {**POOL, "steps": 2, "batch_size": 2, "pool_size": 4, "grid_steps": 3, "trackers": [], "device": "cpu", **CLIP}
 
 
 def command(*words: object) -> int:

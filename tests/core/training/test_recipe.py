@@ -4,7 +4,7 @@ import pytest
 
 from selfnpo_core import InputError
 from selfnpo_core.training import Recipe, build_recipe, resolve_recipe
-from selfnpo_core.training.recipe import FREE_ON_RESUME, changed_keys
+from selfnpo_core.training.resolving import FREE_ON_RESUME, changed_keys, model_of
 
 PRESETS = {"lora": {"learning_rate": 1e-4, "rank": 8}, "full": {"learning_rate": 1e-6}}
 
@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line_naming_key_value_and_choice(override, words):
         ({"loss": "denoising", "rollout": "truncated"}, "finished samples, and rollout truncated has none"),
         ({"loss": "denoising", "objective": "dpo"}, "denoising has no form for objective dpo"),
         ({"rollout": "samples", "objective": "dpo"}, "objective dpo"),
-        ({"rollout": "samples", "uses": 9}, "take 20000: set samples to 2223 or uses to 10"),
+        ({"rollout": "samples", "samples": 2000, "uses": 9}, "take 20000: set samples to 2223 or uses to 10"),
         (
             {"rollout": "samples", "group_offload": True, "gradient_checkpointing": True},
             "rollout samples cannot draw with weights in the host's memory",
@@ -84,7 +84,7 @@ def test_a_mistake_is_one_line_naming_key_value_and_choice(override, words):
             {"pool_target": "endpoint", "objective": "dpo"},
             "one x_t, and pool_target endpoint has none",
         ),
-        ({"loss_weighting": "snr"}, "loss_weighting is of loss denoising, not of huber"),
+        ({"loss_weighting": "snr"}, "not of huber: set loss_weighting to none"),
     ],
 )
 def test_settings_that_do_not_fit_together(values, word):
@@ -107,6 +107,70 @@ def test_a_bad_file_is_one_line(tmp_path, content, word):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml"):
         resolve_recipe(PRESETS, tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (
+            "teacher_guidance=-2",
+            "teacher_guidance is of rollout pool or truncated or full, and this recipe's is samples: ",
+        ),
+        ("pool_size=64", "set rollout too, or begin with --config paper, or leave pool_size out"),
+        ("pool_target=endpoint", "pool_target is of rollout pool, and"),
+        ("truncation_steps=3", "set rollout too, or leave truncation_steps out"),
+    ],
+)
+def test_a_key_of_another_rollout_than_the_preset_s_is_not_passed_over(given, word):
+    presets = {"lora": {"rollout": "samples"}}
+    with pytest.raises(InputError, match=word):
+        resolve_recipe(presets, None, [given])
+    if "=endpoint" not in given:  # which the recipe itself refuses
+        resolve_recipe(presets, None, [given, "rollout=samples"])
+    with pytest.raises(
+        InputError, match="samples is of rollout samples, and this recipe's is pool: set rollout too, or"
+    ):
+        resolve_recipe(PRESETS, None, ["samples=7"])
+
+
+def test_the_model_is_known_before_the_presets_are(tmp_path):
+    """Other keys may be wrong without them: here 64 rows of a pool of 50."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: some/base\npool_size: 50\n")
+    keys = ["batch_size=64", "loss_weighting=snr"]
+    assert model_of(file, keys) == "some/base"
+    assert model_of(file, [*keys, "model=another"]) == "another"
+    assert model_of(None, keys) is None
+    with pytest.raises(InputError, match="model is 3"):
+        model_of(None, ["model=3"])
+    with pytest.raises(InputError, match="did you mean batch_size"):
+        model_of(None, ["bath_size=3"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "count"),
+    [
+        ({"steps": 600, "batch_size": 16, "grad_accumulation": 2}, 1, 1920),
+        ({"steps": 600, "batch_size": 16, "grad_accumulation": 1}, 2, 1920),
+        ({"steps": 400, "batch_size": 1, "grad_accumulation": 8, "uses": 16}, 1, 200),
+        ({"steps": 7, "batch_size": 3}, 1, 3),  # 21 rows, three of ten uses; and no less than an update's
+        ({"steps": 7, "batch_size": 3}, 2, 6),
+        ({"steps": 11, "batch_size": 3}, 1, 4),
+        ({"steps": 31, "batch_size": 10, "rounds": 3}, 1, 11),  # the first round has eleven updates
+        ({"steps": 600, "batch_size": 32, "samples": 2000}, 4, 2000),
+    ],
+)
+def test_as_many_samples_as_the_updates_take(changes, processes, count):
+    recipe = build_recipe({"rollout": "samples", **changes})
+    assert recipe.sample_count(processes) == count
+    if recipe.samples is None:
+        assert recipe.too_few_samples(processes) is None
+
+
+def test_a_number_of_samples_that_is_not_given_is_no_change():
+    old = build_recipe({"rollout": "samples", "samples": 50, "steps": 20})
+    assert changed_keys(old, old.model_copy(update={"samples": None})) == []
+    assert changed_keys(old, old.model_copy(update={"samples": 60})) == ["samples"]
 
 
 def test_only_what_changes_no_update_may_change_on_resume():

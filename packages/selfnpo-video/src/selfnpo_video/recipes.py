@@ -1,9 +1,9 @@
 """Training presets: what a recipe holds before a file or `--set` changes it, by default and as `--config paper` has it.
 
 By default: finished samples (`selfnpo_core.training.presets`), found on toys, of which the one of clips was helped only
-where guidance was too strong. There are no published settings of Self-NPO for video: the paper's carry over what it used
-for images (2505.11777: teacher guidance −1, a grid of 25 steps, EMA 0.999, pseudo-Huber). Both have the batch that fits
-beside a transformer of billions of parameters; neither has been measured on the real models.
+where guidance was too strong. There are no published settings of Self-NPO for video: the paper's carry over what it
+used for images (2505.11777: teacher guidance −1, a grid of 25 steps, EMA 0.999, pseudo-Huber). Both have the batch that
+fits beside a transformer of billions of parameters; neither has been measured on the real models.
 """
 
 from typing import Any
