@@ -19,7 +19,7 @@ from transformers import CLIPTextModel
 
 from selfnpo_core.commands.train import base_dtype, resolve
 from selfnpo_core.system.devices import DTYPES
-from selfnpo_core.training import build_recipe, dry_run, train
+from selfnpo_core.training import build_recipe, dry_run, stored_recipe, train
 from selfnpo_core.training.measuring import measure
 from selfnpo_image import compare as comparing
 from selfnpo_image.families import find_base
@@ -139,6 +139,32 @@ def test_dry_run_writes_nothing(
     for words in ("teacher_guidance: -1.0", "parameters trained", "4 a row: 1 teacher", "memory, estimated"):
         assert words in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_by_default_a_base_trains_on_finished_samples_at_the_rate_for_its_width(
+    folder: Path, prompts_file: Path, tmp_path: Path, command: Command, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="selfnpo_core")
+    run = tmp_path / "run"
+    small = ("steps=2", "batch_size=2", "grad_accumulation=1", "sample_grid_steps=2", "sample_every=0")
+    sets = [word for item in (*small, "trackers=[]", "device=cpu", "samples_cache=null") for word in ("--set", item)]
+    assert command("train", "--model", folder, "--prompts", prompts_file, "--output", run, *sets) == 0
+    assert "learning rate 0.001: the family's 0.0001 at width 320, for a network 32 wide" in caplog.messages
+    recipe = stored_recipe(run)
+    assert (recipe.rollout, recipe.samples, recipe.learning_rate) == ("samples", 2, 1e-3)
+    assert command("train", "--resume", "--output", run, "--set", "steps=3") == 0
+    assert stored_recipe(run).samples == 2
+    facts = json.loads((run / "npo" / "npo_config.json").read_text())
+    assert (facts["rank"], facts["recipe"]["samples"], facts["recommended"]["guidance_scale"]) == (16, 2, [2.0, 3.0])
+    trained = load_file(run / "npo" / "pytorch_lora_weights.safetensors")
+    assert any("conv" in name for name in trained)
+
+
+def test_a_key_of_the_pool_is_not_passed_over(
+    folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("train", "--model", folder, "--output", tmp_path / "run", "--set", "teacher_guidance=-2") == 2
+    assert "this recipe's is samples: set rollout too, or begin with --config paper" in capsys.readouterr().err
 
 
 def test_full_weights(

@@ -42,6 +42,8 @@ def test_dry_run_says_what_finished_samples_cost():
     assert "3 × 20 at guidance scale 2 in 3 steps: 6 forwards each, 4.5 a row" in rounds
     assert "600 of a row: 360 drawing + 240 training" in rounds
     assert "latents on disk      15.0 KiB" in rounds
+    two = str(dry_run(ToyBackbone(), recipe.model_copy(update={"samples": None}), PROMPTS, processes=2))
+    assert "samples drawn        16 at guidance scale 2 in 3 steps" in two
     one_branch = toy_recipe(rollout="samples", samples=20, sample_guidance=1, sample_grid_steps=7)
     assert "in 7 steps: 7 forwards each" in str(dry_run(ToyBackbone(), one_branch, PROMPTS))
     assert "latents" not in str(dry_run(ToyBackbone(), toy_recipe(), PROMPTS))

@@ -17,7 +17,7 @@ from selfnpo_core import CLEAN, NULL, InputError, NoiseSchedule, RunError
 from selfnpo_core.ranks import Ranks
 from selfnpo_core.system.signals import Interrupted
 from selfnpo_core.training import samples as module
-from selfnpo_core.training import train
+from selfnpo_core.training import stored_recipe, train
 from selfnpo_core.training.samples import FinishedSamples, SamplePlan
 from selfnpo_core.training.sources import SampleSource
 
@@ -168,6 +168,20 @@ def test_a_run_that_has_its_samples_draws_none(tmp_path):
     train(backbone, toy_recipe(**CHANGES), PROMPTS, folder, resume=True, progress=False)
     assert backbone.parts_drawn == 0
     assert_same_run(run(tmp_path / "whole", **CHANGES), folder, 4)
+
+
+def test_as_many_are_drawn_as_the_updates_take_and_no_more_when_they_go_on(tmp_path):
+    """Four updates of eight rows are four samples at ten uses, but an update has eight."""
+    changes = {**CHANGES, "samples": None}
+    folder = run(tmp_path / "run", steps=2, **changes)
+    assert stored_recipe(folder).samples == 8
+    before = latents_of(folder)
+    assert json.loads(before["samples.json"])["count"] == 8
+    run(folder, resume=True, **changes)
+    assert latents_of(folder) == before
+    assert_same_run(run(tmp_path / "whole", **changes), folder, 4)
+    with pytest.raises(InputError, match="set samples to 9 or uses to 11"):
+        run(folder, resume=True, steps=11, **changes)
 
 
 def test_a_part_that_is_damaged_is_drawn_again(tmp_path):
