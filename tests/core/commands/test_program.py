@@ -18,7 +18,7 @@ from selfnpo_core.commands.train import folder_name
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.prompts import read_prompts
 from selfnpo_core.system.signals import Interrupted
-from selfnpo_core.training.recipe import resolve_recipe
+from selfnpo_core.training.resolving import resolve_recipe
 from selfnpo_image.family import IMAGE
 from selfnpo_video.family import VIDEO
 
