@@ -4,14 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.recipes import POOL_KEYS
 from tests.tiny import sd15
 
 from selfnpo_core.commands.running import run
 from selfnpo_image.cli import selfnpo_image
 
-QUICK = (*POOL_KEYS, "batch_size=2", "grad_accumulation=1", "pool_size=4", "grid_steps=4")
-QUICK += ("trackers=[]", "device=cpu", "sample_every=0")
+QUICK = ("batch_size=2", "pool_size=4", "grid_steps=4", "trackers=[]", "device=cpu", "sample_every=0")
 Command = Callable[..., int]
 
 
@@ -34,10 +32,15 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(folder: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two updates at a rate that changes pictures visibly."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    sets = [word for item in (*QUICK, "steps=2", "learning_rate=0.3", "max_drift=100") for word in ("--set", item)]
-    code = selfnpo("train", "--model", folder, "--prompts", prompts_file, "--output", output, *sets)
+    words = quick("steps=2", "learning_rate=0.3", "max_drift=100")
+    code = selfnpo("train", "--model", folder, "--prompts", prompts_file, "--output", output, *words)
     assert code == 0
     return output
+
+
+def quick(*keys: str) -> list[str]:
+    """What makes a training small: one of the pool, which draws nothing beforehand."""
+    return ["--config", "paper", *(word for key in (*QUICK, *keys) for word in ("--set", key))]
 
 
 def selfnpo(*words: object) -> int:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.image.conftest import QUICK, Command
+from tests.image.conftest import Command, quick
 from tests.tiny import sd15
 
 from selfnpo_core.system.locks import FolderLock
 from selfnpo_core.training import checkpoint
 from selfnpo_image.models import KNOWN
 
-SETS = [word for item in (*QUICK, "steps=1") for word in ("--set", item)]
+SETS = quick("steps=1")
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

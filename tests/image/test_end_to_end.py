@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
-from tests.image.conftest import QUICK, Command
+from tests.image.conftest import Command, quick
 from transformers import CLIPTextModel
 
 from selfnpo_core.commands.train import base_dtype, resolve
@@ -27,7 +27,7 @@ from selfnpo_image.family import IMAGE
 from selfnpo_image.recipes import SD15 as PRESETS
 from selfnpo_image.sd15 import SD15
 
-SETS = [word for item in QUICK for word in ("--set", item)]
+SETS = quick()
 RECIPE = {"batch_size": 2, "pool_size": 4, "grid_steps": 4, "trackers": [], "device": "cpu", "learning_rate": 1e-2}
 
 
@@ -45,7 +45,7 @@ def test_inspect(
 ) -> None:
     assert command("inspect", finished_run, "--model", folder, "--json", "--trajectories", 3) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["schema"], facts["kind"], facts["ranks"]) == (1, "LoRA", [16])
+    assert (facts["schema"], facts["kind"], facts["ranks"]) == (1, "LoRA", [32])
     strength = facts["strength"]
     assert strength["overall"] > 1e-3
     times, ratios = zip(*strength["by_timestep"], strict=True)
@@ -57,7 +57,7 @@ def test_inspect(
     assert sum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
     found = facts["decomposition"]
-    assert (found["trajectories"], found["beta"], found["guidance_scale"]) == (3, 1.0, 2.5)
+    assert (found["trajectories"], found["beta"], found["guidance_scale"]) == (3, 1.0, 5.5)
     assert [level["timestep"] for level in found["by_timestep"]] == list(times)
     for level in (*found["by_timestep"], found["overall"]):
         assert level["effective_scale"] == pytest.approx(5.5 - 4.5 * level["k"])

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.image.conftest import QUICK, Command, selfnpo
+from tests.image.conftest import Command, quick, selfnpo
 from tests.tiny import sample, sd15, sdxl
 
 from selfnpo_core import NegativeAdapters, NegativeDelta, attach_npo
@@ -33,7 +33,7 @@ XL_ENDS = ["add_embedding.linear_1", "add_embedding.linear_2"]
 
 def trained(folder: Path, prompts_file: Path, output: Path, kind: str) -> Path:
     """Two updates."""
-    sets = [word for item in (*QUICK, "steps=2", "learning_rate=0.01", f"train={kind}") for word in ("--set", item)]
+    sets = quick("steps=2", "learning_rate=0.01", f"train={kind}")
     words = ("--model", folder, "--prompts", prompts_file, "--output", output, "--set", "max_drift=100")
     assert selfnpo("train", *words, *sets) == 0
     return output

@@ -14,7 +14,7 @@ from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from peft import LoraConfig
 from PIL import ImageChops
 from safetensors.torch import load_file
-from tests.image.conftest import QUICK, Command
+from tests.image.conftest import Command, quick
 from tests.tiny import PIPELINES
 
 from selfnpo_core.commands.running import run
@@ -152,8 +152,7 @@ def test_the_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """train → the same in two parts with --resume → inspect → sample → compare."""
-    hot = (*QUICK, "learning_rate=0.3", "max_drift=100", "rank=4", "mixed_precision=no")
-    sets = [word for item in hot for word in ("--set", item)]
+    sets = quick("learning_rate=0.3", "max_drift=100", "rank=4", "mixed_precision=no")
     words = ("--model", model, "--prompts", prompts_file, *sets)
     runs = tmp_path / "whole", tmp_path / "parts"
     assert command("train", *words, "--output", runs[0], "--set", "steps=2") == 0

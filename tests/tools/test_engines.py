@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.recipes import POOL, POOL_KEYS
 from tests.tiny import cogvideox, sd15
 from tests.tools.launching import SCRIPT, environment, free_port, launch
 
@@ -26,7 +25,6 @@ MOVED_BY_ROUNDING = {f"transformer_blocks.{k}.attn1.norm_k.bias" for k in range(
 rounding, and Adam makes steps of that."""
 
 SMALL = (
-    *POOL_KEYS,
     "steps=2",
     "batch_size=2",
     "grad_accumulation=1",
@@ -41,7 +39,6 @@ SMALL += ("height=64", "width=64", "device=cpu", "trackers=[]", "sample_every=0"
 def train(model: Path, output: Path, engine: str, *more: str, what: str = "lora", resume: bool = False) -> Path:
     name, processes = ENGINES[engine]
     settings = {
-        **POOL,
         "engine": name,
         "train": what,
         "steps": UPDATES,
@@ -61,7 +58,8 @@ def train(model: Path, output: Path, engine: str, *more: str, what: str = "lora"
         "trackers": "[]",
         "process_timeout": 120,
     }
-    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    words = ["--config", "paper"]
+    words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     if model.name == "video":
         words += ["--set", "frames=9", "--set", "height=64", "--set", "width=64"]
     else:
@@ -182,7 +180,7 @@ def test_every_engine_on_every_model(models, tmp_path, model, what):
 
 @pytest.mark.slow
 def test_processes_agree_on_a_new_folder(models, tmp_path):
-    words = ["--model", str(models / "video"), *(w for key in SMALL for w in ("--set", key))]
+    words = ["--model", str(models / "video"), "--config", "paper", *(w for key in SMALL for w in ("--set", key))]
     accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "2"]
     port = [
         "--main_process_port",

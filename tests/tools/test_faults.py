@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.recipes import POOL
 from tests.tiny import cogvideox
 from tests.tools.launching import ROOT, command, deepspeed, environment, free_port
 
 SETTINGS = {
-    **POOL,
     "steps": 8,
     "batch_size": 2,
     "grad_accumulation": 2,
@@ -40,7 +38,8 @@ SETTINGS = {
 
 
 def sets(**changes: object) -> list[str]:
-    return [word for key, value in {**SETTINGS, **changes}.items() for word in ("--set", f"{key}={value}")]
+    keys = (word for key, value in {**SETTINGS, **changes}.items() for word in ("--set", f"{key}={value}"))
+    return ["--config", "paper", *keys]
 
 
 @pytest.fixture(scope="module")

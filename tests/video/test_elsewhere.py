@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from tests.recipes import POOL
 from tests.tiny import cogvideox
 
 from selfnpo_core.commands.running import run
@@ -16,7 +15,7 @@ from selfnpo_video.loading import load_pipeline
 from selfnpo_video.video_files import read_video
 
 CLIP = {"frames": 9, "height": 64, "width": 64}
-SMALL = {**POOL, "steps": 2, "batch_size": 2, "pool_size": 4, "grid_steps": 3, "trackers": [], "device": "cpu", **CLIP}
+SMALL = {"steps": 2, "batch_size": 2, "pool_size": 4, "grid_steps": 3, "trackers": [], "device": "cpu", **CLIP}
 
 
 def command(*words: object) -> int:
@@ -30,7 +29,8 @@ def trained(request, small, tmp_path_factory):
     prompts.write_text("a red circle moves left\na blue square grows\n")
     more = {"learning_rate": 0.01, "max_drift": 100, "rank": 4, "mixed_precision": "no", "grad_accumulation": 1}
     values = {**SMALL, **more, "sample_every": 0, "train": request.param}
-    sets = [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    sets = ["--config", "paper"]
+    sets += [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     output = tmp_path_factory.mktemp("runs") / "run"
     assert command("train", "--model", small, "--prompts", prompts, "--output", output, *sets) == 0
     return output

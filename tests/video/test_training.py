@@ -7,7 +7,6 @@ import torch
 import yaml
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file
-from tests.recipes import POOL, POOL_KEYS
 from transformers import T5EncoderModel
 
 from selfnpo_core.commands.running import run
@@ -23,16 +22,7 @@ from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.families import find_base
 
 PROMPTS = ["a red circle moves left", "a blue square grows"]
-SMALL = {
-    **POOL,
-    "steps": 2,
-    "batch_size": 2,
-    "pool_size": 6,
-    "grid_steps": 3,
-    "rank": 2,
-    "trackers": [],
-    "device": "cpu",
-}
+SMALL = {"steps": 2, "batch_size": 2, "pool_size": 6, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
 CLIP = {"frames": 17, "height": 64, "width": 64}
 
 
@@ -113,7 +103,7 @@ def test_a_pool_that_does_not_fit_is_refused(folder, tmp_path, capsys, monkeypat
     prompts.write_text("\n".join(PROMPTS))
     monkeypatch.setattr("selfnpo_core.training.estimate.available", lambda device: 1 << 20)
     words = ["--prompts", prompts, "--output", tmp_path / "run", "--set", "pool_size=100000", "--set", "trackers=[]"]
-    words += [word for key in POOL_KEYS for word in ("--set", key)]
+    words += ["--config", "paper"]
     assert command("train", "--model", folder, *words) == 2
     assert "pool_size" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -192,6 +182,11 @@ def test_dry_run_of_a_known_model_without_its_weights(capsys, name):
     assert "of 1,693,783,872" in said
     assert "3 a row: 0 teacher" in said
     assert "200 at guidance scale 2 in 10 steps: 20 forwards each" in said
+    assert command("train", "--model", name, "--config", "paper", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "29,491,200 of 1,693,783,872" in said
+    assert "4 a row" in said
+    assert "pool, 50 trajectories of 4.3 MiB" in said
 
 
 def test_a_run_from_the_command_line(folder, tmp_path, capsys):
@@ -199,7 +194,7 @@ def test_a_run_from_the_command_line(folder, tmp_path, capsys):
     prompts.write_text("\n".join(PROMPTS))
     sets = {**SMALL, **CLIP, "frames": 9, "learning_rate": 0.1, "max_drift": 100, "sample_every": 2, "sample_steps": 2}
     words = [w for key, value in sets.items() for w in ("--set", f"{key}={json.dumps(value)}")]
-    fast = ["--set", "mixed_precision=no", "--set", "grad_accumulation=1"]
+    fast = ["--config", "paper", "--set", "mixed_precision=no", "--set", "grad_accumulation=1"]
     output = tmp_path / "run"
     assert command("train", "--model", folder, "--prompts", prompts, "--output", output, *words, *fast) == 0
     config = json.loads((output / "npo" / "npo_config.json").read_text())

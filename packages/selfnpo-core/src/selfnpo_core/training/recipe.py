@@ -202,7 +202,7 @@ class Recipe(BaseModel):
         if self.trains_on_finished and self.objective != "tdft":
             raise ValueError(
                 f"objective {self.objective} needs two estimates of one x_t, and {self._source} has none: "
-                "use rollout pool or truncated"
+                "use rollout pool or truncated (--config paper has a pool)"
             )
         self._check_rounds()
         if self.rollout == "samples":
@@ -227,8 +227,8 @@ class Recipe(BaseModel):
             raise ValueError(problem)
         if self.group_offload:
             raise ValueError(
-                "rollout samples cannot draw with weights in the host's memory (group_offload): use rollout pool, or "
-                "base_storage fp8 without group_offload"
+                "rollout samples cannot draw with weights in the host's memory (group_offload): begin with --config "
+                "paper, whose rollout is the pool, or use base_storage fp8 without group_offload"
             )
 
     def sample_count(self, processes: int) -> int:
