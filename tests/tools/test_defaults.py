@@ -36,7 +36,7 @@ OWN = {
     "cogvideox": {**CLIPS, "gradient_checkpointing": True},
     "demo": {**PICTURES, "batch_size": 32, "samples": 2000},
 }
-SCALES = {"cogvideox": (2.0, 6.0)}
+SCALES = {"demo": (2.0, 3.0), "cogvideox": (2.0, 6.0)}
 MODELS = [(IMAGE, name) for name in IMAGE.known()] + [(VIDEO, name) for name in VIDEO.known() if name != "demo"]
 
 
@@ -53,7 +53,7 @@ def test_every_model_trains_on_finished_samples(family, model, train):
     wanted = {**ALL, **OWN[kind], **({"rank": 16, "targets": "all"} if train == "lora" else {})}
     assert {key: getattr(recipe, key) for key in wanted} == wanted
     assert recipe.recommended.beta == 1.0
-    assert recipe.recommended.guidance_scale == SCALES.get(kind, (2.0, 3.0))
+    assert recipe.recommended.guidance_scale == SCALES.get(kind, (2.0, 7.5))
     width = 3072 if "5b" in model else 1920
     rates = {"demo": (1e-3, 5e-5), "cogvideox": (1e-4 * 1920 / width, 5e-6 * 1920 / width)}
     assert recipe.learning_rate == pytest.approx(rates.get(kind, (1e-4, 5e-6))[train == "full"], rel=3e-3)

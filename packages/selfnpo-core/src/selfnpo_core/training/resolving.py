@@ -1,6 +1,7 @@
 """How a recipe comes about: a family's preset, a YAML file and `key=value` overrides, later ones winning."""
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from pydantic import ValidationError
 from selfnpo_core.errors import InputError
 from selfnpo_core.training.recipe import Presets, Recipe
 from selfnpo_core.training.recipe_words import explain, parse_overrides, read_yaml
+
+log = logging.getLogger(__name__)
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """["key=value", …], or a mapping."""
@@ -75,7 +78,7 @@ def resolve_recipe(presets: Presets, config: str | Path | None = None, overrides
     preset = presets.get(train, {}) if isinstance(train, str) else {}
     values = {"train": train, **preset, **given}
     if "rollout" not in given:  # who states one knows
-        _refuse_idle(given, values.get("rollout", Recipe.model_fields["rollout"].default))
+        _name_idle(given, values.get("rollout", Recipe.model_fields["rollout"].default))
     return build_recipe(values)
 
 
@@ -112,14 +115,17 @@ def _given(config: str | Path | None, overrides: Overrides) -> dict[str, Any]:
     return {**file, **given}
 
 
-def _refuse_idle(given: Mapping[str, Any], rollout: str) -> None:
-    """Raise `InputError` for a key that decides nothing under the preset's rollout."""
+def _name_idle(given: Mapping[str, Any], rollout: str) -> None:
+    """Say of a key that it decides nothing under the preset's rollout."""
     for key, rollouts in _ROLLOUTS.items():
         if given.get(key) is not None and rollout not in rollouts:
             also = ", or begin with --config paper" if "pool" in rollouts else ""
-            raise InputError(
-                f"{key} is of rollout {' or '.join(rollouts)}, and this recipe's is {rollout}: "
-                f"set rollout too{also}, or leave {key} out"
+            log.warning(
+                "%s changes nothing: it is of rollout %s, and this recipe's is %s; set rollout too%s",
+                key,
+                " or ".join(rollouts),
+                rollout,
+                also,
             )
 
 
