@@ -155,7 +155,7 @@ def test_by_default_a_base_trains_on_finished_samples_at_the_rate_for_its_width(
     assert command("train", "--resume", "--output", run, "--set", "steps=3") == 0
     assert stored_recipe(run).samples == 2
     facts = json.loads((run / "npo" / "npo_config.json").read_text())
-    assert (facts["rank"], facts["recipe"]["samples"], facts["recommended"]["guidance_scale"]) == (16, 2, [2.0, 7.5])
+    assert (facts["rank"], facts["recipe"]["samples"], facts["recommended"]["guidance_scale"]) == (16, 2, [2.0, 4.0])
     trained = load_file(run / "npo" / "pytorch_lora_weights.safetensors")
     assert any("conv" in name for name in trained)
 

@@ -53,7 +53,7 @@ def test_every_model_trains_on_finished_samples(family, model, train):
     wanted = {**ALL, **OWN[kind], **({"rank": 16, "targets": "all"} if train == "lora" else {})}
     assert {key: getattr(recipe, key) for key in wanted} == wanted
     assert recipe.recommended.beta == 1.0
-    assert recipe.recommended.guidance_scale == SCALES.get(kind, (2.0, 7.5))
+    assert recipe.recommended.guidance_scale == SCALES.get(kind, (2.0, 4.0))
     width = 3072 if "5b" in model else 1920
     rates = {"demo": (1e-3, 5e-5), "cogvideox": (1e-4 * 1920 / width, 5e-6 * 1920 / width)}
     assert recipe.learning_rate == pytest.approx(rates.get(kind, (1e-4, 5e-6))[train == "full"], rel=3e-3)

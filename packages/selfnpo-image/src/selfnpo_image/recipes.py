@@ -65,8 +65,8 @@ _SAMPLED: dict[str, Any] = {
     "batch_size": 16,  # two times 16 are the toy's 32 rows
     "grad_accumulation": 2,
     "sample_every": 250,
-    "recommended": {"beta": 1.0, "guidance_scale": (2.0, 7.5)},  # from the toy's to the scale that these are used at
-    "sample_guidance_scales": (5.0,),  # about the middle
+    "recommended": {"beta": 1.0, "guidance_scale": (2.0, 4.0)},  # the toy's, and some way to those that are in use
+    "sample_guidance_scales": (3.0,),  # the middle
 }
 SD15: Presets = {
     "full": {**_SAMPLED, "learning_rate": 5e-6},  # the toy's rates at a tenth, SD1.5 being ten times as wide
