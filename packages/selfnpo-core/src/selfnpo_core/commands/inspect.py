@@ -11,7 +11,7 @@ import torch
 from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.printing import echo_json
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.prompts import read_prompts
+from selfnpo_core.models.prompts import kept_prompts
 from selfnpo_core.reporting.decomposition import DECOMPOSITION
 from selfnpo_core.system.files import file_sha256, write_json
 from selfnpo_core.training.resolving import build_recipe
@@ -77,7 +77,7 @@ def _prompts(family: AnyFamily, npo: Npo, model: str) -> list[str]:
     """Those of the run that the weights lie in, or the built-in ones."""
     run = npo.path.absolute().parent.parent
     kept = run / "prompts.txt"
-    return read_prompts(kept) if holds_run(run) and kept.is_file() else family.prompts("builtin", model)
+    return kept_prompts(kept) if holds_run(run) and kept.is_file() else family.prompts("builtin", model)
 
 
 def _describe(facts: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import click
 from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.options import set_key
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.prompts import read_prompts
+from selfnpo_core.models.prompts import kept_prompts
 from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_core.system.processes import is_main, on_main
 from selfnpo_core.training.accelerators import make_accelerator
@@ -99,7 +99,7 @@ def _prompts(family: AnyFamily, recipe: Recipe, options: Options) -> list[str]:
     assert recipe.model is not None
     kept = Path(options["output"] or "") / "prompts.txt"
     if options["resume"] and options["prompts"] is None and kept.is_file():
-        return read_prompts(kept)
+        return kept_prompts(kept)
     return family.prompts(recipe.prompts, recipe.model)
 
 

@@ -1,34 +1,108 @@
-"""Prompts from a file: UTF-8, one a line, everything taken literally.
+"""Prompts from a file: text with one a line, or a table with a column of them.
 
-Blank lines at the beginning and the end are left out. One in the middle is refused: it may be a lost prompt, and the
-numbers of samples would no longer be those of lines.
+Text is taken literally, `#` and quotes too. Blank lines at the beginning and the end are left out. One in the middle is
+refused: it may be a lost prompt, and the numbers of samples would no longer be those of lines. Prompts that come twice
+are kept. The name's ending says what a file is; see `selfnpo_core.models.prompt_tables` for tables.
 """
 
+import logging
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.prompt_tables import READERS, choose_column, looks_like_table, rows_of
+from selfnpo_core.system.paths import user_path
+from selfnpo_core.system.text import decoded, is_text
+
+log = logging.getLogger(__name__)
+
+_OTHER = {
+    "a Parquet table": (".parquet", ".arrow", ".feather"),
+    "a spreadsheet": (".xlsx", ".xls", ".ods", ".numbers"),
+    "compressed": (".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".7z"),
+    "YAML": (".yaml", ".yml"),
+    "a document": (".docx", ".doc", ".odt", ".rtf", ".pdf", ".html", ".htm", ".xml"),
+    "a pickle": (".pkl", ".pickle", ".pt", ".npy", ".npz"),
+}
+"""What a name's ending says of a file that is not read here."""
+_BEGINNINGS = {b"PAR1": "a Parquet table", b"PK\x03\x04": "compressed", b"\x1f\x8b": "compressed", b"%PDF": "a document"}
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a file, without surrounding blanks. Every mistake is a one-line `InputError`."""
-    path = Path(path)
+def read_prompts(name: str | Path) -> list[str]:
+    """The prompts of a file, without surrounding blanks. Every mistake is a one-line `InputError`.
+
+    name: a file, or FILE:COLUMN for another column of a table than the usual one.
+    """
+    path, column = _split(name)
+    _refuse_kind(path, path.suffix.lower())
+    data = _bytes(path)
+    kind = next((what for mark, what in _BEGINNINGS.items() if data.startswith(mark)), None)
+    if kind is not None:
+        raise InputError(_not_read(path, kind))
+    text = _text(path, data)
+    reader = READERS.get(path.suffix.lower())
+    if reader is not None:
+        return _of_table(path, text, column)
+    if column is not None:
+        raise InputError(f"prompts file {path} has no columns: leave :{column} out, or give a {', '.join(READERS)} file")
+    prompts = _of_lines(path, text)
+    if ending := looks_like_table(prompts):
+        raise InputError(f"prompts file {path} is a table, not a prompt a line: give it the ending {ending}")
+    return prompts
+
+
+def kept_prompts(path: Path) -> list[str]:
+    """Those of a run, as it has written them: one a line, whatever they look like."""
+    return _of_lines(path, _text(path, _bytes(path)))
+
+
+def _split(name: str | Path) -> tuple[Path, str | None]:
+    """FILE, or FILE:COLUMN where there is no file of the whole name."""
+    path = user_path(name)
+    file, colon, column = str(path).rpartition(":")
+    if colon and column and not path.exists() and Path(file).is_file():
+        return Path(file), column
+    return path, None
+
+
+def _refuse_kind(path: Path, ending: str) -> None:
+    for what, endings in _OTHER.items():
+        if ending in endings:
+            raise InputError(_not_read(path, what))
+
+
+def _not_read(path: Path, what: str) -> str:
+    return f"prompts file {path} is {what}, which is not read: save it as text, one prompt a line, or as .jsonl or .csv"
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"prompts file {path} does not exist: give a text file with one prompt a line") from None
     except IsADirectoryError:
         raise InputError(f"prompts file {path} is a folder: give a text file with one prompt a line") from None
-    except OSError as error:
-        raise InputError(f"cannot read the prompts file {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        detail = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the prompts file {path}: {detail}") from None
+
+
+def _text(path: Path, data: bytes) -> str:
     try:
-        text = data.decode("utf-8-sig")
+        text = decoded(data)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"prompts file {path} is not UTF-8 (line {line}): save it as UTF-8 text") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"prompts file {path} is not text (a zero byte in line {line}): save it as UTF-8 text")
+    return text
+
+
+def _of_lines(path: Path, text: str) -> list[str]:
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
     filled = [number for number, line in enumerate(lines) if line]
     if not filled:
@@ -38,3 +112,37 @@ def read_prompts(path: str | Path) -> list[str]:
         number = filled[0] + prompts.index("") + 1
         raise InputError(f"line {number} of the prompts file {path} is empty: remove it, or write a prompt there")
     return prompts
+
+
+def _of_table(path: Path, text: str, wanted: str | None) -> list[str]:
+    rows = rows_of(path, text)
+    if all(isinstance(row.value, str) for row in rows) and wanted is None:
+        values: list[Any] = [row.value for row in rows]
+        where = ""
+    else:
+        column = choose_column(path, rows, wanted)
+        values, where = [row.value.get(column) for row in rows], f" in '{column}'"
+        _say_column(path, column, rows)
+    return [_prompt(path, row.place + where, value) for row, value in zip(rows, values, strict=True)]
+
+
+def _say_column(path: Path, column: str, rows: Sequence[Any]) -> None:
+    """Which column is used, where another could have been meant."""
+    others = [str(name) for name in dict.fromkeys(key for row in rows for key in row.value) if name != column]
+    if others and os.environ.get("RANK", "0") == "0":
+        few = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
+        log.info("prompts: column '%s' of %s; not used: %s (FILE:COLUMN chooses another)", column, path, few)
+
+
+def _prompt(path: Path, place: str, value: Any) -> str:
+    """One line without surrounding blanks; lines within a cell become one."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise InputError(f"{place} of the prompts file {path} is empty: remove the row, or write a prompt there")
+    if not isinstance(value, str):
+        raise InputError(f"{place} of the prompts file {path} is {type(value).__name__}, not text: write a prompt there")
+    if not is_text(value):
+        raise InputError(f"{place} of the prompts file {path} holds half a character: write it as UTF-8")
+    if "\0" in value:
+        raise InputError(f"{place} of the prompts file {path} holds a zero byte: remove it")
+    return " ".join(part.strip() for part in re.split(r"[\r\n]+", value.strip()))
+
