@@ -67,7 +67,11 @@ REFUSED = {
     "a table called text": ("p.txt", "prompt,seed\na red circle,1\n", "give it the ending .csv"),
     "tabs called text": ("p.txt", "id\tcaption\n1\tx y\n", "give it the ending .tsv"),
     "json called text": ("p.txt", json.dumps(ROWS, indent=1), "give it the ending .json"),
-    "no column of these": ("p.csv", "words,seed\nx,1\n", "no column prompt, caption, text: its columns are words, seed"),
+    "no column of these": (
+        "p.csv",
+        "words,seed\nx,1\n",
+        "no column prompt, caption, text: its columns are words, seed",
+    ),
     "no names": ("p.csv", "a red circle\na blue square\n", "its columns are a red circle"),
     "an unquoted comma": ("p.csv", "prompt\na red circle, oil\n", "line 2 .* 2 cells under 1 names"),
     "an open quote": ("p.csv", 'prompt\n"a red circle\nb\n', "is no row of cells"),

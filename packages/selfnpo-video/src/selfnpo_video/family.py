@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from selfnpo_core.commands.family import Family, Options
-from selfnpo_core.commands.options import Decorator, stack
+from selfnpo_core.commands.options import PATH, Decorator, stack
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ clip_options = stack(
     click.option("--fps", type=click.IntRange(min=1), help="Frames a second. Default: the model's."),
     click.option("--format", type=click.Choice(["mp4", "webp", "gif", "frames"]), default="mp4", show_default=True),
     click.option("--attention", type=ATTENTION, default="auto", show_default=True, help="What computes attention."),
-    click.option("--image", metavar="FILE", help="First frame, for image-to-video models."),
+    click.option("--image", type=PATH, metavar="FILE", help="First frame, for image-to-video models."),
     click.option(
         "--dynamic-guidance", is_flag=True, help="A guidance scale that depends on the timestep, as CogVideoX's own."
     ),
@@ -77,6 +77,7 @@ class VideoFamily(Family["VideoBase", "Job"]):
         "evaluate": stack(
             click.option(
                 "--feature-network",
+                type=PATH,
                 metavar="NAME|DIR",
                 default="videomae",
                 show_default=True,
@@ -84,12 +85,18 @@ class VideoFamily(Family["VideoBase", "Job"]):
                 "TimeSformer of transformers, or oracle, the demo's.",
             ),
             click.option(
-                "--vbench-export", metavar="OUT", help="Put the clips there under the names that VBench wants."
+                "--vbench-export",
+                type=PATH,
+                metavar="OUT",
+                help="Put the clips there under the names that VBench wants.",
             ),
             click.option(
-                "--vbench-results", metavar="FILE", help="VBench's …_eval_results.json of DIR, for the metric vbench."
+                "--vbench-results",
+                type=PATH,
+                metavar="FILE",
+                help="VBench's …_eval_results.json of DIR, for the metric vbench.",
             ),
-            click.option("--vbench-against", metavar="FILE", help="The same, of --against."),
+            click.option("--vbench-against", type=PATH, metavar="FILE", help="The same, of --against."),
         ),
     }
 

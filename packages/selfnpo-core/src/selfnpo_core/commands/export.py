@@ -10,6 +10,7 @@ import torch
 
 from selfnpo_core.commands.family import AnyFamily
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.paths import check_folder
 from selfnpo_core.training.resolving import build_recipe
 from selfnpo_core.weights import exporting
 from selfnpo_core.weights.npo_folder import Npo, Recommended, load_npo
@@ -74,5 +75,6 @@ def _check_export(npo: Npo, output: Path, options: Mapping[str, Any]) -> None:
         raise InputError(f"{npo.path} is a LoRA already: use --format diffusers or kohya")
     if options["rank"] is not None and form == "merged":
         raise InputError("--rank is for making a LoRA: leave it out")
+    check_folder(output.parent)
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise InputError(f"output {output} exists already: choose another")

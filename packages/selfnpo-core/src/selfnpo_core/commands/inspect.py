@@ -14,6 +14,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.prompts import kept_prompts
 from selfnpo_core.reporting.decomposition import DECOMPOSITION
 from selfnpo_core.system.files import file_sha256, write_json
+from selfnpo_core.system.paths import check_file
 from selfnpo_core.training.resolving import build_recipe
 from selfnpo_core.training.run_folder import holds_run
 from selfnpo_core.weights import dissection, inspection
@@ -24,6 +25,8 @@ from selfnpo_core.weights.npo_rule import NpoRule
 def run_inspect(family: AnyFamily, options: Options) -> int:
     """Say what negative weights are. Returns the exit code: 1 if they do nothing."""
     model = options["model"]
+    if options["plot"] is not None:
+        check_file(options["plot"], "--plot")
     npo = inspection.inspect_npo(options["path"])
     facts = inspection.describe(npo)
     if model is None and facts["base_model"] == "demo":

@@ -2,12 +2,26 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import click
 
+from selfnpo_core.system.paths import user_path
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class UserPath(click.ParamType):
+    """A path, or a name that may be one, with `~` as the home folder also where the shell leaves it, as in --to=~/x."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = user_path(value)  # refuses what can be no path
+        return str(path) if str(value).startswith("~") else value
+
+
+PATH = UserPath()
 
 
 class Decorator(Protocol):
@@ -28,9 +42,14 @@ def stack(*decorators: Decorator) -> Decorator:
 
 
 model_options = stack(
-    click.option("--model", metavar="NAME|DIR|FILE", help="Known name, hub id, diffusers folder or .safetensors file."),
     click.option(
-        "--model-config", metavar="DIR", help="For a single FILE: diffusers folder with its configs and tokenizer."
+        "--model", type=PATH, metavar="NAME|DIR|FILE", help="Known name, hub id, diffusers folder or .safetensors file."
+    ),
+    click.option(
+        "--model-config",
+        type=PATH,
+        metavar="DIR",
+        help="For a single FILE: diffusers folder with its configs and tokenizer.",
     ),
 )
 
@@ -41,14 +60,21 @@ device_options = stack(
 
 sampling_options = stack(
     model_options,
-    click.option("--npo", metavar="RUN|FILE", help="Negative weights: a training run, its npo folder, or a file."),
+    click.option(
+        "--npo", type=PATH, metavar="RUN|FILE", help="Negative weights: a training run, its npo folder, or a file."
+    ),
     click.option("--prompt", "prompt", metavar="TEXT", multiple=True, help="What to draw; may be repeated."),
-    click.option("--prompts", metavar="FILE|builtin", help="File with one prompt a line, or the built-in list."),
-    click.option("--output", metavar="DIR", required=True, help="Folder for the samples and metadata.jsonl."),
+    click.option(
+        "--prompts", type=PATH, metavar="FILE|builtin", help="File with one prompt a line, or the built-in list."
+    ),
+    click.option(
+        "--output", type=PATH, metavar="DIR", required=True, help="Folder for the samples and metadata.jsonl."
+    ),
     click.option("--guidance-scale", type=float, help="1 is none. Default: what the negative weights recommend."),
     click.option("--beta", type=float, help="Strength of the negative weights. Default: as recommended."),
     click.option(
         "--preference",
+        type=PATH,
         metavar="NAME|DIR|FILE",
         help="A preference-tuned model or LoRA of this base, to sample with: a known name, hub id, folder or file.",
     ),
@@ -98,9 +124,9 @@ sampling_options = stack(
 
 train_options = stack(
     model_options,
-    click.option("--prompts", metavar="FILE|builtin", help="One prompt a line. Default: the built-in list."),
-    click.option("--output", metavar="RUN", help="Run folder. Default: a new runs/MODEL-N."),
-    click.option("--config", metavar="FILE|paper", help="Recipe: a YAML file, or the paper's own."),
+    click.option("--prompts", type=PATH, metavar="FILE|builtin", help="One prompt a line. Default: the built-in list."),
+    click.option("--output", type=PATH, metavar="RUN", help="Run folder. Default: a new runs/MODEL-N."),
+    click.option("--config", type=PATH, metavar="FILE|paper", help="Recipe: a YAML file, or the paper's own."),
     click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="One key of the recipe; repeatable."),
     click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --output."),
     click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost, and stop."),
@@ -109,11 +135,12 @@ train_options = stack(
 
 
 inspect_options = stack(
-    click.argument("path", metavar="FILE|RUN"),
+    click.argument("path", type=PATH, metavar="FILE|RUN"),
     model_options,
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     click.option(
         "--plot",
+        type=PATH,
         metavar="FILE",
         help="Write a picture: strength over timesteps, which layers carry it, and what it is made of.",
     ),
@@ -130,7 +157,11 @@ inspect_options = stack(
 
 export_options = stack(
     click.option(
-        "--npo", metavar="RUN|FILE", required=True, help="Negative weights: a run, its npo folder, or a file."
+        "--npo",
+        type=PATH,
+        metavar="RUN|FILE",
+        required=True,
+        help="Negative weights: a run, its npo folder, or a file.",
     ),
     click.option(
         "--format",
@@ -139,7 +170,9 @@ export_options = stack(
         required=True,
         help="A LoRA for diffusers (lora: made of a full-weight run), for ComfyUI, or a merged denoiser.",
     ),
-    click.option("--output", metavar="DIR|FILE", required=True, help="Folder; for kohya a .safetensors file."),
+    click.option(
+        "--output", type=PATH, metavar="DIR|FILE", required=True, help="Folder; for kohya a .safetensors file."
+    ),
     click.option("--rank", type=int, help="Rank of the LoRA that is made of a full-weight run."),
     click.option("--beta", type=float, help="θ + β·δ of merged. Default: as the weights recommend."),
     click.option("--strength", type=float, help="w of neon, θ − w·δ."),
@@ -150,9 +183,7 @@ export_options = stack(
 
 
 demo_options = stack(
-    click.option(
-        "--output", type=click.Path(path_type=Path), help="Folder for everything. Default: a new runs/demo-N."
-    ),
+    click.option("--output", type=PATH, metavar="DIR", help="Folder for everything. Default: a new runs/demo-N."),
     click.option("--full", is_flag=True, help="Five guidance scales and 2,000 samples of each arm (an hour or more)."),
     click.option("--seed", default=0, show_default=True, help="Seed of the training run."),
     click.option("--samples", type=click.IntRange(8), help="Samples of each arm and scale."),
@@ -161,9 +192,11 @@ demo_options = stack(
 
 
 study_options = stack(
-    click.argument("dir_a", metavar="DIR_A"),
-    click.argument("dir_b", metavar="DIR_B"),
-    click.option("--database", metavar="FILE", help="Where votes are kept. Default: study-A-B.sqlite, here."),
+    click.argument("dir_a", type=PATH, metavar="DIR_A"),
+    click.argument("dir_b", type=PATH, metavar="DIR_B"),
+    click.option(
+        "--database", type=PATH, metavar="FILE", help="Where votes are kept. Default: study-A-B.sqlite, here."
+    ),
     click.option(
         "--question",
         metavar="KEY=TEXT",
@@ -190,20 +223,26 @@ study_options = stack(
     click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one."),
     click.option("--open", is_flag=True, help="Open the page in a browser."),
     click.option("--results", is_flag=True, help="Print what the votes say, and stop. No server is needed."),
-    click.option("--json", metavar="FILE", help="With --results: write them as JSON."),
-    click.option("--csv", metavar="FILE", help="With --results: write every vote as CSV."),
+    click.option("--json", type=PATH, metavar="FILE", help="With --results: write them as JSON."),
+    click.option("--csv", type=PATH, metavar="FILE", help="With --results: write every vote as CSV."),
 )
 """Arguments and options of `study`."""
 
 
 evaluate_options = stack(
-    click.argument("folder", metavar="DIR"),
-    click.option("--against", metavar="DIR", help="Another sample folder, of the same prompts and seeds."),
-    click.option("--reference", metavar="DIR", help="Real pictures or clips, for distances, precision and recall."),
+    click.argument("folder", type=PATH, metavar="DIR"),
+    click.option("--against", type=PATH, metavar="DIR", help="Another sample folder, of the same prompts and seeds."),
+    click.option(
+        "--reference", type=PATH, metavar="DIR", help="Real pictures or clips, for distances, precision and recall."
+    ),
     click.option("--metrics", metavar="A,B,…", help="What to measure."),
-    click.option("--json", metavar="FILE", help="Write all figures there."),
-    click.option("--weights", metavar="DIR", help="The judges' weights, as DIR/OWNER/NAME/FILE. Default: the hub."),
-    click.option("--cache", metavar="DIR", help="Where what networks say is kept. Default: DIR/.evaluation."),
+    click.option("--json", type=PATH, metavar="FILE", help="Write all figures there."),
+    click.option(
+        "--weights", type=PATH, metavar="DIR", help="The judges' weights, as DIR/OWNER/NAME/FILE. Default: the hub."
+    ),
+    click.option(
+        "--cache", type=PATH, metavar="DIR", help="Where what networks say is kept. Default: DIR/.evaluation."
+    ),
     click.option("--skip-bad", is_flag=True, help="Leave out samples that cannot be read, and their partners."),
     click.option(
         "--allow-different", is_flag=True, help="Compare folders whose steps, size, … differ, where they pair."
@@ -215,16 +254,17 @@ evaluate_options = stack(
 
 
 report_options = stack(
-    click.argument("folder", metavar="DIR|RUN"),
-    click.option("--against", metavar="DIR", help="Another sample folder, of the same prompts and seeds."),
+    click.argument("folder", type=PATH, metavar="DIR|RUN"),
+    click.option("--against", type=PATH, metavar="DIR", help="Another sample folder, of the same prompts and seeds."),
     click.option(
         "--figures",
+        type=PATH,
         metavar="FILE",
         multiple=True,
         help="What `evaluate --json` or `study --results --json` wrote; repeatable. Default: what lies beside.",
     ),
-    click.option("--output", metavar="FILE", help="The page. Default: DIR/report.html."),
-    click.option("--markdown", metavar="FILE", help="The same in Markdown, without samples."),
+    click.option("--output", type=PATH, metavar="FILE", help="The page. Default: DIR/report.html."),
+    click.option("--markdown", type=PATH, metavar="FILE", help="The same in Markdown, without samples."),
     click.option("--by", metavar="METRIC", help="By whose scores samples are chosen. Default: the first that can."),
     click.option(
         "--count", type=click.IntRange(1), default=6, show_default=True, help="Samples, or pairs, of each kind."

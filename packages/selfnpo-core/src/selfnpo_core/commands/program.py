@@ -153,10 +153,10 @@ def _commands(family: AnyFamily) -> Iterator[click.Command]:
         help="Train negative weights for the shipped toy model, sample with and without them, measure.",
     )
     @common.demo_options
-    def demo(output: Path | None, full: bool, seed: int, samples: int | None) -> None:
+    def demo(output: str | None, full: bool, seed: int, samples: int | None) -> None:
         from selfnpo_core.commands.demo import tell
 
-        tell(family.demo(), output=output, full=full, seed=seed, samples=samples)
+        tell(family.demo(), output=None if output is None else Path(output), full=full, seed=seed, samples=samples)
 
     yield demo
 

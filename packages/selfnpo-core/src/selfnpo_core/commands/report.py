@@ -11,6 +11,7 @@ from selfnpo_core.reporting.pages import MARKS, report_arms, report_run
 from selfnpo_core.sampling.medium import Medium
 from selfnpo_core.sampling.sample_folder import METADATA, REPORT
 from selfnpo_core.system.files import write_text
+from selfnpo_core.system.paths import check_file
 from selfnpo_core.training.run_folder import holds_run
 
 _HEAD = 1024
@@ -50,8 +51,7 @@ def _writable(text: str) -> str:
 
 def _check_target(target: Path) -> None:
     """What is there already must be a report."""
-    if target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"{target} cannot be written: give a file in a folder that is there")
+    check_file(target, "report")
     if target.exists():
         with target.open(encoding="utf-8", errors="replace") as file:
             head = file.read(_HEAD)

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 128 + n ended by signal n. A message is one line on stderr.
 """
 
+import io
 import logging
 import os
 import sys
@@ -22,13 +23,17 @@ _UNINTERESTING = {
 }
 """Libraries' warnings that a user can do nothing about."""
 
+_LONGEST = 2000
+"""Characters of a message: an argument that it quotes may be far longer."""
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
 
 
 def run(command: click.Command, args: Sequence[str] | None = None, *, name: str) -> int:
     """Run a command line to its exit code, which is also what a command's function returned if that is a number."""
+    _prepare_streams()
     _prepare_messages()
     try:
+        _check_arguments(sys.argv[1:] if args is None else args)
         result = command.main(args=None if args is None else list(args), prog_name=name, standalone_mode=False)
     except BaseException as error:
         code, message = describe_error(error, name)
@@ -36,6 +41,24 @@ def run(command: click.Command, args: Sequence[str] | None = None, *, name: str)
             click.echo(message, err=True)
         return code
     return result if isinstance(result, int) else 0
+
+
+def _prepare_streams() -> None:
+    """What a terminal or pipe cannot show becomes `?`: hours of work do not end at an arrow."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _check_arguments(args: Sequence[str]) -> None:
+    """Raise `InputError` for words that no file of ours could hold: bytes that are no text where the system is set up
+    for UTF-8."""
+    for word in args:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = word.encode("utf-8", "replace").decode()
+            raise InputError(f"'{shown}' is not UTF-8: write it so, or rename the file") from None
 
 
 def _prepare_messages() -> None:
@@ -86,10 +109,13 @@ def describe_error(error: BaseException, name: str) -> tuple[int, str]:
         return 1, _line(name, "the disk is full: free some space and repeat the command; what is written stays")
     if type(error).__name__ == "OutOfMemoryError":
         return 1, _line(name, "out of memory on the device: lower the batch size, or use a 16-bit dtype")
-    if isinstance(error, _PATH_ERRORS):
+    if isinstance(error, _PATH_ERRORS) or (isinstance(error, OSError) and error.filename is not None):
         return 2, _line(name, f"{error.filename}: {error.strerror}")
     raise error
 
 
 def _line(name: str, message: object) -> str:
-    return f"{name}: error: " + " ".join(str(message).split())
+    words = " ".join(str(message).split())
+    return f"{name}: error: " + (
+        words if len(words) <= _LONGEST else f"{words[: _LONGEST // 2]} … {words[-_LONGEST // 2 :]}"
+    )

@@ -23,6 +23,7 @@ from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import default_checks
 from selfnpo_core.study.votes import Votes
 from selfnpo_core.system.files import write_json, write_text
+from selfnpo_core.system.paths import check_file
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,11 @@ def run_study(family: AnyFamily, options: Options) -> None:
     medium = family.medium()
     folders: dict[Side, Path] = {"a": Path(options["dir_a"]), "b": Path(options["dir_b"])}
     database = Path(options["database"] or f"study-{_name(folders['a'])}-{_name(folders['b'])}.sqlite")
+    check_file(database, "--database")
     if options["results"]:
+        for option in ("json", "csv"):
+            if options[option]:
+                check_file(options[option], f"--{option}")
         _tell_results(medium, folders, database, options)
         return
     for option in ("json", "csv"):

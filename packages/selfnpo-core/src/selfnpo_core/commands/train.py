@@ -13,6 +13,7 @@ from selfnpo_core.commands.options import set_key
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.prompts import kept_prompts
 from selfnpo_core.system.devices import DTYPES, best_device
+from selfnpo_core.system.paths import check_folder
 from selfnpo_core.system.processes import is_main, on_main
 from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.estimate import check_memory, dry_run
@@ -114,6 +115,7 @@ def _new_folder(recipe: Recipe, processes: int) -> Path:
 
 def _check_output(recipe: Recipe, *, resume: bool) -> None:
     """What can be known to be wrong with the run folder before a model is loaded."""
+    check_folder(recipe.output or "runs")
     if recipe.output is None or resume:
         return
     if holds_run(recipe.output):

@@ -29,6 +29,8 @@ from selfnpo_core.ranks import Ranks
 from selfnpo_core.sampling.medium import Medium
 from selfnpo_core.system.devices import best_device
 from selfnpo_core.system.files import write_text
+from selfnpo_core.system.paths import check_file, user_path
+from selfnpo_core.system.text import writable
 
 log = logging.getLogger(__name__)
 CACHE = ".evaluation"
@@ -79,8 +81,8 @@ def evaluate(offered: MetricSet, medium: Medium, options: Mapping[str, Any]) -> 
     for metric in chosen:
         metric.network.check()
     target = None if options["json"] is None else Path(options["json"])
-    if target is not None and (target.is_dir() or not target.parent.is_dir()):
-        raise InputError(f"--json {target} cannot be written: give a file in a folder that is there")
+    if target is not None:
+        check_file(target, "--json")
     folders = read_folders(medium, options)
     if ranks.index == 0:
         for problem in folders.skipped:
@@ -109,7 +111,7 @@ def evaluate(offered: MetricSet, medium: Medium, options: Mapping[str, Any]) -> 
     adjust(figures)
     results = _results(folders, figures, scores)
     if target is not None:
-        write_text(target, _json(results))
+        write_text(target, writable(_json(results)))
     return results
 
 
@@ -165,7 +167,7 @@ def _looked(
     options: Mapping[str, Any],
 ) -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]] | None:
     """What each network said of the samples, of those they are compared with, and of the reference."""
-    cache = Cache(Path(options["cache"] or folders.one.path / CACHE), ranks)
+    cache = Cache(user_path(options["cache"] or folders.one.path / CACHE), ranks)
     device, said = best_device(options["device"]), {}
     with cache.held():
         for name in dict.fromkeys(metric.network.name for metric in chosen):

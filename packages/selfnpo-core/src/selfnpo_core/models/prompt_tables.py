@@ -1,7 +1,7 @@
 """Tables with a column of prompts, as data sets and benchmarks of pictures and clips have them.
 
-    .jsonl .ndjson   an object or a string a line        .json   a list of these, an object that holds one, or columns
-    .csv .tsv        cells under a line of names; a comma, a semicolon or a tab between them
+.jsonl .ndjson   an object or a string a line        .json   a list of these, an object that holds one, or columns
+.csv .tsv        cells under a line of names; a comma, a semicolon or a tab between them
 """
 
 import csv
@@ -46,7 +46,9 @@ def rows_of(path: Path, text: str) -> list[Row]:
 
 def choose_column(path: Path, rows: Sequence[Row], wanted: str | None) -> str:
     """The name of the column of prompts, as the file writes it. wanted: what the user asked for."""
-    names = [str(key) for key in dict.fromkeys(key for row in rows if isinstance(row.value, Mapping) for key in row.value)]
+    names = [
+        str(key) for key in dict.fromkeys(key for row in rows if isinstance(row.value, Mapping) for key in row.value)
+    ]
     found = f"its columns are {', '.join(names[:12]) or 'none'}{', …' if len(names) > 12 else ''}"
     for known in (wanted,) if wanted is not None else (*COLUMNS, *ENHANCED):
         alike = [name for name in names if name == known] or [
@@ -71,7 +73,9 @@ def looks_like_table(lines: Sequence[str]) -> str | None:
         return ".json" if _is_json("\n".join(lines)) else None
     for delimiter, ending in (("\t", ".tsv"), (",", ".csv"), (";", ".csv")):
         cells = [cell.strip().strip('"') for cell in lines[0].split(delimiter)]
-        named = any(cell.lower() in COLUMNS for cell in cells) and all(re.fullmatch(r"\w[\w.-]*", cell) for cell in cells)
+        named = any(cell.lower() in COLUMNS for cell in cells) and all(
+            re.fullmatch(r"\w[\w.-]*", cell) for cell in cells
+        )
         if len(cells) > 1 and named and all(delimiter in line for line in lines):
             return ending
     return None
@@ -123,7 +127,7 @@ def _json(path: Path, text: str) -> list[Row]:
 
 
 def _list_in(path: Path, value: Any) -> list[Any]:
-    """The rows of a list, of an object that holds one list of them, of columns, or of an object of rows by their ids."""
+    """The rows of a list, of an object with one list of them, of columns, or of an object of rows by their ids."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict) and value:
@@ -140,7 +144,9 @@ def _list_in(path: Path, value: Any) -> list[Any]:
         if _usual({key: each for key, each in value.items() if isinstance(each, str)}):
             return [value]
     keys = ", ".join(list(value)[:12]) if isinstance(value, dict) else type(value).__name__
-    raise InputError(f"prompts file {path} holds no list of prompts (found: {keys or 'nothing'}): give a list of objects")
+    raise InputError(
+        f"prompts file {path} holds no list of prompts (found: {keys or 'nothing'}): give a list of objects"
+    )
 
 
 def _usual(keys: Iterable[str]) -> bool:

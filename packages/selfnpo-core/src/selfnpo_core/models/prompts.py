@@ -28,7 +28,12 @@ _OTHER = {
     "a pickle": (".pkl", ".pickle", ".pt", ".npy", ".npz"),
 }
 """What a name's ending says of a file that is not read here."""
-_BEGINNINGS = {b"PAR1": "a Parquet table", b"PK\x03\x04": "compressed", b"\x1f\x8b": "compressed", b"%PDF": "a document"}
+_BEGINNINGS = {
+    b"PAR1": "a Parquet table",
+    b"PK\x03\x04": "compressed",
+    b"\x1f\x8b": "compressed",
+    b"%PDF": "a document",
+}
 
 
 def read_prompts(name: str | Path) -> list[str]:
@@ -47,7 +52,9 @@ def read_prompts(name: str | Path) -> list[str]:
     if reader is not None:
         return _of_table(path, text, column)
     if column is not None:
-        raise InputError(f"prompts file {path} has no columns: leave :{column} out, or give a {', '.join(READERS)} file")
+        raise InputError(
+            f"prompts file {path} has no columns: leave :{column} out, or give a {', '.join(READERS)} file"
+        )
     prompts = _of_lines(path, text)
     if ending := looks_like_table(prompts):
         raise InputError(f"prompts file {path} is a table, not a prompt a line: give it the ending {ending}")
@@ -139,10 +146,11 @@ def _prompt(path: Path, place: str, value: Any) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{place} of the prompts file {path} is empty: remove the row, or write a prompt there")
     if not isinstance(value, str):
-        raise InputError(f"{place} of the prompts file {path} is {type(value).__name__}, not text: write a prompt there")
+        raise InputError(
+            f"{place} of the prompts file {path} is {type(value).__name__}, not text: write a prompt there"
+        )
     if not is_text(value):
         raise InputError(f"{place} of the prompts file {path} holds half a character: write it as UTF-8")
     if "\0" in value:
         raise InputError(f"{place} of the prompts file {path} holds a zero byte: remove it")
     return " ".join(part.strip() for part in re.split(r"[\r\n]+", value.strip()))
-

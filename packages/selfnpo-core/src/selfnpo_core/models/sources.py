@@ -9,6 +9,7 @@ from typing import Literal
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.system.files import PICKLES
+from selfnpo_core.system.paths import user_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -52,7 +53,7 @@ def find_source(
     A name is, in this order: one of `known` (one without a hub id is in the folder `shipped`), an existing folder or
     file, or a hub id "owner/name". config: see `Source`.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name in known:
         hub_id = known[name].hub_id
         source = Source(name=name, kind="hub" if hub_id else "folder", location=hub_id or str(shipped()))
@@ -65,7 +66,7 @@ def find_source(
     else:
         hint = _hint(name, known)
         raise InputError(f"unknown model '{name}': {hint}, or give a folder, a file or a hub id owner/name")
-    return source if config is None else _with_config(source, Path(config).expanduser())
+    return source if config is None else _with_config(source, user_path(config))
 
 
 def _local(name: str, path: Path) -> Source:

@@ -6,7 +6,6 @@ other way round, and are then turned.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.intervals import Interval
+from selfnpo_core.system.files import read_json
 
 Command = Literal["evaluate", "study", "compare"]
 """What wrote a file."""
@@ -203,7 +203,7 @@ def read_compared(values: Mapping[str, Any]) -> tuple[dict[str, Figure], str | N
 def read_json_object(file: Path) -> dict[str, Any]:
     """The object in a file, or an empty one for other JSON. Raises `InputError` for what is no JSON."""
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}): give a file of figures") from None
     except ValueError as error:

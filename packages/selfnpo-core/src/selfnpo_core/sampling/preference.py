@@ -19,6 +19,7 @@ from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling.options import Negative
 from selfnpo_core.system.files import file_sha256
+from selfnpo_core.system.paths import user_path
 from selfnpo_core.weights.npo_folder import LORA_FILE
 
 
@@ -147,7 +148,7 @@ def with_preference(pipe: Any, component: str, job: TunedJob, find_it: Callable[
 
 def record(name: str | None) -> dict[str, str | None]:
     """What metadata.jsonl says of a preference; of a file, its hash too."""
-    path = None if name is None else Path(name).expanduser()
+    path = None if name is None else user_path(name)
     return {"preference": name, "preference_sha256": file_sha256(path) if path is not None and path.is_file() else None}
 
 

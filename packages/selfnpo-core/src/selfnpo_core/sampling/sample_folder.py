@@ -14,6 +14,7 @@ from typing import IO, Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.system.files import named_aside, write_text
 from selfnpo_core.system.locks import FolderLock
+from selfnpo_core.system.text import decoded, parse_json, writable
 
 METADATA = "metadata.jsonl"
 REPORT, FIGURES = "report.html", "figures.json"
@@ -86,7 +87,7 @@ class SampleFolder:
         record = self.records[index]
         self.put(record["file"], write)
         with open(self.path / METADATA, "ab+") as file:
-            line = json.dumps(record, ensure_ascii=False) + "\n"
+            line = writable(json.dumps(record, ensure_ascii=False)) + "\n"
             file.write((b"" if _ends_whole(file) else b"\n") + line.encode())
         self._done.add(record["file"])
 
@@ -123,8 +124,8 @@ class SampleFolder:
             self._compare(record, wanted.get(record["file"]))
         if foreign := [name for name in there if name not in self._beside and name not in wanted]:
             raise InputError(f"output folder {self.path} holds something else ({foreign[0]}): choose a new folder")
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        if self._world == 1 and metadata.read_text(encoding="utf-8") != lines:  # others may be writing
+        lines = "".join(writable(json.dumps(record, ensure_ascii=False)) + "\n" for record in kept)
+        if self._world == 1 and metadata.read_bytes() != lines.encode():  # others may be writing
             write_text(metadata, lines)
         return {record["file"] for record in kept}
 
@@ -153,10 +154,15 @@ def _ends_whole(file: IO[bytes]) -> bool:
 def read_records(path: Path) -> list[Record]:
     """The whole lines of a metadata.jsonl, one a file: a line may have been cut, and a file been drawn again."""
     records: dict[str, Record] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    data = path.read_bytes()
+    try:
+        text = decoded(data)
+    except UnicodeDecodeError:
+        text = data.decode("utf-8", "replace")
+    for line in text.split("\n"):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line)
+        except ValueError:
             continue
         if isinstance(record, dict) and isinstance(record.get("file"), str):
             records[record["file"]] = record

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.paths import user_path
 
 MOST_BYTES = 32 << 30
 """Of a whole cache: beyond it the files that were not used for longest go, but none that the run itself uses."""
@@ -29,7 +30,7 @@ def cache_folder(key: str, setting: str | None, name: str) -> Path | None:
     if setting is None:
         return None
     try:
-        folder = _users_own() / name if setting == "auto" else Path(setting).expanduser()
+        folder = _users_own() / name if setting == "auto" else user_path(setting)
     except RuntimeError:
         raise InputError(f"{key}: there is no home folder; choose a folder, or null for none") from None
     if folder.exists() and not folder.is_dir():

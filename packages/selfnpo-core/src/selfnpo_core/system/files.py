@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.paths import LONGEST_NAME
+from selfnpo_core.system.text import parse_json, read_text, writable
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -72,16 +74,24 @@ def tidy(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file by a whole new one. One process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _renamed(path.with_name(f".{path.name}.partial"), path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with _renamed(_aside(path, ".partial"), path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
 def file_aside(target: Path) -> Iterator[Path]:
     """A new file to write, which becomes `target` when the block ends. Several processes may do so at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _renamed(target.with_name(f".{target.name}.{uuid4().hex}.partial"), target) as aside:
+    with _renamed(_aside(target, f".{uuid4().hex}.partial"), target) as aside:
         yield aside
+
+
+def _aside(target: Path, ending: str) -> Path:
+    """Hidden, beside `target`; a name that leaves no room for the ending is shortened to its hash."""
+    name = target.name
+    if len(os.fsencode(name)) + len(ending) >= LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return target.with_name(f".{name}{ending}")
 
 
 @contextmanager
@@ -91,7 +101,7 @@ def named_aside(target: Path, within: Path | None = None) -> Iterator[Path]:
     For writers that go by a name's suffix, or that may still write after they have failed. within: the folder aside,
     where the caller looks for what a kill has left.
     """
-    folder = within or target.with_name(f".{target.name}.{uuid4().hex}.partial")
+    folder = within or _aside(target, f".{uuid4().hex}.partial")
     folder.mkdir(exist_ok=True)
     try:
         made = folder / target.name
@@ -119,11 +129,12 @@ def _renamed(aside: Path, target: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, writable(json.dumps(value, indent=1, ensure_ascii=False)) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Of any encoding with a byte-order mark, else UTF-8. Raises OSError and ValueError."""
+    return parse_json(read_text(path))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -175,9 +186,9 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file or folder to the disk; folders cannot be opened on Windows."""
+    """Bring a file or folder to the disk. Windows opens no folders, and syncs only what is open for writing."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:
         return
     try:

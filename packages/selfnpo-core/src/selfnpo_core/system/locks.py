@@ -1,13 +1,16 @@
 """One process writes into a folder at a time: the one that holds its lock, a file with its process id and host.
 
-The `filelock` package does not do here: its lock file has no room for the owner's name (older versions empty the file
-when they open it), it fails where a file system has no locks, and it trusts a lock that another host does not see.
+The `filelock` package alone does not do here: its lock file has no room for the owner's name (older versions empty the
+file when they open it), it fails where a file system has no locks, and it trusts a lock that another host does not see.
 """
 
+import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +18,7 @@ from selfnpo_core.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows: the process id in the file has to do
+except ImportError:  # Windows: the process id in the file has to do, see `_alone`
     fcntl = None  # type: ignore[assignment]
 
 
@@ -29,10 +32,11 @@ class FolderLock:
     def acquire(self) -> None:
         file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
         try:
-            self._claim(file)
-            file.truncate(0)
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            file.flush()
+            with nullcontext() if fcntl is not None else _alone(self.path):
+                self._claim(file)
+                file.truncate(0)
+                file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+                file.flush()
         except BaseException:
             file.close()
             raise
@@ -67,6 +71,14 @@ class FolderLock:
         )
 
 
+def _alone(path: Path) -> AbstractContextManager[Any]:
+    """Where the system has no `flock`: one process of this host at a time asks who holds a lock, and takes it."""
+    from filelock import FileLock
+
+    name = hashlib.sha256(str(path.absolute()).encode("utf-8", "backslashreplace")).hexdigest()[:32]
+    return FileLock(Path(tempfile.gettempdir()) / f"selfnpo-{name}.lock")
+
+
 def _owner(text: str) -> dict[str, Any]:
     try:
         owner = json.loads(text)
@@ -82,10 +94,6 @@ def _alive(owner: Mapping[str, Any]) -> bool:
         return True
     if pid == os.getpid():
         return False  # our own earlier run, or a process before us that had our number
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    import psutil  # `os.kill(pid, 0)`, which asks elsewhere, ends the process on Windows
+
+    return psutil.pid_exists(pid)

@@ -1,9 +1,13 @@
 """Paths as people write them: with `~`, too long, of no one, or where nothing can be written."""
 
+import errno
 import os
 from pathlib import Path
 
 from selfnpo_core.errors import InputError
+
+LONGEST_NAME = 255
+"""Bytes that file systems give a name."""
 
 
 def user_path(name: str | Path) -> Path:
@@ -20,6 +24,8 @@ def user_path(name: str | Path) -> Path:
             raise InputError(
                 f"{text}: there is no user {user} with a home folder" if user else f"{text}: there is no home folder"
             ) from None
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):  # also in a folder that is not there yet
+        raise InputError(f"{path}: {os.strerror(errno.ENAMETOOLONG)}")
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -32,6 +32,11 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def writable(text: str) -> str:
+    """JSON with names in it that are not UTF-8, such as a file's: what cannot be written is escaped, as JSON does."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def is_text(value: object) -> bool:
     """Whether it is a string that can be written as UTF-8: JSON's escapes can name halves of characters."""
     if not isinstance(value, str):

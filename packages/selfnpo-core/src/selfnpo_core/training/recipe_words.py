@@ -1,27 +1,39 @@
 """Recipes as people write them, in YAML and as key=value, and what is wrong with one, in their words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.paths import user_path
+from selfnpo_core.system.text import is_text, read_text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A recipe file's keys, which are not looked at. Raises `InputError`, one line."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parsed(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the recipe {path}: {_one_line(error)}") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise InputError(f"{path} is not valid YAML: {_one_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
     return values
+
+
+def _parsed(text: str) -> Any:
+    """YAML. Raises ValueError for what is none, also where only Python cannot hold it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(_one_line(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
@@ -32,12 +44,23 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise InputError(f"--set {item}: write it as key=value")
         try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            values[key.strip()] = _parsed(text)
+        except ValueError as error:
             raise InputError(f"--set {item}: the value is not valid YAML: {_one_line(error)}") from None
     return values
 
 
+def settled(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """With `~` as the home folder in the keys that are paths. Raises `InputError` for text that no file could hold."""
+    for key, value in values.items():
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and not is_text(text):
+                raise InputError(f"{source}: {key} holds half a character: write it as UTF-8")
+    paths = {key: user_path(values[key]) for key in _PATHS if isinstance(values.get(key), str)}
+    return {**values, **{key: str(path) for key, path in paths.items() if values[key].startswith("~")}}
+
+
+_PATHS = ("model", "prompts", "output")
 _LIMITS = {
     "greater_than_equal": ("ge", "at least {}"),
     "greater_than": ("gt", "more than {}"),

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.training.recipe import Presets, Recipe
-from selfnpo_core.training.recipe_words import explain, parse_overrides, read_yaml
+from selfnpo_core.training.recipe_words import explain, parse_overrides, read_yaml, settled
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _given(config: str | Path | None, overrides: Overrides) -> dict[str, Any]:
     given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
     _check_keys(file, f"{config}")
     _check_keys(given, "--set")
-    return {**file, **given}
+    return {**settled(file, f"{config}"), **settled(given, "--set")}
 
 
 def _name_idle(given: Mapping[str, Any], rollout: str) -> None:

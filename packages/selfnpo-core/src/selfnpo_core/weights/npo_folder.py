@@ -26,6 +26,7 @@ from selfnpo_core.system.files import (
     write_text,
     written_aside,
 )
+from selfnpo_core.system.paths import user_path
 from selfnpo_core.weights.model_card import model_card
 from selfnpo_core.weights.npo_rule import Finite, NpoRule
 
@@ -95,7 +96,7 @@ def load_npo(path: str | Path, *, require_effect: bool = True) -> Npo:
 
 def find_npo_file(path: str | Path) -> Path:
     """The weights file that RUN, RUN/npo or a file stands for."""
-    path = Path(path)
+    path = user_path(path)
     if path.suffix in PICKLES:
         raise InputError(f"{path} is a pickle, which can run code when loaded: convert it to .safetensors")
     if path.is_file():

@@ -19,6 +19,7 @@ from selfnpo_core.evaluation.networks import Look, Network
 from selfnpo_core.evaluation.weights import Wanted, library
 from selfnpo_core.sampling.medium import Frames
 from selfnpo_core.system.files import file_sha256
+from selfnpo_core.system.paths import user_path
 
 NAMED = {"videomae": "MCG-NJU/videomae-base-finetuned-kinetics"}
 WEIGHTS = "model.safetensors"
@@ -27,7 +28,7 @@ _KINDS = {"videomae": "VideoMAEModel", "timesformer": "TimesformerModel"}
 
 def feature_network(name: str) -> Network:
     """name: of `NAMED`, a hub id, or a folder of a model. The features are the mean of its last hidden tokens."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_file():
         raise InputError(f"--feature-network {name} is a file, and may be code: give a folder of a transformers model")
     repo, place = NAMED.get(name, name), None

@@ -6,7 +6,6 @@ NAME_eval_results.json: {dimension: [mean, [{"video_path": …, "video_results":
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -23,7 +22,7 @@ from selfnpo_core.evaluation.metrics import REPEATS, paired
 from selfnpo_core.evaluation.run import Folders, Others
 from selfnpo_core.evaluation.samples import Key, Samples, read_samples, refuse_bad
 from selfnpo_core.sampling.sample_folder import METADATA, read_records
-from selfnpo_core.system.files import write_json, write_text, written_aside
+from selfnpo_core.system.files import read_json, write_json, write_text, written_aside
 from selfnpo_video.medium import CLIPS
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ def reader(options: Mapping[str, Any]) -> Others:
 def read_results(file: Path) -> dict[str, dict[str, float]]:
     """Dimension → a clip's name without suffix → number."""
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
         return {
             dimension: {Path(each["video_path"]).stem: float(each["video_results"]) for each in single}
             for dimension, (_, single) in stored.items()
