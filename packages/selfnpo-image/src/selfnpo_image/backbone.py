@@ -7,7 +7,6 @@ when the first prompt is to be encoded, if there is one.
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from selfnpo_core.adapters.attach import attach_weights
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.models.identity import weights_hash
+from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.caches import checksum
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from selfnpo_core.models.backbone import NegativeWeights
 
-log = logging.getLogger(__name__)
 CLIP_TOKENS = 77
 META = torch.device("meta")
 EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
@@ -166,7 +165,7 @@ class ImageBackbone:
             self._table = tuple(torch.empty(shape, dtype=self.dtype, device="meta") for shape in shapes)
             return
         pipe = self._pipeline(encoders=False)
-        self._say_what_is_cut(pipe, prompts)
+        say_what_is_cut(prompts, self.kind.readers(pipe))
         tokenizers = [getattr(pipe, part.replace("text_encoder", "tokenizer")) for part in self.kind.text_encoders]
         encoder = Encoder(
             load=self._load_encoders,
@@ -329,13 +328,6 @@ class ImageBackbone:
             )
         rows, columns = (given // factor if given else n for given, n in zip((height, width), own, strict=True))
         return network.config.in_channels, rows, columns
-
-    def _say_what_is_cut(self, pipe: Any, prompts: Sequence[str]) -> None:
-        """CLIP reads a fixed number of tokens and no more."""
-        limit = pipe.tokenizer.model_max_length
-        cut = sum(len(tokens) > limit for tokens in pipe.tokenizer(list(prompts)).input_ids) if prompts else 0
-        if cut:
-            log.warning("%d of %d prompts are longer than %d tokens: the rest of them is cut", cut, len(prompts), limit)
 
     def _use_xformers(self) -> None:
         """Probed with a real call: an installed xformers may lack kernels for this GPU."""

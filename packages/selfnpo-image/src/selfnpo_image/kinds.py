@@ -72,7 +72,8 @@ class Kind:
     title, examples: for messages. presets: to train with; paper: as `--config paper` has it.
     width: of the network that presets are for; width_of: a network's, by its configuration, `None` if it does not say.
     network: class of the denoiser, in the pipeline's component `denoiser`.
-    optional: text encoders that a model may lack. left_out: arguments that keep the loader from what is not needed.
+    optional: text encoders that a model may lack. tokens: that an encoder reads, if not what its tokenizer says.
+    left_out: arguments that keep the loader from what is not needed.
     check: raises by `wrong` for a configuration of the network that is not of the family.
     granularity: of a network's configuration → latents' height and width must be multiples of it.
     layout: of single-file checkpoints, where the family has them. kohya: of LoRAs in kohya's names, likewise.
@@ -90,6 +91,7 @@ class Kind:
     denoiser: str = "unet"
     text_encoders: tuple[str, ...] = ("text_encoder",)
     optional: tuple[str, ...] = ()
+    tokens: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, Any] = field(default_factory=dict)
     predicts: tuple[str, ...] = ("epsilon", "v_prediction", "sample")
     check: Callable[[Kind, Mapping[str, Any], str], None]
@@ -101,6 +103,14 @@ class Kind:
     def parts(self) -> tuple[str, ...]:
         """Components with weights."""
         return (self.denoiser, "vae", *self.text_encoders)
+
+    def readers(self, pipe: Any) -> dict[str, tuple[Any, int]]:
+        """The text encoders that a pipeline has: each one's tokenizer, and how many tokens it reads."""
+        found = {}
+        for part in self.text_encoders:
+            if (tokenizer := getattr(pipe, part.replace("text_encoder", "tokenizer"))) is not None:
+                found[part] = (tokenizer, self.tokens.get(part, tokenizer.model_max_length))
+        return found
 
     def wrong(self, name: str, what: str) -> InputError:
         return InputError(

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
 from selfnpo_core.sampling.options import dtype_of, scale_of
@@ -30,6 +31,7 @@ class Job(job.Job[ImageBase, Settings]):
     def load(self) -> Prepared:
         base = self.base
         pipe = load_pipeline(base, dtype=DTYPES[self.dtype])
+        say_what_is_cut(self.texts, base.kind.readers(pipe))
         prepared = with_preference(pipe, base.kind.denoiser, self, lambda name: find_preference(name, base))
         return replace(prepared, pipe=pipe.to(self.device))
 

@@ -48,6 +48,7 @@ class SD3(ImageBackbone):
         denoiser="transformer",
         text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
         optional=("text_encoder_3",),
+        tokens={"text_encoder_3": T5_TOKENS},
         left_out={"image_encoder": None, "feature_extractor": None},
         predicts=("flow",),
         check=_check,

@@ -26,6 +26,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.backbone import has_numbers
 from selfnpo_core.models.embeddings import EmbeddingsCache, embedded
 from selfnpo_core.models.identity import weights_hash
+from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system import private
@@ -137,7 +138,7 @@ class CogVideoX:
         if next(self.denoiser.parameters()).device.type != "cpu":
             raise RuntimeError("embed() comes before the transformer goes to the device")
         tokenizer = loading.load_tokenizer(self._base)
-        loading.say_what_is_cut(tokenizer, prompts, self.max_tokens)
+        say_what_is_cut(prompts, {"text_encoder": (tokenizer, self.max_tokens)})
         encoder = loading.text_encoder(self._base, tokenizer, self.max_tokens, self.device, self.dtype)
         (self._table,) = embedded([*prompts, None], encoder, cache)
         del encoder

@@ -3,7 +3,6 @@
 Weights are safetensors only and no remote code is run.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
 from selfnpo_video.kinds import VideoBase, VideoKind, look
 
-log = logging.getLogger(__name__)
 CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 
@@ -96,13 +94,6 @@ def text_encoder(
     files = {path.name: path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")}
     facts = {"dtype": str(dtype), "max_tokens": max_tokens, "tokenizer": tokenizer_facts(tokenizer)}
     return Encoder(load=load, files={**files, "code": Path(__file__)}, facts=facts, device=device)
-
-
-def say_what_is_cut(tokenizer: T5Tokenizer, texts: Sequence[str], max_tokens: int) -> None:
-    """Warn of texts of which the text encoder will not see all."""
-    lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids] if texts else []
-    if cut := sum(length > max_tokens for length in lengths):
-        log.warning("%d of %d prompts are longer than %d tokens: the rest of them is cut", cut, len(texts), max_tokens)
 
 
 def save_lora(kind: VideoKind, transformer: Any, directory: Path, adapter: str) -> None:

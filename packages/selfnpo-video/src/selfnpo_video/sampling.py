@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
 from selfnpo_core.sampling.options import dtype_of, scale_of
@@ -43,6 +44,8 @@ class Job(job.Job[VideoBase, Settings]):
 
     def load(self) -> Prepared:
         pipe = load_pipeline(self.base, dtype=DTYPES[self.dtype])
+        tokens = int(self.base.transformer.max_text_seq_length)
+        say_what_is_cut(self.texts, {"text_encoder": (pipe.tokenizer, tokens)})
         prepared = with_preference(pipe, "transformer", self, lambda name: find_preference(name, self.base))
         use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
         if self.tiling:

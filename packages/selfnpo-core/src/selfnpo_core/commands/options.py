@@ -48,8 +48,8 @@ model_options = stack(
     click.option(
         "--model-config",
         type=PATH,
-        metavar="DIR",
-        help="For a single FILE: diffusers folder with its configs and tokenizer.",
+        metavar="NAME|DIR",
+        help="For a single FILE: known name, hub id or diffusers folder with its configs and tokenizer.",
     ),
 )
 

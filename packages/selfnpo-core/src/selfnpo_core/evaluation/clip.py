@@ -82,6 +82,15 @@ def processor(place: Path) -> tuple[Any, Any]:
     return CLIPImageProcessorPil.from_pretrained(place), AutoTokenizer.from_pretrained(place)
 
 
+def reader(model_place: Path, place: Path) -> tuple[Any, int]:
+    """The tokenizer, and how many tokens of a prompt the model's positions reach."""
+    from transformers import AutoTokenizer, CLIPConfig
+
+    with readable(place):
+        limit = CLIPConfig.from_pretrained(model_place).text_config.max_position_embeddings
+        return AutoTokenizer.from_pretrained(place), limit
+
+
 def pooled(output: Any) -> Tensor:
     """The projected embeddings: older transformers give them bare."""
     return output if isinstance(output, Tensor) else output.pooler_output
@@ -124,6 +133,7 @@ def clip(repo: str = REPO) -> Network:
         library=library("transformers"),
         wanted=(Wanted(repo=repo, files=FILES),),
         load=load,
+        reads=lambda places: reader(places[0], places[0]),
         batch=8,
     )
 

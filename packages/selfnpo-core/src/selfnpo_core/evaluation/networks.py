@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.evaluation.distances import Moments
 from selfnpo_core.evaluation.samples import Sample
 from selfnpo_core.evaluation.weights import Wanted, locate, weights_sha256
+from selfnpo_core.models.lengths import cut_of
 from selfnpo_core.ranks import Ranks
 from selfnpo_core.sampling.medium import Frames, Medium
 from selfnpo_core.system.files import load_tensors, write_tensors
@@ -49,6 +51,8 @@ class Network:
     wanted: tuple[Wanted, ...] = ()
     load: Callable[[Sequence[Path], torch.device], Look]
     """From a folder for each of `wanted`."""
+    reads: Callable[[Sequence[Path]], tuple[Any, int]] | None = None
+    """Of one that reads prompts by tokens: from these folders, its tokenizer, and how many tokens it reads."""
     reference: Callable[[], Moments] | None = None
     """Of its features of real data, where they ship with it."""
     check: Callable[[], None] = lambda: None
@@ -72,6 +76,14 @@ class Ready:
     def of(cls, network: Network, weights: Path | None, metric: str) -> Ready:
         places = locate(network.wanted, weights, metric)
         return cls(network=network, places=places, sha256={**network.sha256, **weights_sha256(network.wanted, places)})
+
+    def cut(self, prompts: Sequence[str]) -> dict[str, int]:
+        """Of how many prompts it does not read all, and how many tokens it does; empty where it reads them whole."""
+        if self.network.reads is None:
+            return {}
+        tokenizer, limit = self.network.reads(self.places)
+        cut = cut_of(tokenizer, limit, prompts)
+        return {"prompts_cut": cut, "tokens": limit} if cut else {}
 
     @property
     def about(self) -> dict[str, object]:

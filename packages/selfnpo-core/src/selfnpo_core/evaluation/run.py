@@ -93,6 +93,7 @@ def evaluate(offered: MetricSet, medium: Medium, options: Mapping[str, Any]) -> 
     for metric in chosen:
         if metric.network.name not in ready:
             ready[metric.network.name] = Ready.of(metric.network, weights, metric.name)
+    cut = _said_cut(ready, folders) if ranks.index == 0 else {}
     said = _looked(medium, chosen, ready, folders, ranks, options)
     if said is None:
         return None
@@ -102,7 +103,7 @@ def evaluate(offered: MetricSet, medium: Medium, options: Mapping[str, Any]) -> 
         arms = said[metric.network.name]
         scores[metric.name] = [None if arm is None else per_sample(metric, arm) for arm in arms[:2]]
         figures[metric.name] = measure(metric, arms[0], arms[1], _reference(metric, arms[2]))
-        figures[metric.name] |= ready[metric.network.name].about
+        figures[metric.name] |= {**ready[metric.network.name].about, **cut[metric.network.name]}
     for other in others:
         figures |= other(folders)
     scores |= {name: found.pop("per_sample") for name, found in figures.items() if "per_sample" in found}
@@ -143,6 +144,18 @@ def read_folders(medium: Medium, options: Mapping[str, Any]) -> Folders:
         one, other, different = pair(one, other, allow_different=options["allow_different"])
     folders = Folders(one=one, other=other, reference=reference, skipped=[], different=different)
     return replace(folders, skipped=refuse_bad(folders.all, skip=options["skip_bad"]))
+
+
+def _said_cut(ready: Mapping[str, Ready], folders: Folders) -> dict[str, dict[str, int]]:
+    """Of each network, what it does not read of the prompts."""
+    arms = [folders.one, *([] if folders.other is None else [folders.other])]
+    prompts = list(dict.fromkeys(sample.prompt or "" for arm in arms for sample in arm.good))
+    found = {name: each.cut(prompts) for name, each in ready.items()}
+    for name, cut in found.items():
+        if cut:
+            told = (name, cut["prompts_cut"], len(prompts), cut["tokens"])
+            log.warning("%s: %d of %d prompts are longer than %d tokens: the rest of them is not read", *told)
+    return found
 
 
 def _check(chosen: Sequence[Metric], folders: Folders) -> None:

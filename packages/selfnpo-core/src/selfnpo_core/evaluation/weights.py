@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.hub import check_token
 from selfnpo_core.system.disk import is_disk_full
 from selfnpo_core.system.files import PICKLES, file_sha256, load_tensors
 
@@ -72,6 +73,7 @@ def _from_hub(wanted: Wanted) -> Path | None:
         except Exception as error:  # the hub's client has many; which files are wanted says more than any of them
             if is_disk_full(error):
                 raise
+            check_token(error, wanted.repo)
             continue
         if all(pick(place, name) for name in wanted.files):
             return place

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.hub import check_token
 from selfnpo_core.models.sources import Source
 from selfnpo_core.system.disk import is_disk_full
 
@@ -40,9 +41,11 @@ def one_line_errors(source: Source) -> Iterator[None]:
         raise InputError(
             f"model {source.name} is gated: accept its licence on the hub and log in with `hf auth login`"
         ) from None
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        check_token(error, source.location)
         raise InputError(f"the hub has no model {source.location}: check the name, or give a folder") from None
     except Exception as error:
+        check_token(error, source.location)
         if is_disk_full(error) or isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise
         detail = " ".join(str(error).split())[:160]

@@ -66,7 +66,10 @@ def find_source(
     else:
         hint = _hint(name, known)
         raise InputError(f"unknown model '{name}': {hint}, or give a folder, a file or a hub id owner/name")
-    return source if config is None else _with_config(source, user_path(config))
+    if config is None:
+        return source
+    _check_file(source)
+    return _with_config(source, _config_folder(str(config), known, shipped))
 
 
 def _local(name: str, path: Path) -> Source:
@@ -79,9 +82,27 @@ def _local(name: str, path: Path) -> Source:
     return Source(name=name, kind="file", location=str(path))
 
 
-def _with_config(source: Source, config: Path) -> Source:
+def _check_file(source: Source) -> None:
     if source.kind != "file":
         raise InputError(f"--model-config is for a single .safetensors file, and {source.name} is none: leave it out")
+
+
+def _config_folder(name: str, known: Mapping[str, KnownModel], shipped: Callable[[], Path]) -> Path:
+    """A folder as it is; of what is on the hub, its configurations and tokenizers in the hub's cache."""
+    path = user_path(name)
+    if name not in known and (path.exists() or not _HUB_ID.fullmatch(name)):
+        return path
+    source = find_source(name, known, shipped)
+    if source.kind == "folder":
+        return Path(source.location)
+    from selfnpo_core.models.hub import CONFIGS, fetched_folder
+    from selfnpo_core.models.loading import one_line_errors, quiet
+
+    with quiet(), one_line_errors(source):
+        return fetched_folder(source.location, CONFIGS)
+
+
+def _with_config(source: Source, config: Path) -> Source:
     if not (config / "model_index.json").is_file():
         raise InputError(f"--model-config {config} is not a diffusers folder (no model_index.json): give one")
     return Source(name=source.name, kind="file", location=source.location, config=config)

@@ -48,6 +48,12 @@ class Job(Generic[BaseT, SettingsT]):
     """A preference-tuned LoRA or model, on both branches; see `selfnpo_core.sampling.preference`."""
     device: torch.device = field(default_factory=best_device)
 
+    @property
+    def texts(self) -> list[str]:
+        """All that text encoders are given, once."""
+        negative = self.settings.negative_prompt
+        return list(dict.fromkeys([*self.prompts, *([] if negative is None else [negative])]))
+
 
 def asked(
     options: Mapping[str, Any], load_prompts: Callable[[str, str], list[str]]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.hub import files_of
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling.options import Negative
@@ -96,10 +97,10 @@ def _on_hub(
     name: str, source: Source, network: type[nn.Module], component: str, whole: Callable[[Source], nn.Module]
 ) -> Preference:
     """A repository with a whole model, a denoiser, or a LoRA alone."""
-    from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     with quiet(), one_line_errors(source):
-        files = list_repo_files(source.location)
+        files = files_of(source.location)
         if "model_index.json" in files:
             return Preference(name=name, denoiser=partial(whole, source))
         for folder in (f"{component}/", ""):

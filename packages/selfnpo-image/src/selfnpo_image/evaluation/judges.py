@@ -27,6 +27,7 @@ from selfnpo_core.evaluation.clip import (
     Clip,
     processor,
     readable,
+    reader,
 )
 from selfnpo_core.evaluation.networks import Look, Network
 from selfnpo_core.evaluation.weights import Wanted, library, pick, read_weights
@@ -72,6 +73,7 @@ def pickscore() -> Network:
             Wanted(repo=VIT_H, files=(PIXELS, *TOKENIZER)),
         ),
         load=load,
+        reads=lambda places: reader(places[0], places[1]),
     )
 
 
@@ -98,6 +100,7 @@ def hps() -> Network:
             Wanted(repo=VIT_H, files=(CONFIG, PIXELS, *TOKENIZER)),
         ),
         load=load,
+        reads=lambda places: reader(places[1], places[1]),
     )
 
 
@@ -132,7 +135,15 @@ def imagereward() -> Network:
         library=library("transformers"),
         wanted=(Wanted(repo=IMAGEREWARD, files=(IMAGEREWARD_FILE,)), Wanted(repo=BERT, files=TOKENIZER)),
         load=_imagereward,
+        reads=_imagereward_reader,
     )
+
+
+def _imagereward_reader(places: Sequence[Path]) -> tuple[Any, int]:
+    from transformers import AutoTokenizer
+
+    with readable(places[1]):
+        return AutoTokenizer.from_pretrained(places[1]), IMAGEREWARD_WORDS
 
 
 def _imagereward(places: Sequence[Path], device: torch.device) -> Look:
