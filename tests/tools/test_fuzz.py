@@ -1,0 +1,324 @@
+"""Files as they are after accidents, through the command lines: exit 0 or 2, one line, nothing lost.
+
+`SELFNPO_FUZZ=1200 pytest tests/tools/test_fuzz.py` tries so many mutations in place of 64; SUBJECT:NUMBER tries one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from tests.tiny import cogvideox, sd15
+
+from selfnpo_core.commands.running import run
+from selfnpo_image.cli import selfnpo_image
+from selfnpo_image.prompts import load_prompts
+from selfnpo_video.cli import selfnpo_video
+from selfnpo_video.video_files import write_video
+
+ASKED = os.environ.get("SELFNPO_FUZZ", "64")
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    3,
+    2.5,
+    float("nan"),
+    "",
+    "x",
+    "ü↓",
+    [],
+    [2, 2],
+    ["x"],
+    {},
+    {"x": 1},
+    [[1]],
+)
+DRY = ("--dry-run", "--set", "device=cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Files that go wrong, and the command that is given them.
+
+    make: fills a folder. files: patterns of those that are mutated. words: of a folder, the command line after the
+    program's name. codes: that it may end with.
+    """
+
+    program: str
+    make: Callable[[Path], None]
+    files: tuple[str, ...]
+    words: Callable[[Path], list[str]]
+    codes: tuple[int, ...] = (0, 2)
+
+
+def image_model(folder: Path) -> None:
+    sd15().save_pretrained(folder / "model")
+
+
+def video_model(folder: Path) -> None:
+    cogvideox().save_pretrained(folder / "model")
+
+
+def recipe(folder: Path) -> None:
+    image_model(folder)
+    values = {
+        "steps": 4,
+        "learning_rate": 1e-3,
+        "rank": 4,
+        "targets": "attention",
+        "batch_size": 2,
+        "ema_decay": 0.9,
+        "sample_prompts": ["a fox"],
+        "trackers": [],
+        "recommended": {"beta": 1.0, "alpha": 1.0, "guidance_scale": [3.0, 8.0]},
+        "height": 32,
+        "gradient_checkpointing": False,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+
+
+def prompts(folder: Path) -> None:
+    image_model(folder)
+    rows = [{"prompt": "a red fox, „quoted“", "image": "1.png"}, {"prompt": "ein Bär", "image": None}]
+    (folder / "a.txt").write_text("a red fox\nein Bär\n", encoding="utf-8")
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "a.json").write_text(json.dumps({"prompts": rows}, indent=1))
+    (folder / "a.csv").write_text('id,prompt\n1,"a red, round fox"\n2,ein Bär\n', encoding="utf-8")
+    (folder / "a.tsv").write_text("id\tprompt\n1\ta fox\n", encoding="utf-16")
+
+
+def lora(folder: Path) -> None:
+    generator, at = torch.Generator().manual_seed(0), "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    tensors = {}
+    for layer in ("to_q", "to_v"):
+        tensors[f"{at}.{layer}.lora_A.weight"] = torch.randn(2, 8, generator=generator)
+        tensors[f"{at}.{layer}.lora_B.weight"] = torch.randn(8, 2, generator=generator)
+    adapter = json.dumps({"unet.r": 2, "unet.lora_alpha": 4, "unet.target_modules": ["to_q", "to_v"]})
+    (folder / "npo").mkdir()
+    file = folder / "npo" / "pytorch_lora_weights.safetensors"
+    save_file(tensors, file, metadata={"format": "pt", "lora_adapter_metadata": adapter})
+    about = {"schema": 1, "family": "sd15", "base_model": "sd15", "base_hash": "0" * 64, "base_fingerprint": [0.1] * 4}
+    about |= {"train": "lora", "rank": 2, "recipe": {"steps": 4}, "recommended": {"beta": 1.0}, "versions": {"x": "1"}}
+    (folder / "npo" / "npo_config.json").write_text(json.dumps(about))
+
+
+def pictures(folder: Path) -> None:
+    numbers = np.random.default_rng(0)
+    (folder / "samples").mkdir()
+    lines = []
+    for index, prompt in enumerate(load_prompts("builtin", "demo")[:2]):
+        name = f"0000{index}-{index}.png"
+        Image.fromarray(numbers.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / "samples" / name)
+        lines.append(json.dumps({"file": name, "prompt": prompt, "seed": index, "steps": 4}) + "\n")
+    (folder / "samples" / "metadata.jsonl").write_text("".join(lines))
+
+
+def clips(folder: Path) -> None:
+    numbers = np.random.default_rng(0)
+    (folder / "samples").mkdir()
+    lines = []
+    for index, ending in enumerate(("mp4", "webp", "gif")):
+        name = f"0000{index}-{index}.{ending}"
+        frames = numbers.integers(0, 256, (5, 32, 32, 3), np.uint8)
+        write_video(folder / "samples" / name, frames=frames, fps=8, format=ending)
+        lines.append(json.dumps({"file": name, "prompt": f"clip {index}", "seed": index, "fps": 8}) + "\n")
+    (folder / "samples" / "metadata.jsonl").write_text("".join(lines))
+
+
+def train(folder: Path, *words: str) -> list[str]:
+    return ["train", "--model", str(folder / "model"), *words, *DRY]
+
+
+def evaluate(metric: str) -> Callable[[Path], list[str]]:
+    def words(folder: Path) -> list[str]:
+        return ["evaluate", str(folder / "samples"), "--metrics", metric, "--json", str(folder / "figures.json")]
+
+    return words
+
+
+CONFIGS = ("model/*.json", "model/*/*config.json")
+SUBJECTS = {
+    "image-model": Subject(program="selfnpo-image", make=image_model, files=CONFIGS, words=train),
+    "video-model": Subject(program="selfnpo-video", make=video_model, files=CONFIGS, words=train),
+    "recipe": Subject(
+        program="selfnpo-image",
+        make=recipe,
+        files=("recipe.yaml",),
+        words=lambda folder: train(folder, "--config", str(folder / "recipe.yaml")),
+    ),
+    "prompts": Subject(
+        program="selfnpo-image",
+        make=prompts,
+        files=("a.*",),
+        words=lambda folder: train(folder, "--prompts", str(next(folder.glob("a.*")))),
+    ),
+    "lora": Subject(
+        program="selfnpo-image",
+        make=lora,
+        files=("npo/*.safetensors", "npo/*.json"),
+        words=lambda folder: ["inspect", str(folder / "npo"), "--json"],
+        codes=(0, 1, 2),  # 1: it does nothing
+    ),
+    "pictures": Subject(program="selfnpo-image", make=pictures, files=("samples/*",), words=evaluate("oracle")),
+    "clips": Subject(program="selfnpo-video", make=clips, files=("samples/*",), words=evaluate("motion")),
+}
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where there is something in a tree of objects and lists."""
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*at, key)
+        yield from places(each, (*at, key))
+
+
+def changed(value: Any, chance: Random) -> Any:
+    """A tree with one thing dropped, renamed, retyped, doubled, or nested."""
+    found = list(places(value))
+    if not found:
+        return chance.choice(VALUES)
+    *above, key = chance.choice(found)
+    holder = value
+    for step in above:
+        holder = holder[step]
+    how = chance.choice(("drop", "rename", "retype", "retype", "nest", "double"))
+    if how == "drop":
+        del holder[key]
+    elif how == "rename" and isinstance(holder, dict):
+        holder[f"{key}_x" if chance.random() < 0.5 else str(key)[1:]] = holder.pop(key)
+    elif how == "nest":
+        holder[key] = chance.choice(([holder[key]], {"x": holder[key]}, {key: holder[key]}))
+    elif how == "double" and isinstance(holder[key], list | str):
+        holder[key] = holder[key] + holder[key]
+    else:
+        holder[key] = chance.choice(VALUES)
+    return value
+
+
+def spoilt(data: bytes, chance: Random) -> bytes:
+    """Bytes cut, flipped, zeroed, filled, or in another encoding."""
+    how = chance.choice(("cut", "cut", "flip", "flip", "zero", "fill", "mark", "utf-16", "empty"))
+    place = chance.randrange(len(data) + 1)
+    if how == "cut":
+        return data[:place]
+    if how == "flip":
+        spoiled = bytearray(data)
+        for _ in range(chance.choice((1, 1, 8))):
+            spoiled[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        return bytes(spoiled)
+    if how in ("zero", "fill"):
+        some = bytes(16) if how == "zero" else chance.randbytes(16)
+        return data[:place] + some + data[place + 16 :]
+    if how == "mark":
+        return b"\xef\xbb\xbf" + data
+    return data.decode("latin-1").encode("utf-16") if how == "utf-16" else b""
+
+
+def reheaded(data: bytes, chance: Random) -> bytes:
+    """A safetensors file with another header before the same numbers."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(changed(json.loads(data[8 : 8 + size]), chance)).encode()
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
+
+
+def mutate(file: Path, chance: Random) -> None:
+    data = file.read_bytes()
+    if chance.random() < 0.35:
+        file.write_bytes(spoilt(data, chance))
+    elif file.suffix == ".safetensors":
+        file.write_bytes(reheaded(data, chance))
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(changed(json.loads(data), chance)))
+    elif file.suffix == ".yaml":
+        file.write_text(yaml.safe_dump(changed(yaml.safe_load(data), chance)))
+    elif file.suffix == ".jsonl":
+        rows = [json.loads(line) for line in data.decode().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in changed(rows, chance)))
+    else:
+        file.write_bytes(spoilt(data, chance))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def prepared(subject: Subject, whole: Path, folder: Path, chance: Random) -> None:
+    """A copy of the subject with one or two mutations in one file; of several prompts files that one only."""
+    shutil.copytree(whole, folder, copy_function=os.link)
+    file = chance.choice(sorted(path for pattern in subject.files for path in folder.glob(pattern)))
+    data = file.read_bytes()
+    file.unlink()  # it is linked
+    file.write_bytes(data)
+    for other in folder.glob("a.*"):
+        if other != file:
+            other.unlink()
+    for _ in range(chance.choice((1, 1, 2))):
+        try:
+            mutate(file, chance)
+        except (ValueError, yaml.YAMLError):  # the first mutation has left nothing to change
+            break
+
+
+def fault(subject: Subject, folder: Path, capsys: pytest.CaptureFixture[str]) -> str | None:
+    """What the command does that it may not."""
+    before = contents(folder)
+    program = selfnpo_image if subject.program == "selfnpo-image" else selfnpo_video
+    try:
+        code = run(program, subject.words(folder), name=subject.program)
+    except BaseException as error:
+        capsys.readouterr()
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    told = capsys.readouterr().err
+    errors = [line for line in told.splitlines() if line.startswith(f"{subject.program}: error:")]
+    if code not in subject.codes:
+        return f"exit {code}: {told[-200:]}"
+    if "Traceback" in told or (code == 2) != (len(errors) == 1) or (code == 2 and told.splitlines()[-1] != errors[0]):
+        return f"exit {code} with {len(errors)} lines of error: {told[-300:]}"
+    after = contents(folder)
+    lost = [name for name, data in before.items() if after.get(name) != data]
+    return f"{lost[0]} is gone or another" if lost else None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_no_accident_ends_in_a_traceback(name, tmp_path, tmp_path_factory, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subject, whole = SUBJECTS[name], tmp_path_factory.mktemp("whole") / "it"
+    whole.mkdir()
+    subject.make(whole)
+    only, _, number = ASKED.rpartition(":")
+    if only not in ("", name):
+        pytest.skip(f"only {only} is asked for")
+    numbers = [int(number)] if only else range(-(-int(number) // len(SUBJECTS)))
+    found = []
+    for each in numbers:
+        folder = tmp_path / str(each)
+        prepared(subject, whole, folder, Random(f"{name}:{each}"))
+        if told := fault(subject, folder, capsys):
+            found.append(f"{name}:{each} {told}")
+        if not only:
+            shutil.rmtree(folder)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_the_whole_files_are_taken(name, tmp_path, capsys):
+    subject = SUBJECTS[name]
+    subject.make(tmp_path)
+    for other in sorted(tmp_path.glob("a.*"))[1:]:
+        other.unlink()
+    program = selfnpo_image if subject.program == "selfnpo-image" else selfnpo_video
+    code = run(program, subject.words(tmp_path), name=subject.program)
+    assert code == 0, capsys.readouterr().err
