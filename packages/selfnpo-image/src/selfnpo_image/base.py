@@ -1,6 +1,5 @@
 """A base model that makes pictures: `selfnpo_image.families.find_base` finds it and looks at it, once."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.base import Base, Widths
 from selfnpo_core.models.sources import KnownModel, Source
+from selfnpo_core.system.files import read_json
 from selfnpo_image.kinds import Kind, Shapes
 
 
@@ -64,7 +64,7 @@ def check_network(kind: Kind, config: Mapping[str, Any], name: str) -> None:
 def read_config(path: Path, name: str) -> dict[str, Any]:
     """A JSON object of a diffusers folder."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError:
         part = f"{path.parent.name}/{path.name}" if path.name == "config.json" else path.name
         raise InputError(f"model {name} has no {part}: give a diffusers folder") from None

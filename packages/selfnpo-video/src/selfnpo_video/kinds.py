@@ -4,7 +4,6 @@ A family is one file: a `VideoKind`, and the backbone that says how its network 
 """
 
 import inspect
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.base import Base, Widths
 from selfnpo_core.models.sources import Source
+from selfnpo_core.system.files import read_json
 from selfnpo_core.training.recipe import Presets
 from selfnpo_video.models import KnownVideoModel, known_as
 from selfnpo_video.shapes import ClipSize, Compression
@@ -131,7 +131,7 @@ def read_config(folder: Path, part: str, name: str) -> dict[str, Any]:
     """Configuration of a component, as it is on disk."""
     file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(file)
         return values
     except (OSError, ValueError) as error:
         detail = " ".join(str(error).split())
@@ -148,7 +148,7 @@ def _kind_of(folder: Path, name: str, kinds: Collection[VideoKind]) -> tuple[Vid
     """By the class of the pipeline in model_index.json, which is returned too."""
     titles = " or ".join(kind.title for kind in kinds)
     try:
-        found = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+        found = read_json(folder / "model_index.json").get("_class_name")
     except FileNotFoundError:
         raise InputError(f"model {name} has no model_index.json: give a diffusers folder of {titles}") from None
     except (OSError, ValueError, AttributeError) as error:

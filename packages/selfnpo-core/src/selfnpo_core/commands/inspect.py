@@ -21,12 +21,16 @@ from selfnpo_core.weights import dissection, inspection
 from selfnpo_core.weights.npo_folder import Npo
 from selfnpo_core.weights.npo_rule import NpoRule
 
+PLOTS = (".png", ".pdf", ".svg", ".jpg", ".webp")
+
 
 def run_inspect(family: AnyFamily, options: Options) -> int:
     """Say what negative weights are. Returns the exit code: 1 if they do nothing."""
     model = options["model"]
     if options["plot"] is not None:
         check_file(options["plot"], "--plot")
+        if Path(options["plot"]).suffix.lower() not in PLOTS:
+            raise InputError(f"--plot {options['plot']}: give a name that ends in {', '.join(PLOTS)}")
     npo = inspection.inspect_npo(options["path"])
     facts = inspection.describe(npo)
     if model is None and facts["base_model"] == "demo":

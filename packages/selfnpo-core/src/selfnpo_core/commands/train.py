@@ -38,6 +38,7 @@ def run_train(family: AnyFamily, options: Options) -> None:
     if options["dry_run"]:
         click.echo(dry_run(sketched or family.backbone(base, recipe, dtype, device), recipe, prompts, processes))
         return
+    check_folder(recipe.output or "runs")
     if sketched is not None:
         check_memory(sketched, recipe, prompts, best_device(device), processes)
     backbone = family.backbone(base, recipe, dtype, device)
@@ -115,7 +116,6 @@ def _new_folder(recipe: Recipe, processes: int) -> Path:
 
 def _check_output(recipe: Recipe, *, resume: bool) -> None:
     """What can be known to be wrong with the run folder before a model is loaded."""
-    check_folder(recipe.output or "runs")
     if recipe.output is None or resume:
         return
     if holds_run(recipe.output):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.marks import without_marks
 from selfnpo_core.system.files import PICKLES
 from selfnpo_core.system.paths import user_path
 
@@ -74,7 +75,7 @@ def find_source(
 
 def _local(name: str, path: Path) -> Source:
     if path.is_dir():
-        return Source(name=name, kind="folder", location=str(path))
+        return Source(name=name, kind="folder", location=str(without_marks(path)))
     if path.suffix in PICKLES:
         raise InputError(f"{name} is a pickle, which can run code when loaded: convert it to .safetensors")
     if path.suffix != ".safetensors":
@@ -105,7 +106,7 @@ def _config_folder(name: str, known: Mapping[str, KnownModel], shipped: Callable
 def _with_config(source: Source, config: Path) -> Source:
     if not (config / "model_index.json").is_file():
         raise InputError(f"--model-config {config} is not a diffusers folder (no model_index.json): give one")
-    return Source(name=source.name, kind="file", location=source.location, config=config)
+    return Source(name=source.name, kind="file", location=source.location, config=without_marks(config))
 
 
 def _hint(name: str, known: Mapping[str, KnownModel]) -> str:

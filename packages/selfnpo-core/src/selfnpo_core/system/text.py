@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_MARKS = (
+MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins as UTF-16's does
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -16,7 +16,7 @@ _MARKS = (
 
 def decoded(data: bytes) -> str:
     """The text without its mark. Raises UnicodeDecodeError."""
-    return data.decode(next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8"))
+    return data.decode(next((name for mark, name in MARKS if data.startswith(mark)), "utf-8"))
 
 
 def read_text(path: Path) -> str:

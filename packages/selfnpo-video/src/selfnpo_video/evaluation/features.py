@@ -4,7 +4,6 @@ The published I3D is a TorchScript file, which is code; FVD by VideoMAE follows 
 different networks cannot be compared with each other.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from selfnpo_core.evaluation.clip import CONFIG, PIXELS, readable, whole
 from selfnpo_core.evaluation.networks import Look, Network
 from selfnpo_core.evaluation.weights import Wanted, library
 from selfnpo_core.sampling.medium import Frames
-from selfnpo_core.system.files import file_sha256
+from selfnpo_core.system.files import file_sha256, read_json
 from selfnpo_core.system.paths import user_path
 
 NAMED = {"videomae": "MCG-NJU/videomae-base-finetuned-kinetics"}
@@ -84,7 +83,7 @@ def spaced(frames: int, count: int) -> np.ndarray[Any, Any]:
 def _kind(place: Path) -> str:
     """The class of the model in a folder."""
     try:
-        kind = json.loads((place / CONFIG).read_text(encoding="utf-8")).get("model_type")
+        kind = read_json(place / CONFIG).get("model_type")
     except (OSError, ValueError, AttributeError):
         raise InputError(f"--feature-network {place} has no {CONFIG} that can be read: give a model's folder") from None
     if kind not in _KINDS:
