@@ -54,6 +54,16 @@ def test_what_a_terminal_cannot_show_ends_nothing(home, tmp_path):
     assert b"tool: error:" in done.stderr.splitlines()[-1]
 
 
+def test_a_main_command_in_a_poor_place():
+    """The table of models has characters that ASCII lacks."""
+    poor = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "LANG": "C", "LC_ALL": "C", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "selfnpo_image.cli", "models"], capture_output=True, env=poor, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"stable-diffusion-xl-base-1.0" in done.stdout
+
+
 def test_words_that_are_no_utf8_are_refused(capsys):
     command = click.command()(click.option("--prompt")(lambda prompt: None))
     assert run(command, ["--prompt", "b\udcffr"], name="tool") == 2

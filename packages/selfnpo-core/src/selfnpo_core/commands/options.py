@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -11,7 +11,13 @@ from selfnpo_core.system.paths import user_path
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class UserPath(click.ParamType):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # the oldest click that we take knows no parameter of it
+
+
+class UserPath(_ParamType):
     """A path, or a name that may be one, with `~` as the home folder also where the shell leaves it, as in --to=~/x."""
 
     name = "path"

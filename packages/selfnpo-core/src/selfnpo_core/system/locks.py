@@ -96,4 +96,4 @@ def _alive(owner: Mapping[str, Any]) -> bool:
         return False  # our own earlier run, or a process before us that had our number
     import psutil  # `os.kill(pid, 0)`, which asks elsewhere, ends the process on Windows
 
-    return psutil.pid_exists(pid)
+    return bool(psutil.pid_exists(pid))

@@ -93,7 +93,11 @@ class RunFolder:
     def cut_metrics(self, step: int) -> None:
         """Forget the lines of updates after `step`, which will be made again, and any half-written line."""
         if self.metrics.exists():
-            kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
+            kept = [
+                line
+                for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+                if _step_of(line) <= step
+            ]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
 
     def add_metrics(self, values: Mapping[str, Any]) -> None:
