@@ -244,7 +244,8 @@ def mutate(file: Path, chance: Random) -> None:
         file.write_text(yaml.safe_dump(changed(yaml.safe_load(data), chance)))
     elif file.suffix == ".jsonl":
         rows = [json.loads(line) for line in data.decode().splitlines()]
-        file.write_text("".join(json.dumps(row) + "\n" for row in changed(rows, chance)))
+        made = changed(rows, chance)
+        file.write_text("".join(json.dumps(row) + "\n" for row in (made if isinstance(made, list) else [made])))
     else:
         file.write_bytes(spoilt(data, chance))
 
