@@ -286,18 +286,6 @@ class ImageBackbone:
         """By the stock saver. Raw PEFT keys: the converter to diffusers' own loses the layers outside attention."""
         save_lora(self.kind, self.denoiser, directory, adapter)
 
-    def load_lora(self, file: Path, name: str) -> None:
-        """Load a LoRA file, in any naming that diffusers reads, as an adapter of the network."""
-        made: Any = self.kind.pipeline
-        network: Any = self.denoiser
-        blocks = {"unet_config": network.config} if self.kind.denoiser == "unet" else {}  # for names by block number
-        state, *alphas, metadata = made.lora_state_dict(
-            file.parent, weight_name=file.name, return_lora_metadata=True, **blocks
-        )
-        load = getattr(made, f"load_lora_into_{self.kind.denoiser}")
-        options = {self.kind.denoiser: network, **({"network_alphas": alphas[0]} if alphas else {})}
-        load(state, adapter_name=name, metadata=metadata, **options)
-
     def _pipeline(self, *, encoders: bool) -> Any:
         """The pipeline without its denoiser, with or without text encoders: what is held, the rest read anew."""
         if self._rest is None or (encoders and not self.text_encoder_on_device):

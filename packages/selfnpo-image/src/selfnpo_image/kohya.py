@@ -15,26 +15,12 @@ from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.weights.exporting import KohyaFiles
+from selfnpo_core.weights.layer_names import first_release
+from selfnpo_core.weights.lora_layers import Lora
 from selfnpo_core.weights.npo_folder import Npo
-from selfnpo_core.weights.offsets import Lora
 from selfnpo_image.base import ImageBase
 from selfnpo_image.kinds import KohyaForm
 from selfnpo_image.loading import network_config
-
-_ENDS = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
-_RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
 
 
 def files(lora: Lora, npo: Npo, base: ImageBase, beta: float, guidance_scale: float, name: str) -> KohyaFiles:
@@ -59,29 +45,6 @@ def tensors(lora: Lora, form: KohyaForm, unet: Mapping[str, Any]) -> dict[str, T
         result[f"{name}.lora_up.weight"] = factors.up.float().contiguous()
         result[f"{name}.alpha"] = torch.tensor(float(factors.alpha))
     return result
-
-
-def first_release(layer: str, unet: Mapping[str, Any]) -> str:
-    """A layer of diffusers' UNet by its name in SDXL's first release, which counts all blocks through."""
-    if layer in _ENDS:
-        return _ENDS[layer]
-    kind, _, rest = layer.partition(".")
-    each = int(unet["layers_per_block"]) + 1
-    if kind == "mid_block":
-        part, index, inner = rest.split(".", 2)
-        return f"middle_block.{2 * int(index) if part == 'resnets' else 1}.{_inner(inner)}"
-    if kind not in ("down_blocks", "up_blocks"):
-        raise InputError(f"'{layer}' has no name in kohya's layout: export it as --format diffusers")
-    block, part, index, inner = rest.split(".", 3)
-    i, j = int(block), int(index)
-    if kind == "down_blocks":
-        if part == "downsamplers":
-            return f"input_blocks.{each * (i + 1)}.0.op"
-        return f"input_blocks.{each * i + j + 1}.{int(part == 'attentions')}.{_inner(inner)}"
-    if part == "upsamplers":
-        after = 2 if "CrossAttn" in unet["up_block_types"][i] else 1
-        return f"output_blocks.{each * (i + 1) - 1}.{after}.conv"
-    return f"output_blocks.{each * i + j}.{int(part == 'attentions')}.{_inner(inner)}"
 
 
 def workflow(lora: str, *, side: int, beta: float, guidance_scale: float, checkpoint: str) -> dict[str, Any]:
@@ -118,8 +81,3 @@ def workflow(lora: str, *, side: int, beta: float, guidance_scale: float, checkp
 
 def _node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
-
-
-def _inner(rest: str) -> str:
-    head, dot, tail = rest.partition(".")
-    return _RESNET.get(head, head) + dot + tail

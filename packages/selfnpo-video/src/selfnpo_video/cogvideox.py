@@ -227,10 +227,6 @@ class CogVideoX:
         """By the stock saver, raw PEFT keys with the metadata that keeps alpha ≠ rank on reload, in float32."""
         loading.save_lora(self.kind, self.denoiser, directory, adapter)
 
-    def load_lora(self, file: Path, name: str) -> None:
-        """Load a LoRA file, in any naming that diffusers reads, as an adapter of the transformer."""
-        loading.load_lora(self.kind, self.denoiser, file, name)
-
     def _rotary_at(self, x_t: Tensor, first: int) -> Rotary | None:
         """Kept for the next call, unless x_t is of a simulation, whose tensors are worth nothing after it."""
         if not has_numbers(x_t):

@@ -108,9 +108,3 @@ def save_lora(kind: VideoKind, transformer: Any, directory: Path, adapter: str) 
         transformer_lora_adapter_metadata=transformer.peft_config[adapter].to_dict(),
         safe_serialization=True,
     )
-
-
-def load_lora(kind: VideoKind, transformer: nn.Module, file: Path, name: str) -> None:
-    """Load a LoRA file, in any naming that diffusers reads, as an adapter of the transformer."""
-    state, metadata = kind.pipeline.lora_state_dict(file.parent, weight_name=file.name, return_lora_metadata=True)
-    kind.pipeline.load_lora_into_transformer(state, transformer=transformer, adapter_name=name, metadata=metadata)

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from selfnpo_core.adapters.branches import Condition, find_denoisers
 from selfnpo_core.adapters.guidance_rule import check_takes_rules
-from selfnpo_core.adapters.hooks import strength
+from selfnpo_core.adapters.hooks import bare, strength
 from selfnpo_core.adapters.negative_adapters import NegativeAdapters
 from selfnpo_core.adapters.negative_delta import NegativeDelta
 from selfnpo_core.adapters.negative_layers import NegativeLayers, Store
 from selfnpo_core.adapters.ruled_negative import Negative, RuledNegative, rule_around, strengths
 from selfnpo_core.errors import InputError
 from selfnpo_core.system import private
+from selfnpo_core.weights.lora_file import LoraFile, read_lora
+from selfnpo_core.weights.lora_layers import loaded_into, put_into, say_what_is_used, text_layers
 
 if TYPE_CHECKING:
     from selfnpo_core.models.backbone import NegativeWeights
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 NPO, ETA = "npo", "eta"
-_DOWN = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
-"""How the first factor's name ends, in PEFT's, kohya's and diffusers' files."""
 Mode = Literal["auto", "adapters", "swap", "bf16", "int8", "lowrank"]
 """How the negative rows get their weights:
 
@@ -66,8 +65,9 @@ def attach_npo(
     eta: η as differences of whole weights (parameter → η), already in the pipeline's denoiser.
     mode, rank: see `Mode`; rank is of "lowrank".
 
-    A LoRA is loaded as adapter "npo"; `detach()` unloads it again. Raises `InputError` for weights of another base or
-    without effect, and for all that the three classes refuse; the pipeline is then as it was.
+    A LoRA, in any of the namings that `read_lora` knows, is loaded as adapter "npo"; `detach()` unloads it again. What
+    its file holds beside layers of the denoiser is left out, with a warning. Raises `InputError` for weights of another
+    base or without effect, and for all that the three classes refuse; the pipeline is then as it was.
     """
     from selfnpo_core.weights.npo_folder import Recommended, check_base, load_npo
 
@@ -97,7 +97,7 @@ def attach_npo(
             raise InputError(f"mode adapters is for LoRAs, this is {what}: use swap, bf16, int8 or lowrank")
         weights, shared = ({NPO: beta}, ()) if alpha == 1.0 else ({NPO: beta, ETA: alpha - 1.0}, (ETA,))
         with ExitStack() as undo:
-            _load_inactive(pipe, npo.path, denoisers, undo)
+            _load_inactive(pipe, npo, denoisers, undo)
             loaded = NegativeAdapters.attach(pipe, weights, condition=asked, shared=shared, shares=shares)
             loaded.at_detach(undo.pop_all().close)
         negative: Negative = loaded
@@ -128,7 +128,10 @@ def _offset(
     """(offset, its strength) of the negative rows from θ + η: δ and β, or (α − 1)·η + β·δ and 1."""
     from selfnpo_core.weights.offsets import offset_of
 
-    delta = npo.tensors if npo.kind == "delta" else offset_of(npo)
+    delta = npo.tensors
+    if npo.lora is not None:
+        say_what_is_used(npo.lora)
+        delta = offset_of(npo, next(iter(denoisers.values())))
     if alpha == 1.0:
         return delta, beta
     if eta is None:
@@ -153,16 +156,16 @@ def _check_eta(denoisers: Mapping[str, nn.Module]) -> None:
         )
 
 
-def _load_inactive(pipe: Any, file: Path, denoisers: Mapping[str, nn.Module], undo: ExitStack) -> None:
+def _load_inactive(pipe: Any, npo: Npo, denoisers: Mapping[str, nn.Module], undo: ExitStack) -> None:
     """Load a LoRA as adapter "npo". Loading makes it active in place of all others: have those active that were."""
-    if not hasattr(pipe, "load_lora_weights"):
-        raise InputError(f"{type(pipe).__name__} cannot load LoRAs: use weights that were trained in full")
+    assert npo.lora is not None
     if any(NPO in getattr(denoiser, "peft_config", {}) for denoiser in denoisers.values()):
         raise InputError(f"the pipeline has an adapter '{NPO}' already: pipe.delete_adapters('{NPO}') first")
     active = {layer: layer.active_adapters for denoiser in denoisers.values() for layer in _lora_layers(denoiser)}
     undo.callback(_unload, pipe)
     try:
-        load_lora(pipe, file, NPO)
+        _put_in(pipe, npo.lora, NPO)
+        say_what_is_used(npo.lora)
     finally:
         for denoiser in denoisers.values():
             for layer in _lora_layers(denoiser):
@@ -170,27 +173,28 @@ def _load_inactive(pipe: Any, file: Path, denoisers: Mapping[str, nn.Module], un
 
 
 def load_lora(pipe: Any, file: Path, adapter: str) -> None:
-    """By the stock loader, which passes over what it does not know: a LoRA of which a layer is left out is refused."""
-    try:
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=adapter)
-    except (ValueError, LookupError, RuntimeError, OSError) as error:
-        detail = " ".join(str(error).split())[:160]
-        raise InputError(f"{file} is no LoRA for this model: load the base it was made for ({detail})") from error
-    with safe_open(str(file), framework="pt") as opened:
-        names = [name for name in opened.keys() if name.endswith(_DOWN)]  # noqa: SIM118
-    layers = {
-        f"{part}.{path}"
-        for part, component in pipe.components.items()
-        if isinstance(component, nn.Module)
-        for path, layer in component.named_modules()
-        if isinstance(layer, LoraLayer) and adapter in layer.lora_A
-    }
-    if len(layers) != len(names):
-        unknown = [name for name in names if name.removesuffix(".lora_A.weight") not in layers]
-        raise InputError(
-            f"{file} has {len(names)} layers, of which this model takes {len(layers)} (not '{unknown[0]}'): "
-            "load the base it was made for"
-        )
+    """A LoRA file as an adapter that is active for all rows: its layers of the denoiser and of CLIP's text encoders.
+
+    What else it holds is left out, with a warning. Raises `InputError` for what is no plain LoRA, for one of another
+    model, and for one without effect; the pipeline may then have some of it.
+    """
+    lora = read_lora(file)
+    if not lora.has_effect:
+        raise InputError(f"{file} has no effect: its layers' products are zero, so give another")
+    text = text_layers(lora, pipe)
+    _put_in(pipe, lora, adapter)
+    for part, layers in text.items():
+        put_into(getattr(pipe, part), layers, adapter, pipe)
+    say_what_is_used(lora, frozenset(text))
+
+
+def _put_in(pipe: Any, lora: LoraFile, adapter: str) -> None:
+    """Its layers of the denoiser."""
+    denoiser: nn.Module = bare(getattr(pipe, "unet", None) or pipe.transformer)
+    if not all(bool(f.up.isfinite().all() and f.down.isfinite().all()) for f in lora.layers.values()):
+        raise InputError(f"{lora.path} holds NaN or infinite numbers: get it again")
+    layers = loaded_into(pipe, denoiser, lora)
+    put_into(denoiser, layers, adapter, pipe)
 
 
 def _unload(pipe: Any) -> None:

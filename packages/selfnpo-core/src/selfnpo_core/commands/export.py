@@ -30,7 +30,8 @@ def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
         raise InputError(f"{npo.path} does not say what its base is: give it as --model")
     if form == "kohya" and not family.has_kohya:
         raise InputError(f"{family.program} has no kohya format, which is for UNets: use --format diffusers")
-    needs_weights = npo.kind == "delta" or form in ("merged", "neon")
+    foreign = npo.config is None  # its names are the base's to tell
+    needs_weights = npo.kind == "delta" or form in ("merged", "neon") or foreign
     asked = options["model"] is not None or needs_weights or form == "kohya"
     base = family.find(model, options["model_config"]) if asked else None
     backbone = None

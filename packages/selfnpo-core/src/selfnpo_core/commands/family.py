@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from selfnpo_core.sampling.medium import ShownMedium
     from selfnpo_core.training.recipe import Presets, Recipe
     from selfnpo_core.weights.exporting import KohyaFiles
+    from selfnpo_core.weights.lora_layers import Lora
     from selfnpo_core.weights.npo_folder import Npo
-    from selfnpo_core.weights.offsets import Lora
     from selfnpo_core.worlds.world import Demo
 
 Options = Mapping[str, Any]

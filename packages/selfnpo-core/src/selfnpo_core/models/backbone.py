@@ -160,14 +160,11 @@ class SamplingBackbone(Backbone, Protocol):
 
 @runtime_checkable
 class LoadingBackbone(Backbone, Protocol):
-    """A family as inspection sees it: with the device that it calculates on, and others' LoRAs put into its network."""
+    """A family as inspection sees it: with the device that it calculates on."""
 
     @property
     def device(self) -> torch.device:
         """Where it calculates."""
-
-    def load_lora(self, file: Path, name: str) -> None:
-        """Load a LoRA file, in any naming that diffusers reads, as an adapter of `denoiser`."""
 
 
 @runtime_checkable

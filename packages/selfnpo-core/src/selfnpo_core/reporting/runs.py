@@ -174,7 +174,7 @@ def result(run: Run) -> list[tuple[str, str]]:
         ranks = ", ".join(map(str, told["ranks"]))
         found.append(("what", f"{told['kind']} of rank {ranks}, {told['parameters']:,} numbers"))
         found.append(("layers", f"{told['layers']}, {told['layers_without_effect']} of them without effect"))
-        found.append(("norm", f"‖δ‖ {told['norm']:.4g}, without the scale alpha/rank"))
+        found.append(("norm", f"‖δ‖ {told['norm']:.4g}"))
         first = [f"{layer['layer']} ({layer['share']:.1%})" for layer in told["by_layer"][:3] if layer["share"] > 0]
         found += [("carried by", ", ".join(first))] if first else []
     best = run.config.recommended

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -168,6 +168,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} does not exist")
     try:
         return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         detail = " ".join(str(error).split())
         raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None

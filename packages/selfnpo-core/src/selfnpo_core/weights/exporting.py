@@ -20,8 +20,9 @@ from selfnpo_core.negative import relative_error
 from selfnpo_core.system.files import save_tensors, write_json, write_tensors, written_aside
 from selfnpo_core.weights import offsets
 from selfnpo_core.weights.inspection import added, effect_errors
+from selfnpo_core.weights.lora_layers import Lora, metadata_of, say_what_is_used
 from selfnpo_core.weights.npo_folder import LORA_FILE, Npo, check_base, write_npo
-from selfnpo_core.weights.offsets import Lora, offset_of, to_lora
+from selfnpo_core.weights.offsets import offset_of, to_lora
 
 Into = Literal["lora", "merged"]
 KohyaFiles = tuple[dict[str, Tensor], dict[str, Any]]
@@ -46,22 +47,24 @@ def component_of(backbone: Backbone) -> str:
 
 def to_diffusers(npo: Npo, backbone: LoadingBackbone | None, output: Path, *, rank: int | None) -> Exported:
     """An npo folder with a LoRA. backbone: the base, for a run of all weights; the effect is measured on it."""
-    if npo.kind == "lora":
+    if npo.kind == "lora" and npo.config is not None:
         _refuse_rank(rank)
         with written_aside(output) as aside:
             for file in npo.path.parent.iterdir():
                 if file.is_file():
                     shutil.copy(file, aside)
         return Exported(output)
-    assert npo.config is not None
     assert backbone is not None
+    if npo.config is None:  # from elsewhere: its layers alone, by their paths
+        own, _ = near_lora(npo, backbone, rank)
+        return _written(own, component_of(backbone), output)
     lora, errors = near_lora(npo, backbone, rank)
     config = npo.config.model_copy(update={"train": "lora", "rank": max(f.rank for f in lora.values())})
     component = component_of(backbone)
     tensors = offsets.peft_tensors(lora, component)
 
     def save(folder: Path) -> None:
-        save_tensors(folder / LORA_FILE, tensors, offsets.peft_metadata(lora, component))
+        save_tensors(folder / LORA_FILE, tensors, metadata_of(lora, component))
 
     write_npo(output, config, save, {name.partition(".")[2]: tensor for name, tensor in tensors.items()})
     return Exported(output, errors)
@@ -78,7 +81,9 @@ def to_kohya(npo: Npo, lora: Lora, files: KohyaFiles, output: Path) -> Exported:
 
 def to_merged(npo: Npo, backbone: Backbone, output: Path, *, beta: float) -> Exported:
     """A folder with the denoiser at θ + β·δ, for its class's `from_pretrained`."""
-    scaled = {name: beta * tensor for name, tensor in offset_of(npo).items()}
+    if npo.lora is not None:
+        say_what_is_used(npo.lora)
+    scaled = {name: beta * tensor for name, tensor in offset_of(npo, backbone.denoiser).items()}
     with written_aside(output) as aside, added(backbone.denoiser, scaled):
         cast(Any, backbone.denoiser).save_pretrained(aside)
     return Exported(output)
@@ -92,18 +97,14 @@ def to_neon(
         _refuse_rank(rank)
         return to_merged(npo, backbone, output, beta=-strength)
     lora, errors = near_lora(npo, backbone, rank)
-    component, turned = component_of(backbone), offsets.scaled(lora, -strength)
-    with written_aside(output) as aside:
-        tensors = offsets.peft_tensors(turned, component)
-        save_tensors(aside / LORA_FILE, tensors, offsets.peft_metadata(turned, component))
-    return Exported(output, errors)
+    return _written(offsets.scaled(lora, -strength), component_of(backbone), output, errors)
 
 
 def near_lora(npo: Npo, backbone: LoadingBackbone | None, rank: int | None) -> tuple[Lora, dict[str, float]]:
     """The LoRA itself, or the nearest to an offset of all weights and what is lost by it."""
     if npo.kind == "lora":
         _refuse_rank(rank)
-        return offsets.lora_of(npo), {}
+        return _denoisers_own(npo, backbone), {}
     if rank is None:
         raise InputError(f"{npo.path} is an offset of all weights: give the rank of the LoRA to make of it as --rank")
     delta = offset_of(npo)
@@ -119,6 +120,21 @@ def near_lora(npo: Npo, backbone: LoadingBackbone | None, rank: int | None) -> t
     if backbone is not None:
         errors["effect"] = effect_errors(backbone, delta, {"lora": near})["lora"]
     return lora, errors
+
+
+def _denoisers_own(npo: Npo, backbone: LoadingBackbone | None) -> Lora:
+    """The LoRA's layers in the denoiser; what else its file holds is named."""
+    lora = offsets.lora_of(npo, None if backbone is None else backbone.denoiser)
+    assert npo.lora is not None
+    say_what_is_used(npo.lora)
+    return lora
+
+
+def _written(lora: Lora, component: str, output: Path, errors: Mapping[str, float] | None = None) -> Exported:
+    """A folder with this LoRA alone."""
+    with written_aside(output) as aside:
+        save_tensors(aside / LORA_FILE, offsets.peft_tensors(lora, component), metadata_of(lora, component))
+    return Exported(output, errors or {})
 
 
 def check(npo: Npo, backbone: Backbone) -> None:

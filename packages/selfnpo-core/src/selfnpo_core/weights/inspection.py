@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from selfnpo_core.guidance import NULL
+from selfnpo_core.negative import Factors
 from selfnpo_core.prediction import Estimate, to_estimate
 from selfnpo_core.rollout import Step, trajectory
 from selfnpo_core.system.extras import pyplot
+from selfnpo_core.weights.lora_file import LoraFile
+from selfnpo_core.weights.lora_layers import put_into
 from selfnpo_core.weights.npo_folder import Npo, check_base, load_npo
+from selfnpo_core.weights.offsets import lora_of
 
 if TYPE_CHECKING:
     from selfnpo_core.models.backbone import Backbone, LoadingBackbone
-
-_FIRST = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight")
-_SECOND = (".lora_B.weight", ".lora_up.weight", ".lora.up.weight")
 
 
 class Negative(Protocol):
@@ -58,9 +59,9 @@ def describe(npo: Npo) -> dict[str, Any]:
         "parameters": sum(tensor.numel() for tensor in npo.tensors.values()),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in npo.tensors.values()}),
         "has_effect": npo.has_effect,
-        "finite": all(bool(tensor.isfinite().all()) for tensor in npo.tensors.values()),
+        "finite": all(bool(tensor.float().isfinite().all()) for tensor in npo.tensors.values()),
     }
-    return facts | (_lora_facts(npo.tensors) if npo.kind == "lora" else _delta_facts(npo.tensors))
+    return facts | (_delta_facts(npo.tensors) if npo.lora is None else _lora_facts(npo.lora))
 
 
 def inspect_npo(path: str | Path) -> Npo:
@@ -226,7 +227,7 @@ def _switch(backbone: "LoadingBackbone", npo: Npo) -> Iterator[Negative]:
     """The weights as a switch, off at first."""
     network: Any = backbone.denoiser
     if npo.kind == "lora":
-        backbone.load_lora(npo.path, "npo")
+        put_into(network, lora_of(npo, network), "npo")
         network.disable_lora()
 
         @contextmanager
@@ -241,17 +242,18 @@ def _switch(backbone: "LoadingBackbone", npo: Npo) -> Iterator[Negative]:
     yield partial(added, network, npo.tensors)
 
 
-def _lora_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Layers, ranks and ‖B·A‖ (without the scale alpha/rank, which the metadata holds)."""
-    pairs = dict(_pairs(tensors))
-    ranks = sorted({a.shape[0] for a, _ in pairs.values()})
-    norms = [_product_norm(a, b) for a, b in pairs.values()]
+def _lora_facts(lora: LoraFile) -> dict[str, Any]:
+    """Layers of the denoiser, ranks and ‖s·B·A‖, and what else the file holds."""
+    norms = {name: _product_norm(factors) for name, factors in lora.layers.items()}
     return {
-        "layers": len(pairs),
-        "layers_without_effect": sum(not bool(b.any()) for _, b in pairs.values()),
-        "ranks": ranks,
-        "norm": math.hypot(*norms) if norms else 0.0,
-        "by_layer": _shares(dict(zip(pairs, norms, strict=True))),
+        "layers": len(lora.layers),
+        "layers_without_effect": sum(norm == 0 for norm in norms.values()),
+        "ranks": sorted({factors.rank for factors in lora.layers.values()}),
+        "norm": math.hypot(*norms.values()),
+        "by_layer": _shares(norms),
+        "naming": lora.naming,
+        "left_out": lora.left_out(),
+        "alpha_guessed": lora.guessed,
     }
 
 
@@ -263,6 +265,9 @@ def _delta_facts(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "ranks": [],
         "norm": math.hypot(*norms.values()) if norms else 0.0,
         "by_layer": _shares(norms),
+        "naming": None,
+        "left_out": "",
+        "alpha_guessed": 0,
     }
 
 
@@ -276,15 +281,8 @@ def _shares(norms: Mapping[str, float]) -> list[dict[str, Any]]:
     ]
 
 
-def _pairs(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Layer → its factors A: (r, in, …), B: (out, r, …), in PEFT's, diffusers' and kohya's names."""
-    for name, first in tensors.items():
-        for a, b in zip(_FIRST, _SECOND, strict=True):
-            if name.endswith(a) and (layer := name.removesuffix(a)) + b in tensors:
-                yield layer, (first, tensors[layer + b])
-
-
-def _product_norm(a: Tensor, b: Tensor) -> float:
-    """‖B·A‖ = sqrt Σ (BᵀB)∘(AAᵀ), from r × r matrices only."""
-    a, b = a.double().flatten(1), b.double().flatten(1)
-    return float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
+def _product_norm(factors: Factors) -> float:
+    """‖s·B·A‖ = s·sqrt Σ (BᵀB)∘(AAᵀ), from r × r matrices only."""
+    a, b = factors.down.double().flatten(1), factors.up.double().flatten(1)
+    size = float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
+    return abs(factors.alpha) / factors.rank * size

@@ -27,6 +27,7 @@ from selfnpo_core.system.files import (
     written_aside,
 )
 from selfnpo_core.system.paths import user_path
+from selfnpo_core.weights.lora_file import ADAPTER_FILE, LoraFile, has_factors, read_lora
 from selfnpo_core.weights.model_card import model_card
 from selfnpo_core.weights.npo_rule import Finite, NpoRule
 
@@ -71,26 +72,31 @@ class Npo:
     kind: Literal["lora", "delta"]
     tensors: Mapping[str, Tensor]
     config: NpoConfig | None
+    lora: LoraFile | None = None
+    """What the tensors of a LoRA are."""
 
     @property
     def has_effect(self) -> bool:
-        return _has_effect(self.kind, self.tensors)
+        return _acts(self.tensors) if self.lora is None else self.lora.has_effect
 
 
 def load_npo(path: str | Path, *, require_effect: bool = True) -> Npo:
     """From a run folder, its npo folder, or a weights file. One-line `InputError`s for all that can be wrong."""
     file = find_npo_file(path)
     tensors = load_tensors(file)
-    kind = _kind(file, tensors)
     config_file = file.parent / CONFIG_FILE
     config = read_config(config_file) if config_file.is_file() else None
+    ours = file.name == DELTA_FILE or (config is not None and config.train == "full")
+    is_delta = ours and not has_factors(tensors)
+    if is_delta and config is None:
+        raise InputError(f"{file} has no {CONFIG_FILE} beside it, so its base is unknown: copy that file too")
+    lora = None if is_delta else read_lora(file, tensors)
     if config is None:
-        if kind == "delta":
-            raise InputError(f"{file} has no {CONFIG_FILE} beside it, so its base is unknown: copy that file too")
         log.warning("%s has no %s: cannot tell which base it was made for", file, CONFIG_FILE)
-    npo = Npo(path=file, kind=kind, tensors=tensors, config=config)
+    npo = Npo(path=file, kind="delta" if is_delta else "lora", tensors=tensors, config=config, lora=lora)
     if require_effect and not npo.has_effect:
-        raise InputError(f"{file} has no effect, all its changes are zero: train longer or hotter")
+        what = "train longer or hotter" if config else "its layers' products are zero, so give another"
+        raise InputError(f"{file} has no effect, all its changes are zero: {what}")
     return npo
 
 
@@ -106,7 +112,7 @@ def find_npo_file(path: str | Path) -> Path:
     if not path.exists():
         raise InputError(f"{path} does not exist: give a run folder, its npo folder, or a .safetensors file")
     for folder in (path, path / "npo"):
-        found = [folder / name for name in (LORA_FILE, DELTA_FILE) if (folder / name).is_file()]
+        found = [folder / name for name in (LORA_FILE, DELTA_FILE, ADAPTER_FILE) if (folder / name).is_file()]
         if found:
             return found[0]
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
@@ -160,7 +166,7 @@ def write_npo(
             raise RunError(f"{file.name} does not read back as it was trained: the base model cannot be saved so")
         write_json(aside / CONFIG_FILE, config.model_dump(mode="json", by_alias=True))
         write_text(aside / "README.md", model_card(config.model_dump(mode="json", by_alias=True)))
-        if not _has_effect("lora" if file.name == LORA_FILE else "delta", written):
+        if not (read_lora(file).has_effect if file.name == LORA_FILE else _acts(written)):
             log.warning("%s has no effect: nothing has changed in training", folder)
     return folder
 
@@ -173,17 +179,6 @@ def read_config(path: Path) -> NpoConfig:
         raise InputError(f"{path} is damaged or of another version: copy it again ({detail})") from None
 
 
-def _kind(file: Path, tensors: Mapping[str, Tensor]) -> Literal["lora", "delta"]:
-    if any("lora" in key for key in tensors):
-        return "lora"
-    if file.name == DELTA_FILE or (file.parent / CONFIG_FILE).is_file():
-        return "delta"
-    raise InputError(f"{file} holds neither a LoRA nor an offset: give the file that training wrote")
-
-
-def _has_effect(kind: str, tensors: Mapping[str, Tensor]) -> bool:
-    """A LoRA acts if some second factor (lora_B, lora_up) is not zero; an offset if any element is not."""
-    if kind == "delta":
-        return any(bool(tensor.any()) for tensor in tensors.values())
-    second = ("lora_B", "lora_up", "lora.up", "lora_embedding_B")
-    return any(bool(tensor.any()) for key, tensor in tensors.items() if any(part in key for part in second))
+def _acts(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether any element of an offset is not zero."""
+    return any(bool(tensor.float().any()) for tensor in tensors.values())
