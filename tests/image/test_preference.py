@@ -117,8 +117,8 @@ def test_what_the_hub_has(
     wanted = load_pipeline(base).unet.state_dict()
     for repo in ("whole/model", "unet/only"):
         found = find_preference(repo, base)
-        assert found.denoiser is not None
-        assert all(torch.equal(wanted[name], tensor) for name, tensor in found.denoiser().state_dict().items())
+        assert found.whole is not None
+        assert all(torch.equal(wanted[name], tensor) for name, tensor in found.whole().denoiser.state_dict().items())
     lora = find_preference("lora/only", base).lora
     assert lora is not None
     assert lora.samefile(finished_run / "npo" / "pytorch_lora_weights.safetensors")

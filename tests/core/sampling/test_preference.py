@@ -11,7 +11,7 @@ from torch import nn
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.options import Negative
-from selfnpo_core.sampling.preference import Preference, with_preference
+from selfnpo_core.sampling.preference import Preference, Whole, with_preference
 
 
 @dataclass
@@ -32,7 +32,7 @@ def tuned() -> nn.Module:
 
 
 def find(name: str) -> Preference:
-    return Preference(name=name, denoiser=tuned)
+    return Preference(name=name, whole=lambda: Whole(denoiser=tuned()))
 
 
 @pytest.fixture
@@ -68,5 +68,6 @@ def test_without_a_preference_nothing_is_changed(pipe):
 
 
 def test_weights_of_another_architecture_are_refused(pipe):
+    other = Preference(name="other", whole=lambda: Whole(denoiser=nn.Linear(2, 2)))
     with pytest.raises(InputError, match="tuned"):
-        with_preference(pipe, "denoiser", Job(), lambda name: Preference(name=name, denoiser=lambda: nn.Linear(2, 2)))
+        with_preference(pipe, "denoiser", Job(), lambda name: other)

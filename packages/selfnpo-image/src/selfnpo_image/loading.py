@@ -77,6 +77,16 @@ def network_config(base: ImageBase) -> Mapping[str, Any]:
     return fetched_config(base.source, f"{base.kind.denoiser}/config.json")
 
 
+def pipeline_config(base: ImageBase) -> Mapping[str, Any]:
+    """The model's model_index.json; no weights are read."""
+    source, kind, place = base.source, base.kind, "model_index.json"
+    if source.kind == "hub" and not is_known(source):
+        return fetched_config(source, place)
+    if source.kind == "folder" or source.config is not None:
+        return read_config((source.config or Path(source.location)) / place, base.name)
+    return layout_of(kind).configs[place]
+
+
 def known_configs(base: ImageBase) -> Configs | None:
     """Of denoiser, VAE and scheduler; `None` where they would have to be fetched."""
     source, kind = base.source, base.kind

@@ -13,7 +13,7 @@ from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
 from selfnpo_core.sampling.options import dtype_of, scale_of
-from selfnpo_core.sampling.preference import Preference, Prepared, with_preference
+from selfnpo_core.sampling.preference import Preference, Prepared, Whole, prediction_of, with_preference
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_image.base import ImageBase
 from selfnpo_image.drawing import Settings, draw
@@ -76,10 +76,16 @@ def find_preference(name: str, base: ImageBase) -> Preference:
         return Preference(name=name, lora=PREFERRED)
     kind = base.kind
 
-    def whole(source: Source) -> Any:
+    def whole(source: Source) -> Whole:
         tuned = look(source)
         tuned.must_be(kind)
-        return getattr(load_pipeline(tuned), kind.denoiser)
+        pipe = load_pipeline(tuned)
+        encoders = {part: getattr(pipe, part) for part in kind.text_encoders}
+        return Whole(
+            denoiser=getattr(pipe, kind.denoiser),
+            prediction_type=prediction_of(pipe.scheduler),
+            encoders={part: encoder for part, encoder in encoders.items() if encoder is not None},
+        )
 
     network = getattr(diffusers, kind.network)
     return preference.find(name, network=network, component=kind.denoiser, locate=find_source, whole=whole)

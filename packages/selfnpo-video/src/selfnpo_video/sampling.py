@@ -14,7 +14,7 @@ from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
 from selfnpo_core.sampling.options import dtype_of, scale_of
-from selfnpo_core.sampling.preference import Preference, Prepared, with_preference
+from selfnpo_core.sampling.preference import Preference, Prepared, Whole, prediction_beside, with_preference
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.system.files import file_sha256
 from selfnpo_video import memory
@@ -103,8 +103,13 @@ def plan(options: Mapping[str, Any]) -> Job:
 def find_preference(name: str, base: VideoBase) -> Preference:
     """What `--preference` stands for, for this base: see `selfnpo_core.sampling.preference`."""
 
-    def whole(source: Source) -> Any:
-        return load_network(local(base_of(source)))
+    def whole(source: Source) -> Whole:
+        tuned = local(base_of(source))
+        return Whole(
+            denoiser=load_network(tuned),
+            prediction_type=prediction_beside(tuned.folder),
+            encoders={"text_encoder": tuned.folder / "text_encoder"},
+        )
 
     return preference.find(name, network=base.kind.network, component="transformer", locate=find_source, whole=whole)
 

@@ -172,11 +172,11 @@ def _load_inactive(pipe: Any, npo: Npo, denoisers: Mapping[str, nn.Module], undo
                 private.set_active_adapter(layer, active.get(layer, []))
 
 
-def load_lora(pipe: Any, file: Path, adapter: str) -> None:
+def load_lora(pipe: Any, file: Path, adapter: str) -> frozenset[str]:
     """A LoRA file as an adapter that is active for all rows: its layers of the denoiser and of CLIP's text encoders.
 
-    What else it holds is left out, with a warning. Raises `InputError` for what is no plain LoRA, for one of another
-    model, and for one without effect; the pipeline may then have some of it.
+    What else it holds is left out, with a warning. Returns the names of those text encoders. Raises `InputError` for
+    what is no plain LoRA, for one of another model, and for one without effect; the pipeline may then have some of it.
     """
     lora = read_lora(file)
     if not lora.has_effect:
@@ -186,6 +186,7 @@ def load_lora(pipe: Any, file: Path, adapter: str) -> None:
     for part, layers in text.items():
         put_into(getattr(pipe, part), layers, adapter, pipe)
     say_what_is_used(lora, frozenset(text))
+    return frozenset(text)
 
 
 def _put_in(pipe: Any, lora: LoraFile, adapter: str) -> None:
@@ -194,6 +195,13 @@ def _put_in(pipe: Any, lora: LoraFile, adapter: str) -> None:
     if not all(bool(f.up.isfinite().all() and f.down.isfinite().all()) for f in lora.layers.values()):
         raise InputError(f"{lora.path} holds NaN or infinite numbers: get it again")
     layers = loaded_into(pipe, denoiser, lora)
+    config = getattr(getattr(pipe, "scheduler", None), "config", {})
+    predicts = config.get("prediction_type")
+    if lora.prediction_type and predicts in ("epsilon", "v_prediction") and predicts != lora.prediction_type:
+        raise InputError(
+            f"{lora.path} was trained on a model that predicts '{lora.prediction_type}' by its header, and this one "
+            f"predicts '{predicts}': load the base it was made for"
+        )
     put_into(denoiser, layers, adapter, pipe)
 
 

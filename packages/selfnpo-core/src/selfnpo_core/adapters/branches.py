@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from selfnpo_core.adapters.hooks import bare, replace, strength
 from selfnpo_core.errors import InputError
 
+log = logging.getLogger(__name__)
 Order = Literal["negative first", "positive first", "separate"]
 Condition = Literal["null", "prompt"]
 Block = tuple[slice, float]
@@ -121,6 +123,7 @@ class Branches:
         self._prompts: int | None = None  # rows of one branch; None outside of a pipeline call
         self._guided = False
         self._context: str | None = None
+        self._only_negative, self._met = positive == 0, False  # whether a negative branch ran in this call
 
     def watch(self, undo: ExitStack) -> None:
         """Begin to watch; `undo` leaves pipeline and denoisers as they were found."""
@@ -201,6 +204,8 @@ class Branches:
         result = self._encode_prompt(*args, **kwargs)
         self._guided = bool(given.arguments.get("do_classifier_free_guidance", False))
         self._prompts = len(result[0]) if isinstance(result[0], Tensor) else None
+        if self.layout.order != "separate" and not self._guided:
+            self._say_unused()
         if self._condition == "prompt" and self._guided:
             if _has_text(given.arguments.get("negative_prompt")):
                 raise InputError("a negative prompt has no effect under condition 'prompt': leave out one of the two")
@@ -209,14 +214,26 @@ class Branches:
 
     def _end_of_call(self) -> None:
         """Every stock pipeline's last act. Forwards after it are of another pipeline with the same denoiser."""
-        self._prompts, self._guided = None, False
+        if self.layout.order == "separate" and not self._met:
+            self._say_unused()
+        self._prompts, self._guided, self._met = None, False, False
         self._free()
+
+    def _say_unused(self) -> None:
+        """Once: weights of the negative branch have nothing to act on where none runs."""
+        if self._only_negative and self._mark == NEGATIVE:
+            log.warning(
+                "the negative weights change nothing: this call runs no negative branch (guidance is off at a scale of "
+                "1, and of distilled models always): give a guidance scale above 1, or the rule neon"
+            )
+            self._only_negative = False
 
     def _watched(self, cache_context: Callable[..., Any]) -> Callable[..., Any]:
         @contextmanager
         def watched(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
             with cache_context(name, *args, **kwargs):
                 self._context = name
+                self._met |= name == "uncond"
                 try:
                     yield
                 finally:

@@ -43,8 +43,9 @@ class NegativeAdapters:
             multiplies the scale of training, whatever weight `set_adapters` gave; of a shared adapter, the scale that
             it has for all rows. {"npo": β} is Self-NPO's.
         shared: those of the adapters that are active for all rows, and are kept so; the others are made inactive in
-            PEFT, and must stay so. To be given (perhaps empty) where there are several adapters. For a positive side
-            θ + η and a negative side θ + α·η + β·δ: {"npo": β, "eta": α − 1} with shared=("eta",).
+            PEFT, must stay so, and are left so by `detach`. To be given (perhaps empty) where there are several
+            adapters. For a positive side θ + η and a negative side θ + α·η + β·δ: {"npo": β, "eta": α − 1} with
+            shared=("eta",).
         condition: the negative rows' prompt: "null" is the call's `negative_prompt` or the empty one, "prompt" is the
             positive prompt itself, seen by the negative weights (autoguidance, 2406.02507).
         shares: what the negative rows, and all others, get of the weights: (−w, −w) is Neon (2510.03597), with guidance
@@ -71,6 +72,7 @@ class NegativeAdapters:
         self._branches = Branches(pipe, condition, self._check, shares=shares)
         self._layers = self._find_layers()
         self._names = {layer: set(layer.lora_A) & set(weights) for _, _, layer in self._layers}
+        self._attached = False
         self._check_elsewhere()
         self._check_plain()
         with ExitStack() as undo:
@@ -84,6 +86,7 @@ class NegativeAdapters:
                 undo.callback(layer.register_forward_hook(_add_to_rows).remove)
             self._check()
             self._undo = undo.pop_all()
+        self._attached = True
         forget_compiled_graphs()
 
     @property
@@ -98,9 +101,10 @@ class NegativeAdapters:
         self._weights.update({name: strength(weight, f"the weight of '{name}'") for name, weight in weights.items()})
 
     def detach(self) -> None:
-        """Leave the pipeline as it was found; adapters that were activated or deactivated since are left as they are.
+        """Leave the pipeline as it was found, but with the adapters, those shared excepted, inactive.
 
-        An adapter just loaded is active for all rows, and is so again.
+        Loading one had made it active for all rows, where nobody means negative weights to act; `set_adapters` has them
+        act there all the same. Adapters that were activated or deactivated since are left as they are.
         """
         self._branches.check_outermost()
         self._undo.close()
@@ -210,7 +214,16 @@ class NegativeAdapters:
                 now = [name for name in active if name not in self._weights or name in self._shared]
                 now += [name for name in self._shared if name in layer.lora_A and name not in now]
                 private.set_active_adapter(layer, now)
-                undo.callback(_restore_active, layer, now, before)
+                undo.callback(self._restore_active, layer, now, before)
+
+    def _restore_active(self, layer: LoraLayer, ours: list[str], before: str | list[str]) -> None:
+        """As they were before, if `attach` failed; after `detach` without those that were on the negative rows only."""
+        if private.active_adapter(layer) != ours:
+            return
+        if self._attached:
+            names = [before] if isinstance(before, str) else before
+            before = [name for name in names if name not in self._weights or name in self._shared]
+        private.set_active_adapter(layer, before)
 
 
 def _enter(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -264,11 +277,6 @@ def _for_all_rows(layer: LoraLayer, name: str) -> bool:
     if layer.merged_adapters:
         return name in layer.merged_adapters
     return name in layer.active_adapters and not layer.disable_adapters
-
-
-def _restore_active(layer: LoraLayer, ours: list[str], before: str | list[str]) -> None:
-    if private.active_adapter(layer) == ours:
-        private.set_active_adapter(layer, before)
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
         output = output if output.suffix == ".safetensors" else output.with_name(f"{output.name}.safetensors")
         scale = sum(recommended.guidance_scale) / 2
         done = exporting.to_kohya(npo, lora, family.kohya(lora, npo, base, beta, scale, output.name), output)
-        done = exporting.Exported(done.path, errors)
+        done = replace(done, errors=errors)
         if recommended.rule != NpoRule():
             log.warning("the workflow has two branches, and these weights are best used by rule %s", recommended.rule)
     elif form == "merged":
@@ -59,6 +60,8 @@ def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
         strength = options["strength"]
         done = exporting.to_neon(npo, backbone, output, strength=strength, into=into, rank=rank)
     click.echo(f"{form} in {done.path}")
+    if done.notes:
+        click.echo(done.notes.rstrip())
     for what, error in done.errors.items():
         click.echo(f"relative error, {what:<12} {error:.2%}")
 

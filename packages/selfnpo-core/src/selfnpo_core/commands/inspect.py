@@ -11,6 +11,7 @@ import torch
 from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.printing import echo_json
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.base import Base
 from selfnpo_core.models.prompts import kept_prompts
 from selfnpo_core.reporting.decomposition import DECOMPOSITION
 from selfnpo_core.system.files import file_sha256, write_json
@@ -35,7 +36,7 @@ def run_inspect(family: AnyFamily, options: Options) -> int:
     facts = inspection.describe(npo)
     if model is None and facts["base_model"] == "demo":
         model = "demo"
-    facts["strength"] = facts["decomposition"] = None
+    facts["strength"] = facts["decomposition"] = facts["acts_on"] = None
     kept = _kept(npo, model, options) if options["keep"] else None
     if model is not None and facts["has_effect"]:
         facts |= _measured(family, npo, model, options, finite=facts["finite"])
@@ -55,13 +56,24 @@ def _measured(family: AnyFamily, npo: Npo, model: str, options: Options, *, fini
     stored = npo.config.recipe if npo.config else {}
     size = {key: stored.get(key) for key in ("frames", "height", "width")}
     base = family.find(model, options["model_config"])
+    acts = {"acts_on": _acts_on(npo, base)}
     backbone = family.backbone(base, build_recipe(size), torch.float32, "auto")
     trajectories = options["trajectories"]
     if not (trajectories and finite):
-        return {"strength": asdict(inspection.measure_strength(npo, backbone))}
+        return {**acts, "strength": asdict(inspection.measure_strength(npo, backbone))}
     prompts = _prompts(family, npo, model)
     strength, found = dissection.measure(npo, backbone, prompts, trajectories=trajectories)
-    return {"strength": asdict(strength), "decomposition": found.as_facts()}
+    return {**acts, "strength": asdict(strength), "decomposition": found.as_facts()}
+
+
+def _acts_on(npo: Npo, base: Base) -> str:
+    """Which rows of this model's forwards get the weights, and when there are none."""
+    rule = npo.config.recommended.rule if npo.config else NpoRule()
+    if rule.extrapolates:
+        return "both branches, with guidance and without"
+    usual = base.known.guidance_scale if base.known else None
+    words = "the negative branch, which runs at guidance scales above 1 only"
+    return words if usual is None or usual > 1 else f"{words}: this model is drawn at {usual:g}, where they do nothing"
 
 
 def _kept(npo: Npo, model: str | None, options: Options) -> Path:
@@ -97,6 +109,7 @@ def _describe(facts: dict[str, Any]) -> str:
         f"base          {base}",
         f"layers        {facts['layers']}, {facts['layers_without_effect']} of them without effect",
         f"norm          {facts['norm']:.4g}",
+        *_rest_of_file(facts),
         *_carriers(facts["by_layer"]),
     ]
     if recommended:
@@ -119,6 +132,15 @@ def _describe(facts: dict[str, Any]) -> str:
     elif not facts["has_effect"]:
         lines.append("it does nothing: all its changes are zero")
     return "\n".join(lines)
+
+
+def _rest_of_file(facts: Mapping[str, Any]) -> list[str]:
+    lines = [f"names         {facts['naming']}'s"] if facts["naming"] not in (None, "PEFT") else []
+    if facts["left_out"]:
+        lines.append(f"left out      {facts['left_out']}")
+    if facts["alpha_guessed"]:
+        lines.append(f"alpha         not said of {facts['alpha_guessed']} layers: the rank, which is a guess")
+    return lines + ([f"acts on       {facts['acts_on']}"] if facts["acts_on"] else [])
 
 
 def _taken_apart(found: Mapping[str, Any]) -> list[str]:

@@ -3,8 +3,9 @@
 η is a LoRA (as SPO's), or the difference between a whole tuned denoiser (Diffusion-DPO, or any fine-tune of θ) and θ.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,37 +17,71 @@ from torch import Tensor, nn
 from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.hub import files_of
+from selfnpo_core.models.identity import SAME_BASE
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling.options import Negative
-from selfnpo_core.system.files import file_sha256
+from selfnpo_core.schedule import NoiseSchedule
+from selfnpo_core.system.files import file_sha256, read_header, read_json
 from selfnpo_core.system.paths import user_path
+from selfnpo_core.weights.file_kinds import is_whole, kind_of
+from selfnpo_core.weights.lora_file import ADAPTER_FILE, is_adapter
 from selfnpo_core.weights.npo_folder import LORA_FILE
+
+log = logging.getLogger(__name__)
+ROWS = 64
+"""Of each weight of a text encoder that is compared with another's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A tuned model. prediction_type: `None` where nothing says it.
+
+    encoders: component → its text encoder, or the folder that it is in. They are compared, not used.
+    """
+
+    denoiser: nn.Module
+    prediction_type: str | None = None
+    encoders: Mapping[str, nn.Module | Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """η by the name that its user gave it: a LoRA's file, or what loads the tuned denoiser."""
+    """η by the name that its user gave it: a LoRA's file, or what loads the tuned model."""
 
     name: str
     lora: Path | None = None
-    denoiser: Callable[[], nn.Module] | None = None
+    whole: Callable[[], Whole] | None = None
 
     @torch.no_grad()
     def apply(self, pipe: Any, component: str, *, keep: bool) -> dict[str, Tensor] | None:
         """Bring the pipeline to θ + η: a LoRA is loaded as the active adapter "eta", whole weights take θ's place.
 
         keep: return η of whole weights (parameter → difference, in the weights' dtype), for a negative side with α ≠ 1.
-        Raises `InputError` for weights of another architecture.
+        Of a whole model only the denoiser is taken; a text encoder that was tuned too is named. Raises `InputError` for
+        weights of another architecture or prediction type.
         """
         if self.lora is not None:
-            load_lora(pipe, self.lora, ETA)
+            parts = load_lora(pipe, self.lora, ETA)
+            if parts and keep:
+                log.warning("alpha is of the denoiser: %s of %s has its layers on both sides", _all(parts), self.name)
             return None
-        assert self.denoiser is not None
+        assert self.whole is not None
+        whole = self.whole()
         network: nn.Module = getattr(pipe, component)
-        tuned = dict(self.denoiser().named_parameters())
+        tuned = dict(whole.denoiser.named_parameters())
         own = dict(network.named_parameters())
         _check_same(self.name, {n: p.shape for n, p in tuned.items()}, {n: p.shape for n, p in own.items()})
+        _check_prediction(self.name, whole.prediction_type, pipe)
+        if others := [
+            part for part, encoder in whole.encoders.items() if _is_tuned(getattr(pipe, part, None), encoder)
+        ]:
+            log.warning(
+                "preference %s: only its %s is taken, and its %s, tuned too, is left out",
+                self.name,
+                component,
+                _all(others),
+            )
         eta: dict[str, Tensor] = {}
         for name, parameter in own.items():
             new = tuned.pop(name).to(parameter.device)
@@ -64,37 +99,41 @@ def find(
     network: type[nn.Module],
     component: str,
     locate: Callable[[str], Source],
-    whole: Callable[[Source], nn.Module],
+    whole: Callable[[Source], Whole],
 ) -> Preference:
     """What `--preference NAME` stands for; no weights are read, but what is on the hub is fetched.
 
     name: a LoRA file, or a folder with one; a folder with a denoiser (config.json), or with one under `component`; or
-        whatever `--model` could be, of which `whole` loads the denoiser. locate: what `--model NAME` stands for.
+        whatever `--model` could be, which `whole` loads. locate: what `--model NAME` stands for.
     """
     source = locate(name)
     if source.kind == "hub":
         return _on_hub(name, source, network, component, whole)
     path = Path(source.location)
     if path.is_file() and path.suffix == ".safetensors":
-        if _is_lora(path):
+        names, _ = read_header(path)
+        if is_adapter(names):
             return Preference(name=name, lora=path)
-        return Preference(name=name, denoiser=partial(whole, source))
+        if not is_whole(names):
+            raise InputError(f"preference {name} {kind_of(names)}")
+        return Preference(name=name, whole=partial(whole, source))
     if path.is_dir():
         for folder in (path, path / "npo"):
-            if (folder / LORA_FILE).is_file():
-                return Preference(name=name, lora=folder / LORA_FILE)
+            for file in (LORA_FILE, ADAPTER_FILE):
+                if (folder / file).is_file():
+                    return Preference(name=name, lora=folder / file)
         if not (path / "model_index.json").is_file():
             for folder in (path, path / component):
                 if (folder / "config.json").is_file():
-                    return Preference(name=name, denoiser=partial(_load, network, folder, name))
+                    return Preference(name=name, whole=partial(_load, network, folder, name))
             raise InputError(
                 f"preference {name} holds neither a LoRA ({LORA_FILE}) nor a {component} (config.json): give one"
             )
-    return Preference(name=name, denoiser=partial(whole, source))
+    return Preference(name=name, whole=partial(whole, source))
 
 
 def _on_hub(
-    name: str, source: Source, network: type[nn.Module], component: str, whole: Callable[[Source], nn.Module]
+    name: str, source: Source, network: type[nn.Module], component: str, whole: Callable[[Source], Whole]
 ) -> Preference:
     """A repository with a whole model, a denoiser, or a LoRA alone."""
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -102,12 +141,12 @@ def _on_hub(
     with quiet(), one_line_errors(source):
         files = files_of(source.location)
         if "model_index.json" in files:
-            return Preference(name=name, denoiser=partial(whole, source))
+            return Preference(name=name, whole=partial(whole, source))
         for folder in (f"{component}/", ""):
             if f"{folder}config.json" in files:
                 patterns = [f"{folder}*.json", f"{folder}*.safetensors"]
                 place = Path(snapshot_download(source.location, allow_patterns=patterns)) / folder
-                return Preference(name=name, denoiser=partial(_load, network, place, name))
+                return Preference(name=name, whole=partial(_load, network, place, name))
         loras = [file for file in files if file.endswith(".safetensors") and "/" not in file]
         if len(loras) == 1:
             return Preference(name=name, lora=Path(hf_hub_download(source.location, loras[0])))
@@ -153,7 +192,23 @@ def record(name: str | None) -> dict[str, str | None]:
     return {"preference": name, "preference_sha256": file_sha256(path) if path is not None and path.is_file() else None}
 
 
-def _load(network: Any, folder: Path, name: str) -> nn.Module:
+def prediction_beside(folder: Path) -> str | None:
+    """Of a diffusers folder, by its scheduler's configuration."""
+    try:
+        config = read_json(folder / "scheduler" / "scheduler_config.json")
+        flow = "FlowMatch" in str(config.get("_class_name"))
+        return "flow" if flow else str(config.get("prediction_type", "epsilon"))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def prediction_of(scheduler: Any) -> str:
+    """Of a pipeline's scheduler."""
+    flow = NoiseSchedule.from_scheduler(scheduler).is_flow
+    return "flow" if flow else str(scheduler.config.get("prediction_type", "epsilon"))
+
+
+def _load(network: Any, folder: Path, name: str) -> Whole:
     config = network.load_config(folder)
     if config.get("_class_name", network.__name__) != network.__name__:
         raise InputError(f"preference {name} is a {config['_class_name']}, and the model has a {network.__name__}")
@@ -161,19 +216,58 @@ def _load(network: Any, folder: Path, name: str) -> nn.Module:
         raise InputError(f"preference {name} has no safetensors weights: get it as safetensors")
     try:
         loaded: nn.Module = network.from_pretrained(folder, use_safetensors=True)
-        return loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"preference {name} cannot be loaded ({detail}): get it again") from None
+    return Whole(denoiser=loaded, prediction_type=prediction_beside(folder.resolve().parent))
 
 
-def _is_lora(path: Path) -> bool:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return any("lora" in name for name in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None
+def _check_prediction(name: str, tuned: str | None, pipe: Any) -> None:
+    scheduler = getattr(pipe, "scheduler", None)
+    if tuned is None or scheduler is None:
+        return
+    own = prediction_of(scheduler)
+    if tuned != own:
+        raise InputError(
+            f"preference {name} predicts '{tuned}', and the model predicts '{own}': give one that was tuned from it"
+        )
+
+
+def _is_tuned(own: nn.Module | None, other: nn.Module | Path) -> bool:
+    """Whether two text encoders differ by more than a change of dtype, by some of their weights."""
+    if own is None:
+        return False
+    weights = own.state_dict()
+    read = _rows_of(other, weights.keys()) if isinstance(other, Path) else _rows(other.state_dict())
+    for name, rows in read.items():
+        mine = weights[name][:ROWS].float().cpu() if name in weights else None
+        if mine is None or mine.shape != rows.shape or float((mine - rows).norm()) > SAME_BASE * float(rows.norm()):
+            return True
+    return False
+
+
+def _rows(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weights[name][:ROWS].float().cpu() for name in _some(weights) if weights[name].ndim}
+
+
+def _rows_of(folder: Path, known: Collection[str]) -> dict[str, Tensor]:
+    """The same of the files in a folder; nothing else of them is read."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), framework="pt") as opened:
+            for name in _some(set(opened.keys()) & set(known)):
+                found[name] = opened.get_slice(name)[:ROWS].float()
+    return found
+
+
+def _some(names: Collection[str]) -> list[str]:
+    """A dozen, evenly spread."""
+    every = sorted(names)
+    return every[:: max(1, len(every) // 12)]
+
+
+def _all(names: Collection[str]) -> str:
+    return " and ".join(sorted(names))
 
 
 def _check_same(name: str, tuned: Mapping[str, Any], own: Mapping[str, Any]) -> None:

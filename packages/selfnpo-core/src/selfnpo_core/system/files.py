@@ -173,11 +173,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None
 
 
-def load_metadata(path: Path) -> dict[str, str]:
-    """What the header of a safetensors file says beside its tensors."""
+def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """(names of the tensors of a safetensors file, what its header says beside); no tensor is read."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return dict(file.metadata() or {})
+            return list(file.keys()), dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         detail = " ".join(str(error).split())
         raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None

@@ -17,7 +17,7 @@ from torch import Tensor
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.backbone import Backbone, LoadingBackbone
 from selfnpo_core.negative import relative_error
-from selfnpo_core.system.files import save_tensors, write_json, write_tensors, written_aside
+from selfnpo_core.system.files import save_tensors, write_json, write_tensors, write_text, written_aside
 from selfnpo_core.weights import offsets
 from selfnpo_core.weights.inspection import added, effect_errors
 from selfnpo_core.weights.lora_layers import Lora, metadata_of, say_what_is_used
@@ -25,8 +25,8 @@ from selfnpo_core.weights.npo_folder import LORA_FILE, Npo, check_base, write_np
 from selfnpo_core.weights.offsets import offset_of, to_lora
 
 Into = Literal["lora", "merged"]
-KohyaFiles = tuple[dict[str, Tensor], dict[str, Any]]
-"""The tensors of a file in kohya's names, and a workflow that uses it."""
+KohyaFiles = tuple[dict[str, Tensor], dict[str, Any], str]
+"""The tensors of a file in kohya's names, a workflow that uses it, and what to know of it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Exported:
 
     path: Path
     errors: Mapping[str, float] = field(default_factory=dict)
+    notes: str = ""
 
 
 def component_of(backbone: Backbone) -> str:
@@ -71,12 +72,13 @@ def to_diffusers(npo: Npo, backbone: LoadingBackbone | None, output: Path, *, ra
 
 
 def to_kohya(npo: Npo, lora: Lora, files: KohyaFiles, output: Path) -> Exported:
-    """OUTPUT.safetensors, and the workflow beside it as OUTPUT.comfyui.json."""
-    tensors, workflow = files
+    """OUTPUT.safetensors, and beside it the workflow as OUTPUT.comfyui.json and what to know of it as .comfyui.txt."""
+    tensors, workflow, notes = files
     facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(f.rank for f in lora.values()))}
     write_tensors(output, tensors, {**facts, "selfnpo_base_model": npo.config.base_model if npo.config else "unknown"})
     write_json(output.with_suffix(".comfyui.json"), workflow)
-    return Exported(output)
+    write_text(output.with_suffix(".comfyui.txt"), notes)
+    return Exported(output, notes=notes)
 
 
 def to_merged(npo: Npo, backbone: Backbone, output: Path, *, beta: float) -> Exported:

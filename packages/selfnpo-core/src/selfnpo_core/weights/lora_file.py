@@ -22,7 +22,7 @@ from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.negative import Factors
-from selfnpo_core.system.files import load_metadata, load_tensors, read_json
+from selfnpo_core.system.files import load_tensors, read_header, read_json
 from selfnpo_core.weights.file_kinds import kind_of
 
 METADATA = "lora_adapter_metadata"
@@ -106,6 +106,14 @@ class LoraFile:
         said = next((self.header[key] for key in keys if self.header.get(key)), None)
         return f", which is for {said} by its header" if said else ""
 
+    @property
+    def prediction_type(self) -> str | None:
+        """What the header says of the base that it was trained on; trainers name two of the types only."""
+        said = self.header.get("modelspec.prediction_type", "").lower()
+        if said.startswith("v") or self.header.get("ss_v_parameterization") == "True":
+            return "v_prediction"
+        return "epsilon" if said.startswith("eps") else None
+
     def left_out(self, taken: frozenset[str] = frozenset()) -> str:
         """In words, what is neither of the denoiser nor of the text encoders that are taken; "" for nothing."""
         parts = [f"{len(layers)} layers of {part}" for part, layers in sorted(self.text.items()) if part not in taken]
@@ -119,7 +127,7 @@ def read_lora(path: Path, tensors: Mapping[str, Tensor] | None = None) -> LoraFi
     Raises `InputError`, with the format's name, for what is no plain LoRA.
     """
     tensors = load_tensors(path) if tensors is None else tensors
-    header = load_metadata(path)
+    _, header = read_header(path)
     _refuse_others(path, tensors)
     parts, bundled = _sorted(path, tensors)
     told = _told(path, header)
