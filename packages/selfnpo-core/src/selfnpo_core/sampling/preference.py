@@ -73,15 +73,10 @@ class Preference:
         own = dict(network.named_parameters())
         _check_same(self.name, {n: p.shape for n, p in tuned.items()}, {n: p.shape for n, p in own.items()})
         _check_prediction(self.name, whole.prediction_type, pipe)
-        if others := [
-            part for part, encoder in whole.encoders.items() if _is_tuned(getattr(pipe, part, None), encoder)
-        ]:
-            log.warning(
-                "preference %s: only its %s is taken, and its %s, tuned too, is left out",
-                self.name,
-                component,
-                _all(others),
-            )
+        encoders = whole.encoders.items()
+        if others := [part for part, encoder in encoders if _is_tuned(getattr(pipe, part, None), encoder)]:
+            what = component, _all(others)
+            log.warning("preference %s: only its %s is taken, and its %s, tuned too, is left out", self.name, *what)
         eta: dict[str, Tensor] = {}
         for name, parameter in own.items():
             new = tuned.pop(name).to(parameter.device)
