@@ -9,9 +9,11 @@ from tests.core.adapters.reference import add_lora
 from tests.tiny import cogvideox
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.weights.lora_file import read_lora
+from selfnpo_core.weights.lora_layers import layers_in, put_into
 from selfnpo_video.cogvideox import COGVIDEOX, CogVideoX
 from selfnpo_video.families import find_base
-from selfnpo_video.loading import load_lora, load_network, load_pipeline, save_lora, stored_dtype
+from selfnpo_video.loading import load_network, load_pipeline, save_lora, stored_dtype
 
 
 def test_a_pipeline_takes_what_it_is_given(small: Path) -> None:
@@ -37,7 +39,7 @@ def test_a_lora_comes_back(small: Path, tmp_path: Path) -> None:
     add_lora(saved, "npo", seed=1)
     save_lora(COGVIDEOX, saved, tmp_path, "npo")
     network = load_network(find_base(str(small)))
-    load_lora(COGVIDEOX, network, tmp_path / "pytorch_lora_weights.safetensors", "npo")
+    put_into(network, layers_in(read_lora(tmp_path / "pytorch_lora_weights.safetensors"), network), "npo")
     own = dict(network.named_parameters())
     lora = {name: tensor for name, tensor in saved.named_parameters() if ".lora_" in name}
     assert lora

@@ -271,8 +271,8 @@ def test_refuses_to_take_the_place_of_another(trained: Any, tmp_path: Path) -> N
     assert pipe.get_active_adapters() == ["npo"]
 
 
-def test_unloads_what_turns_out_to_be_refused(tmp_path: Path) -> None:
-    """A LoRA of the text encoder too is known as such only when it is loaded."""
+def test_layers_of_a_text_encoder_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """There are no negative rows in it."""
     trained = sd15()
     add_lora(trained.unet, "npo", seed=1)
     add_lora(trained.text_encoder, "npo", seed=2, targets=("q_proj",))
@@ -280,8 +280,10 @@ def test_unloads_what_turns_out_to_be_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "npo", "lora", trained.unet) / "pytorch_lora_weights.safetensors"
     save_file(load_file(file) | {f"text_encoder.{name}": tensor for name, tensor in layers.items()}, file)
     pipe = sd15()
-    with pytest.raises(InputError, match="also changes the text_encoder"):
-        attach_npo(pipe, file)
+    base, other = model_with("sd15", trained.unet, {}), model_with("sd15", trained.unet, {"npo": 1})
+    with attach_npo(pipe, file):
+        assert_same(sample("sd15", pipe), two_model_loop(pipe, base, other))
+    assert "left out are 2 layers of text_encoder" in caplog.text
     assert_untouched(pipe)
     assert torch.equal(sample("sd15", pipe), sample("sd15", sd15()))
 

@@ -131,7 +131,7 @@ def test_preference_tuned_positive_side(pipe: Any, alpha: float) -> None:
     other = model_with("sd15", pipe.unet, {"eta": alpha, "npo": 0.5})
     with NegativeAdapters.attach(pipe, {"npo": 0.5, "eta": alpha - 1}, shared=("eta",)):
         assert_same(sample("sd15", pipe), two_model_loop(pipe, base, other))
-    assert pipe.get_active_adapters() == ["npo"]
+    assert pipe.get_active_adapters() == []
 
 
 @pytest.mark.parametrize("config", [{}, {"use_rslora": True}], ids=["lora", "rslora"])
@@ -214,7 +214,8 @@ def test_gradients_pass(pipe: Any) -> None:
     assert_same(x.grad, y.grad)
 
 
-def test_detached_is_as_never_attached(pipe: Any, plain: torch.Tensor) -> None:
+def test_detached_is_as_never_attached_but_inactive(pipe: Any, plain: torch.Tensor) -> None:
+    """Loading had made the adapter active for all rows, where nobody means negative weights to act."""
     names = {id(module): set(vars(module)) for module in pipe.unet.modules()}
     active = sample("sd15", pipe)
     with NegativeAdapters.attach(pipe, {"npo": 1.0}) as negative:
@@ -223,6 +224,9 @@ def test_detached_is_as_never_attached(pipe: Any, plain: torch.Tensor) -> None:
     assert {id(module): set(vars(module)) for module in pipe.unet.modules()} == names
     assert not {"encode_prompt", "maybe_free_model_hooks"} & set(vars(pipe))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
+    assert pipe.get_active_adapters() == []
+    assert torch.equal(sample("sd15", pipe), plain)
+    pipe.unet.set_adapters(["npo"])
     assert torch.equal(sample("sd15", pipe), active)
     pipe.unet.disable_adapters()
     assert torch.equal(sample("sd15", pipe), plain)
@@ -407,3 +411,21 @@ def test_refuses_two_at_once(pipe: Any) -> None:
 
 def assert_differs(one: torch.Tensor, other: torch.Tensor) -> None:
     assert (one - other).abs().max() > 1e-4 * other.abs().max()
+
+
+def test_weights_that_have_no_branch_to_act_on_say_so_once(
+    pipe: Any, plain: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_lora((flux := PIPELINES["flux"]()).transformer, "npo", seed=1)
+    for family, some in (("sd15", pipe), ("flux", flux)):
+        caplog.clear()
+        with NegativeAdapters.attach(some, {"npo": 1.0}):
+            sample(family, some)
+            assert "change nothing" not in caplog.text
+            for _ in range(2):
+                sample(family, some, scale=1.0)
+        assert caplog.text.count("the negative weights change nothing: this call runs no negative branch") == 1
+    caplog.clear()
+    with NegativeAdapters.attach(pipe, {"npo": 1.0}, shares=(-1.0, -1.0)):
+        sample("sd15", pipe, scale=1.0)
+    assert caplog.text == ""

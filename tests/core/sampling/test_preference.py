@@ -1,17 +1,22 @@
 """A pipeline at θ + η, and η itself where it is asked for."""
 
+import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.core.training.toy import ToyNet
 from torch import nn
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.sources import Source
+from selfnpo_core.sampling import preference
 from selfnpo_core.sampling.options import Negative
-from selfnpo_core.sampling.preference import Preference, Whole, with_preference
+from selfnpo_core.sampling.preference import Preference, Whole, prediction_beside, with_preference
 
 
 @dataclass
@@ -71,3 +76,78 @@ def test_weights_of_another_architecture_are_refused(pipe):
     other = Preference(name="other", whole=lambda: Whole(denoiser=nn.Linear(2, 2)))
     with pytest.raises(InputError, match="tuned"):
         with_preference(pipe, "denoiser", Job(), lambda name: other)
+
+
+def test_another_prediction_type_is_refused(pipe, monkeypatch):
+    monkeypatch.setattr(preference, "prediction_of", lambda scheduler: scheduler)
+    pipe.scheduler = "epsilon"
+    for told, fits in (("epsilon", True), (None, True), ("v_prediction", False), ("flow", False)):
+        whole = Whole(denoiser=tuned(), prediction_type=told)
+        found = Preference(name="x", whole=lambda whole=whole: whole)
+        if fits:
+            found.apply(pipe, "denoiser", keep=False)
+            continue
+        with pytest.raises(InputError, match=f"predicts '{told}', and the model predicts 'epsilon'"):
+            found.apply(pipe, "denoiser", keep=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "predicts"),
+    [
+        ({"prediction_type": "v_prediction"}, "v_prediction"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow"),
+        ({}, "epsilon"),
+        (None, None),
+    ],
+)
+def test_what_a_folder_says_of_its_prediction(config, predicts, tmp_path):
+    if config is not None:
+        (tmp_path / "scheduler").mkdir()
+        (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    assert prediction_beside(tmp_path) == predicts
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_a_text_encoder_that_was_tuned_too_is_named(place, pipe, tmp_path, caplog):
+    """Not one that was only cast."""
+    pipe.text_encoder, pipe.text_encoder_2 = nn.Linear(8, 8), nn.Linear(8, 8)
+    other = copy.deepcopy(pipe.text_encoder_2)
+    with torch.no_grad():
+        other.weight += 0.1
+    encoders = {"text_encoder": copy.deepcopy(pipe.text_encoder).half(), "text_encoder_2": other}
+    if place == "disk":
+        for part, encoder in encoders.items():
+            (tmp_path / part).mkdir()
+            save_file(encoder.state_dict(), tmp_path / part / "model.safetensors")
+        encoders = {part: tmp_path / part for part in encoders}
+    Preference(name="x", whole=lambda: Whole(denoiser=tuned(), encoders=encoders)).apply(pipe, "denoiser", keep=False)
+    assert "preference x: only its denoiser is taken, and its text_encoder_2, tuned too, is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("lora_unet_x.lora_down.weight", "lora"),
+        ("unet.x.processor.to_q_lora.down.weight", "lora"),
+        ("x.lora_A.weight", "lora"),
+        ("lora_unet_x.hada_w1_a", "lora"),
+        ("model.diffusion_model.x", "a denoiser alone"),
+        ("emb_params", "a textual inversion"),
+        ("control_model.x", "a ControlNet"),
+    ],
+)
+def test_what_a_file_is(name, what, tmp_path):
+    file = tmp_path / "file.safetensors"
+    save_file({name: torch.ones(2)}, file)
+
+    def found():
+        def locate(place):
+            return Source(name=place, kind="file", location=place)
+
+        return preference.find(str(file), network=nn.Linear, component="unet", locate=locate, whole=lambda _: None)
+
+    if what == "lora":
+        assert found().lora == file
+        return
+    with pytest.raises(InputError, match=what):
+        found()

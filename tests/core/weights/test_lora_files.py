@@ -53,7 +53,7 @@ def named(layers: dict[str, Factors], name: Callable[[str], str], *ends: str) ->
     tensors = {}
     for layer, factors in layers.items():
         parts = (factors.down, factors.up, torch.tensor(factors.alpha))
-        tensors |= {name(layer) + end: part for end, part in zip(ends, parts, strict=False)}
+        tensors |= {name(layer) + end: part.clone() for end, part in zip(ends, parts, strict=False)}
     return tensors
 
 
@@ -168,7 +168,7 @@ def one(name: str, *shape: int) -> Tensors:
 
 STEM = kohya(ATTENTION[0])
 REFUSED: dict[str, tuple[Tensors, str]] = {
-    "LoHa": (one(f"{STEM}.hada_w1_a", 2, 2) | one(f"{STEM}.alpha"), "is a LoHa .*2 such|is a LoHa"),
+    "LoHa": (one(f"{STEM}.hada_w1_a", 2, 2) | one(f"{STEM}.alpha"), "is a LoHa"),
     "LoKr": (one(f"{STEM}.lokr_w1", 2, 2), "is a LoKr"),
     "LoKr of diffusers": (one(f"unet.{ATTENTION[0]}.lokr_w2_a", 2, 2), "is a LoKr"),
     "OFT": (one(f"{STEM}.oft_blocks", 2, 2, 2), "is an OFT"),

@@ -21,7 +21,7 @@ from selfnpo_core.adapters.ruled_negative import Negative, RuledNegative, rule_a
 from selfnpo_core.errors import InputError
 from selfnpo_core.system import private
 from selfnpo_core.weights.lora_file import LoraFile, read_lora
-from selfnpo_core.weights.lora_layers import loaded_into, put_into, say_what_is_used, text_layers
+from selfnpo_core.weights.lora_layers import Lora, loaded_into, put_into, say_what_is_used, text_layers
 
 if TYPE_CHECKING:
     from selfnpo_core.models.backbone import NegativeWeights
@@ -164,7 +164,8 @@ def _load_inactive(pipe: Any, npo: Npo, denoisers: Mapping[str, nn.Module], undo
     active = {layer: layer.active_adapters for denoiser in denoisers.values() for layer in _lora_layers(denoiser)}
     undo.callback(_unload, pipe)
     try:
-        _put_in(pipe, npo.lora, NPO)
+        denoiser, layers = _found(pipe, npo.lora)
+        put_into(denoiser, layers, NPO, pipe)
         say_what_is_used(npo.lora)
     finally:
         for denoiser in denoisers.values():
@@ -179,22 +180,23 @@ def load_lora(pipe: Any, file: Path, adapter: str) -> frozenset[str]:
     what is no plain LoRA, for one of another model, and for one without effect; the pipeline may then have some of it.
     """
     lora = read_lora(file)
+    denoiser, layers = _found(pipe, lora)
     if not lora.has_effect:
         raise InputError(f"{file} has no effect: its layers' products are zero, so give another")
     text = text_layers(lora, pipe)
-    _put_in(pipe, lora, adapter)
-    for part, layers in text.items():
-        put_into(getattr(pipe, part), layers, adapter, pipe)
+    put_into(denoiser, layers, adapter, pipe)
+    for part, own in text.items():
+        put_into(getattr(pipe, part), own, adapter, pipe)
     say_what_is_used(lora, frozenset(text))
     return frozenset(text)
 
 
-def _put_in(pipe: Any, lora: LoraFile, adapter: str) -> None:
-    """Its layers of the denoiser."""
+def _found(pipe: Any, lora: LoraFile) -> tuple[nn.Module, Lora]:
+    """The denoiser, and its layers of the file."""
     denoiser: nn.Module = bare(getattr(pipe, "unet", None) or pipe.transformer)
-    if not all(bool(f.up.isfinite().all() and f.down.isfinite().all()) for f in lora.layers.values()):
-        raise InputError(f"{lora.path} holds NaN or infinite numbers: get it again")
     layers = loaded_into(pipe, denoiser, lora)
+    if not all(bool(f.up.isfinite().all() and f.down.isfinite().all()) for f in layers.values()):
+        raise InputError(f"{lora.path} holds NaN or infinite numbers: get it again")
     config = getattr(getattr(pipe, "scheduler", None), "config", {})
     predicts = config.get("prediction_type")
     if lora.prediction_type and predicts in ("epsilon", "v_prediction") and predicts != lora.prediction_type:
@@ -202,7 +204,7 @@ def _put_in(pipe: Any, lora: LoraFile, adapter: str) -> None:
             f"{lora.path} was trained on a model that predicts '{lora.prediction_type}' by its header, and this one "
             f"predicts '{predicts}': load the base it was made for"
         )
-    put_into(denoiser, layers, adapter, pipe)
+    return denoiser, layers
 
 
 def _unload(pipe: Any) -> None:

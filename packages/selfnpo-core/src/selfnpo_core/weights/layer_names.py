@@ -47,9 +47,8 @@ def paths_of(network: nn.Module, names: Iterable[str]) -> dict[str, str]:
             known.setdefault(name.replace(".", "_"), path)
     found = {}
     for name in names:
-        path = next((known[way] for way in _ways(name) if way in known), None)
-        if path is not None:
-            found[name] = path
+        if ways := [way for way in _ways(name) if way in known]:
+            found[name] = known[ways[0]]
     return found
 
 

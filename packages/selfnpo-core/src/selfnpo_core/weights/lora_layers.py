@@ -53,9 +53,8 @@ def put_into(network: Any, layers: Lora, adapter: str, pipe: Any = None) -> None
     own = layers_of(network)
     state = {}
     for path, factors in layers.items():
-        dtype = torch.promote_types(factors.down.dtype, own[path].weight.dtype) if _computes(own[path]) else None
-        state[f"{path}.lora_A.weight"] = factors.down.to(own[path].weight.device, dtype)
-        state[f"{path}.lora_B.weight"] = factors.up.to(own[path].weight.device, dtype)
+        state[f"{path}.lora_A.weight"] = _placed(factors.down, own[path])
+        state[f"{path}.lora_B.weight"] = _placed(factors.up, own[path])
     config = lora_config(layers)
     if hasattr(network, "load_lora_adapter"):
         metadata = {key: _plain(value) for key, value in config.to_dict().items()}
@@ -80,10 +79,10 @@ def lora_config(layers: Lora) -> Any:
     rank, alpha = max(set(ranks), key=ranks.count), max(set(alphas), key=alphas.count)
     return LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         target_modules=sorted(layers),
         rank_pattern={f"^{layer}": f.rank for layer, f in layers.items() if f.rank != rank},
-        alpha_pattern={f"^{layer}": f.alpha for layer, f in layers.items() if f.alpha != alpha},  # type: ignore[misc]
+        alpha_pattern={f"^{layer}": f.alpha for layer, f in layers.items() if f.alpha != alpha},
     )
 
 
@@ -118,12 +117,11 @@ def _fitted(file: LoraFile, layers: Lora, network: nn.Module) -> dict[str, Facto
         raise InputError(f"{file.path} names a layer twice: get it again")
     fitted = {}
     for name, factors in layers.items():
-        weight = own[paths[name]].weight
-        down, up = _in_shape(factors, tuple(weight.shape))
+        weight = _shape(own[paths[name]])
+        down, up = _in_shape(factors, weight)
         if down is None or up is None:
             has, wants = (
-                "×".join(map(str, shape))
-                for shape in ((factors.up.shape[0], *factors.down.shape[1:]), tuple(weight.shape))
+                "×".join(map(str, shape)) for shape in ((factors.up.shape[0], *factors.down.shape[1:]), weight)
             )
             raise InputError(
                 f"{file.path} is no LoRA for this model: its '{name}' is of a weight of {has}, and the {kind} has one "
@@ -157,9 +155,19 @@ def _converted(pipe: Any, file: LoraFile) -> LoraFile | None:
         return None
 
 
-def _computes(layer: nn.Module) -> bool:
+def _shape(layer: Any) -> tuple[int, ...]:
+    """Of its weight, in whatever form it is kept: (out, in[, k, …])."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
+
+
+def _placed(factor: Tensor, layer: nn.Module) -> Tensor:
+    """Where the layer's weight is, unless that is offloaded; in the wider dtype of the two, if it calculates in its."""
     weight: Any = layer.weight
-    return bool(weight.dtype.is_floating_point and weight.dtype.itemsize > 1)
+    wide = weight.dtype.is_floating_point and weight.dtype.itemsize > 1
+    dtype = torch.promote_types(factor.dtype, weight.dtype) if wide else factor.dtype
+    return factor.to(factor.device if weight.is_meta else weight.device, dtype)
 
 
 def _plain(value: Any) -> Any:
