@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.core.adapters.reference import assert_same, two_model_loop
-from tests.tiny import sample, sd15
+from tests.tiny import PIPELINES, sample, sd15
 from torch import Tensor
 
 from selfnpo_core import attach_npo
@@ -20,7 +20,7 @@ from selfnpo_core.negative import Factors
 from selfnpo_core.weights.inspection import describe, inspect_npo
 from selfnpo_core.weights.layer_names import first_release, layers_of
 from selfnpo_core.weights.lora_file import read_lora
-from selfnpo_core.weights.lora_layers import layers_in
+from selfnpo_core.weights.lora_layers import layers_in, loaded_into
 from selfnpo_core.weights.npo_folder import load_npo
 
 ALPHA, RANK = 3.0, 2
@@ -309,3 +309,13 @@ def test_pefts_folder(pipe: Any, tmp_path: Path) -> None:
     npo = load_npo(tmp_path)
     assert npo.lora is not None
     assert (npo.lora.guessed, {f.alpha for f in npo.lora.layers.values()}) == (0, {5.0})
+
+
+def test_names_that_only_diffusers_converters_know(tmp_path: Path) -> None:
+    pipe, file = PIPELINES["wan"](), tmp_path / "lora.safetensors"
+    down, up = torch.randn(2, 24), torch.randn(24, 2)
+    tensors = {"lora_A.weight": down, "lora_B.weight": up, "alpha": torch.tensor(ALPHA)}
+    save_file({f"diffusion_model.blocks.0.self_attn.q.{end}": t for end, t in tensors.items()}, file)
+    (layer,) = loaded_into(pipe, pipe.transformer, read_lora(file)).items()
+    assert layer[0] == "blocks.0.attn1.to_q"
+    torch.testing.assert_close(layer[1].product(), ALPHA / 2 * up @ down)

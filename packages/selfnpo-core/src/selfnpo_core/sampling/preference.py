@@ -105,7 +105,7 @@ def find(
     if source.kind == "hub":
         return _on_hub(name, source, network, component, whole)
     path = Path(source.location)
-    if path.is_file() and path.suffix == ".safetensors":
+    if path.is_file() and path.suffix.lower() == ".safetensors":
         names, _ = read_header(path)
         if is_adapter(names):
             return Preference(name=name, lora=path)

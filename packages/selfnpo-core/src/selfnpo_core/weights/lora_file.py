@@ -228,7 +228,7 @@ def _factors(path: Path, stem: str, part: Mapping[str, Tensor], told: Mapping[st
     if "alpha" in part:
         if part["alpha"].numel() != 1:
             raise InputError(f"{path} is damaged: alpha of '{stem}' is no number: get it again")
-        return Factors(down=down, up=up, alpha=float(part["alpha"])), True
+        return Factors(down=down, up=up, alpha=float(_readable(part["alpha"]))), True
     alpha = _told_alpha(told, stem, rank)
     return Factors(down=down, up=up, alpha=float(rank) if alpha is None else alpha), alpha is not None
 

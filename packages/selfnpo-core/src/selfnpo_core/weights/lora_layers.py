@@ -29,10 +29,11 @@ def layers_in(file: LoraFile, network: nn.Module) -> dict[str, Factors]:
 
 def loaded_into(pipe: Any, network: nn.Module, file: LoraFile) -> dict[str, Factors]:
     """As `layers_in`, also of names that only diffusers' own converters for this pipeline know."""
-    if len(paths_of(network, file.layers)) == len(file.layers):
-        return layers_in(file, network)
-    other = _converted(pipe, file)
-    return layers_in(file if other is None else other, network)
+    if not _is_in(file, network):
+        other = _converted(pipe, file)
+        if other is not None and _is_in(other, network):
+            return layers_in(other, network)
+    return layers_in(file, network)
 
 
 def text_layers(file: LoraFile, pipe: Any) -> dict[str, dict[str, Factors]]:
@@ -103,6 +104,10 @@ def say_what_is_used(file: LoraFile, taken: frozenset[str] = frozenset()) -> Non
             file.guessed,
             file.count,
         )
+
+
+def _is_in(file: LoraFile, network: nn.Module) -> bool:
+    return len(paths_of(network, file.layers)) == len(file.layers)
 
 
 def _fitted(file: LoraFile, layers: Lora, network: nn.Module) -> dict[str, Factors]:

@@ -106,7 +106,7 @@ def find_npo_file(path: str | Path) -> Path:
     if path.suffix in PICKLES:
         raise InputError(f"{path} is a pickle, which can run code when loaded: convert it to .safetensors")
     if path.is_file():
-        if path.suffix != ".safetensors":
+        if path.suffix.lower() != ".safetensors":
             raise InputError(f"{path} is no .safetensors file: give a run folder or its weights file")
         return path
     if not path.exists():
