@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.loading import one_line_errors
 from selfnpo_core.models.sources import KnownModel, Source
 from selfnpo_core.training.presets import for_width
 from selfnpo_core.training.recipe import Presets
@@ -48,7 +49,9 @@ _OTHER_FILES = {
 
 def find_base(name: str, config: str | Path | None = None) -> ImageBase:
     """What `--model NAME` stands for, found and looked at. config: see `selfnpo_core.models.sources.Source`."""
-    return look(find_source(name, config))
+    source = find_source(name, config)
+    with one_line_errors(source):
+        return look(source)
 
 
 def look(source: Source) -> ImageBase:

@@ -11,6 +11,7 @@ import click
 from selfnpo_core.commands.family import AnyFamily, Options
 from selfnpo_core.commands.options import set_key
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.loading import one_line_errors
 from selfnpo_core.models.prompts import kept_prompts
 from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_core.system.paths import check_folder
@@ -34,7 +35,8 @@ def run_train(family: AnyFamily, options: Options) -> None:
     _check_output(recipe, resume=options["resume"])
     device = "cpu" if recipe.device == "cpu" else "auto"
     dtype = DTYPES[base_dtype(recipe)]
-    sketched = family.sketch(base, recipe, dtype)
+    with one_line_errors(base.source):
+        sketched = family.sketch(base, recipe, dtype)
     if options["dry_run"]:
         click.echo(dry_run(sketched or family.backbone(base, recipe, dtype, device), recipe, prompts, processes))
         return
