@@ -84,9 +84,10 @@ KNOWN = {
 
 def find_source(name: str, config: str | Path | None = None) -> Source:
     """What `--model NAME` stands for, by `selfnpo_core.models.sources.find_source`."""
+    from selfnpo_core.models.configs import fetched_configs
     from selfnpo_image.shipped import model_folder
 
-    return sources.find_source(name, KNOWN, model_folder, config)
+    return sources.find_source(name, KNOWN, model_folder, config, fetched_configs)
 
 
 def is_known(source: Source) -> bool:

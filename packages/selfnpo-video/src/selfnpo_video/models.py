@@ -103,7 +103,9 @@ _DEFAULTS = {
 
 def find_source(name: str, config: str | Path | None = None) -> Source:
     """What `--model NAME` stands for, by `selfnpo_core.models.sources.find_source`."""
-    return sources.find_source(name, KNOWN, _shipped, config)
+    from selfnpo_core.models.configs import fetched_configs
+
+    return sources.find_source(name, KNOWN, _shipped, config, fetched_configs)
 
 
 def architecture(name: str) -> Mapping[str, Any]:

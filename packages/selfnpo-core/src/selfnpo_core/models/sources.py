@@ -47,12 +47,16 @@ class Source:
 
 
 def find_source(
-    name: str, known: Mapping[str, KnownModel], shipped: Callable[[], Path], config: str | Path | None = None
+    name: str,
+    known: Mapping[str, KnownModel],
+    shipped: Callable[[], Path],
+    config: str | Path | None = None,
+    fetch: Callable[[Source], Path] | None = None,
 ) -> Source:
     """What `--model NAME` stands for; nothing is loaded.
 
     A name is, in this order: one of `known` (one without a hub id is in the folder `shipped`), an existing folder or
-    file, or a hub id "owner/name". config: see `Source`.
+    file, or a hub id "owner/name". config: see `Source`; of one on the hub, `fetch` gives its folder.
     """
     path = user_path(name)
     if name in known:
@@ -70,7 +74,11 @@ def find_source(
     if config is None:
         return source
     _check_file(source)
-    return _with_config(source, _config_folder(str(config), known, shipped))
+    folder = user_path(config)
+    if fetch is not None and not folder.exists() and (str(config) in known or _HUB_ID.fullmatch(str(config))):
+        found = find_source(str(config), known, shipped)
+        folder = fetch(found) if found.kind == "hub" else Path(found.location)
+    return _with_config(source, folder)
 
 
 def _local(name: str, path: Path) -> Source:
@@ -86,21 +94,6 @@ def _local(name: str, path: Path) -> Source:
 def _check_file(source: Source) -> None:
     if source.kind != "file":
         raise InputError(f"--model-config is for a single .safetensors file, and {source.name} is none: leave it out")
-
-
-def _config_folder(name: str, known: Mapping[str, KnownModel], shipped: Callable[[], Path]) -> Path:
-    """A folder as it is; of what is on the hub, its configurations and tokenizers in the hub's cache."""
-    path = user_path(name)
-    if name not in known and (path.exists() or not _HUB_ID.fullmatch(name)):
-        return path
-    source = find_source(name, known, shipped)
-    if source.kind == "folder":
-        return Path(source.location)
-    from selfnpo_core.models.hub import CONFIGS, fetched_folder
-    from selfnpo_core.models.loading import one_line_errors, quiet
-
-    with quiet(), one_line_errors(source):
-        return fetched_folder(source.location, CONFIGS)
 
 
 def _with_config(source: Source, config: Path) -> Source:
