@@ -17,6 +17,8 @@ from selfnpo_core import NegativeAdapters, NegativeDelta, attach_npo
 from selfnpo_core.errors import InputError
 from selfnpo_core.negative import Factors, nearest, relative_error
 from selfnpo_core.weights.inspection import effect_errors
+from selfnpo_core.weights.lora_file import read_lora
+from selfnpo_core.weights.lora_layers import layers_in
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.offsets import offset_of, to_lora
 from selfnpo_image import kohya
@@ -202,7 +204,7 @@ def _real_order() -> Any:
     [("sd15", sd15, StableDiffusionPipeline), ("sdxl", _real_order, StableDiffusionXLPipeline)],
 )
 def test_every_layer_comes_back_from_kohyas_names(family: str, made: Any, kind: Any, tmp_path: Path) -> None:
-    """Read by diffusers: all layers, no difference, alpha as it was."""
+    """Read by diffusers, and by ourselves: all layers, no difference, alpha as it was."""
     pipe, generator = made(), torch.Generator().manual_seed(0)
     targets = [*UNET_TARGETS["all"], *ENDS, *(XL_ENDS if family == "sdxl" else [])]
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=targets), "npo")
@@ -219,7 +221,11 @@ def test_every_layer_comes_back_from_kohyas_names(family: str, made: Any, kind: 
     other = made()
     other.load_lora_weights(tmp_path / "k.safetensors", adapter_name="k")
     assert isinstance(other, kind)
+    ours = layers_in(read_lora(tmp_path / "k.safetensors"), pipe.unet)
+    assert ours.keys() == lora.keys()
     for layer, factors in lora.items():
+        assert torch.equal(ours[layer].down, factors.down)
+        assert ours[layer].alpha == factors.alpha
         read = other.unet.get_submodule(layer)
         assert torch.equal(read.lora_A["k"].weight, factors.down)
         assert torch.equal(read.lora_B["k"].weight, factors.up)
