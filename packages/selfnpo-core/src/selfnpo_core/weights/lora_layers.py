@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.negative import Factors
+from selfnpo_core.system.files import load_tensors
 from selfnpo_core.weights.layer_names import layers_of, paths_of
 from selfnpo_core.weights.lora_file import METADATA, LoraFile, read_lora
 
@@ -150,8 +151,6 @@ def _in_shape(factors: Factors, weight: tuple[int, ...]) -> tuple[Tensor | None,
 
 def _converted(pipe: Any, file: LoraFile) -> LoraFile | None:
     """The file in diffusers' names, by the converter of the pipeline's class; `None` where it has none for it."""
-    from selfnpo_core.system.files import load_tensors
-
     try:
         state, *alphas, _ = type(pipe).lora_state_dict(load_tensors(file.path), return_lora_metadata=True)
         told = {name: torch.tensor(alpha) for some in alphas if some for name, alpha in some.items()}
