@@ -420,7 +420,7 @@ def test_weights_that_have_no_branch_to_act_on_say_so_once(
     for family, some in (("sd15", pipe), ("flux", flux)):
         caplog.clear()
         with NegativeAdapters.attach(some, {"npo": 1.0}):
-            sample(family, some)
+            sample(family, some, negative_prompt="a blue bird")
             assert "change nothing" not in caplog.text
             for _ in range(2):
                 sample(family, some, scale=1.0)

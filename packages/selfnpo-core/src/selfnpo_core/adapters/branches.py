@@ -224,7 +224,8 @@ class Branches:
         if self._only_negative and self._mark == NEGATIVE:
             log.warning(
                 "the negative weights change nothing: this call runs no negative branch (guidance is off at a scale of "
-                "1, and of distilled models always): give a guidance scale above 1, or the rule neon"
+                "1, of distilled models always, and of Flux without a negative prompt): give a guidance scale above 1, "
+                "or the rule neon"
             )
             self._only_negative = False
 
