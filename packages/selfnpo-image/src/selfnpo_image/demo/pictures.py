@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from selfnpo_core.worlds.assets import load_judges
+from selfnpo_core.worlds.sheet import lay_out
 from selfnpo_core.worlds.things import to_uint8
 from selfnpo_core.worlds.world import Demo, Judges, Task, World
 from selfnpo_image import shipped
@@ -22,7 +22,7 @@ from selfnpo_image.loading import load_pipeline
 from selfnpo_image.recipes import DEMO
 from selfnpo_image.sd15 import SD15
 
-STEPS = 10
+STEPS, SHOWN = 10, 8
 KIND = "lora"
 """What is trained."""
 MIDDLE = "mid_block.attentions.0.transformer_blocks"
@@ -93,26 +93,5 @@ def demo(*, presets: Mapping[str, Any] = DEMO, kind: str = KIND) -> Demo:
 
 def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) -> str:
     """folder/pictures.png: the first pictures of each arm, one row a prompt. columns: heading → (N, 3, H, W) uint8."""
-    rows, zoom, gap, head, words = 8, 2, 6, 18, 260
-    side = next(iter(columns.values())).shape[-1] * zoom
-    sheet = Image.new("RGB", (words + len(columns) * (side + gap), head + rows * (side + gap)), "white")
-    ink, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for k, (heading, pictures) in enumerate(columns.items()):
-        left = words + k * (side + gap)
-        ink.text((left, 2), heading, fill="black", font=font)
-        for r in range(min(rows, len(pictures))):
-            picture = Image.fromarray(pictures[r].permute(1, 2, 0).numpy())
-            sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left, head + r * (side + gap)))
-    for r, prompt in enumerate(prompts[:rows]):
-        ink.multiline_text((6, head + r * (side + gap) + side // 2 - 8), _wrap(prompt), fill="black", font=font)
-    sheet.save(folder / "pictures.png")
+    lay_out(columns, prompts[:SHOWN]).save(folder / "pictures.png")
     return "pictures.png"
-
-
-def _wrap(text: str, width: int = 38) -> str:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] += word + " "
-    return "\n".join(line.strip() for line in lines)

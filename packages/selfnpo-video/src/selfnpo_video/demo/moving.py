@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from selfnpo_core.worlds.assets import load_judges
+from selfnpo_core.worlds.sheet import lay_out
 from selfnpo_core.worlds.world import Demo, Judges, Task, World
 from selfnpo_video.clips import Settings, draw
 from selfnpo_video.cogvideox import CogVideoX
@@ -20,12 +21,11 @@ from selfnpo_video.models import KNOWN
 from selfnpo_video.recipes import DEMO as PRESETS
 from selfnpo_video.recipes import DEMO_KIND as KIND
 from selfnpo_video.shapes import ClipSize
-from selfnpo_video.sheets import beside, grid, write_sheet
+from selfnpo_video.sheets import beside, write_sheet
 from selfnpo_video.video_files import write_video
 
 STEPS = 10
 SHOWN, FEW = 12, 6
-DOUBLE = np.ones((1, 2, 2, 1), np.uint8)
 
 
 class MovingShapes(World):
@@ -84,7 +84,7 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
 
 def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) -> str:
     """folder/clips/*.mp4, both arms side by side under their caption, folder/index.html that plays them all, and
-    folder/clips.webp, a row of the same clips for each arm.
+    folder/clips.webp, a sheet of the first few, one row a prompt.
 
     columns: heading → (N, 3, F, H, W) uint8, two of them.
     """
@@ -96,8 +96,10 @@ def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) ->
         write_video(folder / file, beside(one, other, list(columns), prompt), fps=KNOWN["demo"].fps)
         sections.append((prompt, [(file, " | ".join(columns))]))
     write_sheet(folder, sections)
-    few = min(FEW, len(left))
-    rows = [np.kron(clips[i].permute(1, 2, 3, 0), DOUBLE) for clips in (left, right) for i in range(few)]
-    titles = [name for name in columns for _ in range(few)]
-    write_video(folder / "clips.webp", grid(rows, titles, few, ""), fps=KNOWN["demo"].fps)
+    few = prompts[: min(FEW, len(left))]
+    sheets = (
+        np.asarray(lay_out({name: clips[:, :, frame] for name, clips in columns.items()}, few))
+        for frame in range(world.FRAMES)
+    )
+    write_video(folder / "clips.webp", sheets, fps=KNOWN["demo"].fps)
     return "index.html with clips side by side"
