@@ -11,7 +11,7 @@ from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sdxl import SDXL
 
-CAPTIONS = ["a red circle", "a blue square"]
+CAPTIONS = ["a small cat on a blue ground", "a large penguin on a green ground"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_training_asks_as_the_pipeline_does(model):
     x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([10, 500, 900])
     kept = torch.tensor([True, True, False])
     with torch.no_grad():
-        ours = sdxl._predict(net, pipe.tokenizer, x, t, [*CAPTIONS, "a green star"], kept)
+        ours = sdxl._predict(net, pipe.tokenizer, x, t, [*CAPTIONS, "a large rose on a pink ground"], kept)
         theirs = backbone.predict(x, t, torch.tensor([0, 1, -1]))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 

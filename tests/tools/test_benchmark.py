@@ -54,7 +54,13 @@ def test_a_lora_of_higher_rank_loses_less(benchmark, tmp_path):
     recipe = build_recipe(
         {"train": "full", "steps": 1, "batch_size": 2, "pool_size": 2, "grid_steps": 3, "device": "cpu"}
     )
-    train(SD15(find_base("demo"), device="cpu"), recipe, ["a red circle"], tmp_path / "run", progress=False)
+    train(
+        SD15(find_base("demo"), device="cpu"),
+        recipe,
+        ["a small cat on a blue ground"],
+        tmp_path / "run",
+        progress=False,
+    )
     words = ["ranks", "--npo", str(tmp_path / "run"), "--output", str(tmp_path / "ranks.json"), "--ranks", "2,32"]
     benchmark.main(words, standalone_mode=False)
     low, high = json.loads((tmp_path / "ranks.json").read_text())["ranks"]
