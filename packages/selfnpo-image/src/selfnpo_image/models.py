@@ -17,7 +17,7 @@ KNOWN = {
         KnownModel(
             name="demo",
             hub_id=None,
-            about="ships with the package: 64×64 pictures of coloured shapes",
+            about="ships with the package: 64×64 pictures of things",
             licence="Apache-2.0",
             **{**_SD15, "parameters": 2_800_000, "dtype": "fp32"},
             guidance_scale=3.0,
