@@ -24,12 +24,13 @@ import torch
 from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.commands.options import stack
 from selfnpo_core.errors import RunError
-from selfnpo_core.experiments.measure import sweep
-from selfnpo_core.worlds.assets import reconstruction_distance, reference, refuse_ragged, write_assets
+from selfnpo_core.experiments.measure import sample, sweep
+from selfnpo_core.worlds.assets import reconstructed, reconstruction_distance, reference, refuse_ragged, write_assets
 from selfnpo_core.worlds.building import snapshot_path
 from selfnpo_core.worlds.font import draw_sheet
+from selfnpo_core.worlds.judge import preferred_share
 from selfnpo_core.worlds.things import ATLAS, CODES
-from selfnpo_core.worlds.world import Judges, World
+from selfnpo_core.worlds.world import Judges, Task, World
 from selfnpo_image import shipped
 from selfnpo_image.demo import pictures
 from selfnpo_image.demo.build import denoiser, judge, oracle, pack, preferred, sdxl, vae
@@ -241,14 +242,29 @@ def _measured(
 ) -> dict[str, Any]:
     table = sweep(world, pipe, scales=SCALES, count=samples, seed=9, steps=20)
     name = world.distance.upper()
+    real = _real_preferred(world, pipe, samples)
     return {
         "denoiser updates": steps,
         "best joint prompt accuracy": max(row["accuracy"] for row in table.values()),
         f"autoencoder's reconstruction {name}": round(reconstruction, 3),
         "judge's agreement, by damage": agreement["damage"],
         "judge's agreement, by content": agreement["content"],
+        "judge's preference for real samples over the model's": real,
         "by guidance scale": table,
     }
+
+
+def _real_preferred(world: World, pipe: Any, samples: int, scale: float = 2.0) -> float:
+    """Share of captions of which the judge prefers a real sample, as the autoencoder gives it, to the model's own.
+
+    A judge under a half has learned something else than what is good.
+    """
+    generator = torch.Generator().manual_seed(10)
+    real, labels = world.draw_real(samples, generator)
+    task = Task(labels=labels, prompts=world.draw_captions(labels, generator), seeds=list(range(samples)))
+    drawn = sample(world, pipe, task, guidance_scale=scale, steps=20).data
+    again = torch.cat([reconstructed(pipe.vae, real[i : i + 25].float() / 255) for i in range(0, len(real), 25)])
+    return preferred_share(world.judges.preference, again, drawn, labels)
 
 
 if __name__ == "__main__":

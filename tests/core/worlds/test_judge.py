@@ -13,7 +13,7 @@ from selfnpo_core.worlds.judge import (
     draw_twins,
     kept,
     known_pairs,
-    preferred,
+    preferred_share,
     train_judge,
 )
 
@@ -101,8 +101,8 @@ def test_the_share_that_a_judge_prefers():
         judge.way.fill_(1)
     dark, bright = (torch.full((4, 3, 2, 2), value, dtype=torch.uint8) for value in (10, 200))
     mixed = torch.cat([bright[:1], torch.zeros_like(dark[1:])])
-    assert preferred(judge, bright, dark, torch.zeros(4, 1)) == 1
-    assert preferred(judge, mixed, dark, torch.zeros(4, 1)) == 0.25
+    assert preferred_share(judge, bright, dark, torch.zeros(4, 1)) == 1
+    assert preferred_share(judge, mixed, dark, torch.zeros(4, 1)) == 0.25
 
 
 def test_rated_samples_are_made_once(tmp_path):

@@ -83,10 +83,16 @@ def reconstruction_distance(
     """Fréchet distance between real samples and what the autoencoder makes of others."""
     generator, features = torch.Generator().manual_seed(seed), []
     for _ in progress(count // chunk, "reconstruction"):
-        x = real_batch(world, chunk, generator)[0] * 2 - 1
-        output = vae.decode(vae.encode(x).latent_dist.mean).sample / 2 + 0.5  # type: ignore[operator]
-        features.append(oracle.features(to_uint8(output).float() / 255))  # type: ignore[operator]
+        again = reconstructed(vae, real_batch(world, chunk, generator)[0])
+        features.append(oracle.features(again.float() / 255))  # type: ignore[operator]
     return frechet_distance(Moments.of(torch.cat(features)), moments)
+
+
+@torch.no_grad()
+def reconstructed(vae: nn.Module, samples: Tensor) -> Tensor:
+    """What an autoencoder makes of samples (B, 3, …) in [0, 1]: uint8 of the same shape."""
+    latents = vae.encode(samples * 2 - 1).latent_dist.mean  # type: ignore[operator]
+    return to_uint8(vae.decode(latents).sample / 2 + 0.5)  # type: ignore[operator]
 
 
 def real_batch(world: World, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

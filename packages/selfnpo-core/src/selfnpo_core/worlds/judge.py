@@ -138,7 +138,7 @@ def agreement(judge: nn.Module, rated: Rated, generator: torch.Generator, pairs:
 
 
 @torch.no_grad()
-def preferred(judge: nn.Module, first: Tensor, second: Tensor, asked: Tensor) -> float:
+def preferred_share(judge: nn.Module, first: Tensor, second: Tensor, asked: Tensor) -> float:
     """Share of pairs in which the judge prefers the first. first, second: (N, 3, …) uint8; asked: (N, attributes)."""
 
     def scores(data: Tensor) -> Tensor:

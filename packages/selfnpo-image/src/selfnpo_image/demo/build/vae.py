@@ -34,7 +34,7 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def train(
-    path: Path, *, steps: int = 2500, decoding: int = 1200, batch: int = 16, lr: float = 2e-3, seed: int = 2
+    path: Path, *, steps: int = 2500, decoding: int = 3600, batch: int = 16, lr: float = 2e-3, seed: int = 2
 ) -> AutoencoderKL:
     """Train the autoencoder, then its decoder alone: what the latents are no longer changes, and it draws better.
 
