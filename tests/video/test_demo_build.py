@@ -6,7 +6,7 @@ import torch
 from selfnpo_core.evaluation import Moments
 from selfnpo_core.experiments.measure import judge, sample
 from selfnpo_core.worlds.assets import load_judges, write_assets
-from selfnpo_core.worlds.building import fingerprint, load
+from selfnpo_core.worlds.building import fingerprint, load, snapshot_path
 from selfnpo_core.worlds.world import Judges, Task, correct
 from selfnpo_video.demo import world
 from selfnpo_video.demo.build import denoiser, pack, vae
@@ -48,12 +48,14 @@ def test_a_short_training_makes_a_pipeline_that_draws(tmp_path):
     torch.manual_seed(0)
     autoencoder = vae.with_scale(vae.build().eval())
     path = tmp_path / "denoiser.safetensors"
-    pipe = denoiser.train(path, autoencoder, steps=2, batch=2, count=32)
+    pipe = denoiser.train(path, autoencoder, steps=8, until=2, snapshots=(1,), batch=2, count=32)
     assert 2e6 < sum(p.numel() for p in pipe.transformer.parameters()) < 8e6
     world_, task = MovingShapes(), Task.draw(MovingShapes(), 2, 5)
     clips = sample(world_, pipe, task, guidance_scale=2.0, steps=2)
     assert clips.data.shape == (2, 3, 9, 64, 64)
     assert clips.forward_rows == 8
+    before = denoiser.train(snapshot_path(path, 1), autoencoder)
+    assert fingerprint(before.transformer) != fingerprint(pipe.transformer)
     again = denoiser.train(path, autoencoder, steps=2)  # from disk
     assert torch.equal(sample(world_, again, task, guidance_scale=2.0, steps=2).data, clips.data)
     eyes = VideoOracle().eval()

@@ -9,6 +9,7 @@ rather than 0. A clip's first latent frame is one picture, any other stands for 
 it has before it, and so it can draw long clips window by window.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -114,10 +115,13 @@ def train(
     lr: float = 1e-3,
     count: int = 8192,
     seed: int = 4,
+    until: int | None = None,
+    snapshots: Collection[int] = (),
     initial: CogVideoXPipeline | None = None,
 ) -> CogVideoXPipeline:
     """Train transformer and text encoder; returns the pipeline with their averaged weights.
 
+    until, snapshots: as of `train_averaged`.
     initial: a pipeline of this script to go on from, rather than random weights. An interrupted training goes on from
     the state that it keeps beside `path`.
     """
@@ -147,7 +151,10 @@ def train(
             return _loss(net, tokenizer, scheduler, x0, long_labels[rows], generator)
 
     generator = torch.Generator().manual_seed(seed)
-    return assemble(train_averaged(net, loss_of, path, steps=steps, lr=lr, generator=generator), vae, tokenizer)
+    average = train_averaged(
+        net, loss_of, path, steps=steps, lr=lr, generator=generator, until=until, snapshots=snapshots
+    )
+    return assemble(average, vae, tokenizer)
 
 
 def _loss(
