@@ -18,6 +18,7 @@ from selfnpo_core.sampling.options import negative_words
 from selfnpo_core.sampling.sample_folder import SampleFolder
 from selfnpo_core.sampling.side_by_side import GAP, pair
 from selfnpo_core.system.files import named_aside, write_text
+from selfnpo_core.system.pictures import read_picture
 from selfnpo_image.metrics import oracle_for
 from selfnpo_image.sampling import Job, draw_into, records
 
@@ -44,7 +45,9 @@ def compare(job: Job, output: str | Path) -> Mapping[str, Any] | None:
         oracle = oracle_for(job.base.name)
         if oracle is None:
             return None
-        metrics = oracle(job.prompts, *([_open(output / arm / name) for name in names] for arm in (WITHOUT, WITH)))
+        metrics = oracle(
+            job.prompts, *([read_picture(output / arm / name) for name in names] for arm in (WITHOUT, WITH))
+        )
         write_text(output / METRICS, json.dumps({"schema": 1, **metrics}, indent=1) + "\n")
         return metrics
 
@@ -71,9 +74,4 @@ def _titles(job: Job) -> tuple[str, str]:
 
 
 def _both(folder: Path, name: str) -> tuple[Image.Image, Image.Image]:
-    return _open(folder / WITHOUT / name), _open(folder / WITH / name)
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    return read_picture(folder / WITHOUT / name), read_picture(folder / WITH / name)

@@ -5,46 +5,32 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.medium import Frames, ShownMedium, damaged
+from selfnpo_core.system.pictures import SUFFIXES, read_picture, reader
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
-
-def read_picture(path: Path) -> Frames:
+def _frames(path: Path) -> Frames:
     """(1, H, W, 3) uint8."""
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert("RGB"))[None]
-    except Exception as error:  # PIL raises several kinds
-        detail = " ".join(str(error).split())[:100]
-        raise InputError(f"{path} cannot be read as a picture ({type(error).__name__}: {detail})") from None
+    return np.array(read_picture(path))[None]
 
 
 def _size(path: Path) -> tuple[int, int]:
-    try:
-        return _open(path).size
-    except Exception as error:  # PIL raises several kinds
-        raise InputError(f"{path} is no whole picture ({type(error).__name__}): draw it again") from None
+    return read_picture(path).size
 
 
 def _plain(source: Path, target: Path) -> None:
-    Image.fromarray(np.asarray(_open(source))).save(target)
+    Image.fromarray(np.asarray(read_picture(source))).save(target)
 
 
 def _damage(source: Path, target: Path) -> None:
-    Image.fromarray(damaged(np.asarray(_open(source))[None])[0]).save(target)
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    Image.fromarray(damaged(_frames(source))[0]).save(target)
 
 
 PICTURES = ShownMedium(
     unit="picture",
     suffixes=SUFFIXES,
-    read=read_picture,
+    read=_frames,
+    reader=reader,
     suffix="png",
     content_type="image/png",
     size=_size,

@@ -1,6 +1,7 @@
 """From prompts and seeds to frames: a stock pipeline as it is, and its latents decoded as they come."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import CogVideoXDPMScheduler
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from selfnpo_core.sampling import job
 from selfnpo_core.system import private
+from selfnpo_core.system.pictures import read_picture
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream
 from selfnpo_video.video_files import to_frames
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ def draw(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Index and frames (F, H, W, 3) uint8, in order. embeddings: as of `latent_clips`."""
     for index, latents in latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings):
-        yield index, np.stack(list(frames_of(pipe, latents)))
+        yield index, np.stack(list(frames_of(pipe, latents, name=f"the clip of seed {seeds[index]}")))
 
 
 @torch.no_grad()
@@ -64,7 +67,7 @@ def latent_clips(
     pipe.set_progress_bar_config(desc="denoise", leave=False)
     size, config = settings.size, pipe.transformer.config
     batch = 1 if isinstance(pipe.scheduler, CogVideoXDPMScheduler) else settings.batch_size
-    picture = None if image is None else ImageOps.exif_transpose(Image.open(image)).convert("RGB")
+    picture = None if image is None else read_picture(image)
     for start in range(0, len(prompts), batch):
         part = slice(start, min(start + batch, len(prompts)))
         count = part.stop - part.start
@@ -99,14 +102,29 @@ def latent_clips(
 
 
 @torch.no_grad()
-def frames_of(pipe: Any, latents: Tensor, device: torch.device | None = None) -> Iterator[np.ndarray]:
+def frames_of(
+    pipe: Any, latents: Tensor, device: torch.device | None = None, *, name: str = "a clip"
+) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 of one clip's latents (1, F, C, h, w), decoded chunk by chunk.
 
-    device: where; the pipeline's own if not given.
+    device: where; the pipeline's own if not given. name: what the clip is called where it went wrong.
     """
     vae = pipe.vae
     device = device or private.execution_device(pipe) or latents.device
     if vae.device != device:
         vae.to(device)
-    for chunk in decode_stream(vae, latents.to(device, vae.dtype)):
-        yield from to_frames(chunk[0])
+    yield from watched((chunk[0] for chunk in decode_stream(vae, latents.to(device, vae.dtype))), name)
+
+
+def watched(chunks: Iterable[Tensor], name: str) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 of chunks (3, f, H, W) in [−1, 1]. Says if any were not finite, or all black."""
+    count = spoilt = black = 0
+    for chunk in chunks:
+        spoilt += int((~chunk.isfinite()).any(dim=3).any(dim=2).any(dim=0).sum())
+        for frame in to_frames(chunk):
+            count, black = count + 1, black + (not frame.any())
+            yield frame
+    if spoilt:
+        log.warning("%s has %d of %d frames with NaN, shown black, or infinity: try another dtype", name, spoilt, count)
+    elif black == count:
+        log.warning("%s is all black: try another dtype", name)

@@ -188,7 +188,8 @@ class CogVideoX:
             drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings)
             clips = [latents.cpu() for _, latents in drawn]
         self.denoiser.to("cpu")
-        strips = [strip(np.stack(list(frames_of(pipe, clip, self.device)))) for clip in clips]
+        named = zip(clips, (f"the clip of seed {seed}" for seed in seeds), strict=True)
+        strips = [strip(np.stack(list(frames_of(pipe, clip, self.device, name=name)))) for clip, name in named]
         del pipe
         self.denoiser.to(device)
         _empty_cache(self.device)

@@ -6,13 +6,20 @@ from pathlib import Path
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from selfnpo_core.sampling.medium import Frames, ShownMedium, damaged
-from selfnpo_video.video_files import read_video, write_video
+from selfnpo_core.system.pictures import MOVING, is_moving
+from selfnpo_video import decoding
+from selfnpo_video.decoding import address
+from selfnpo_video.video_files import read_video, reader, write_video
 
-SUFFIXES = frozenset({".mp4", ".webp", ".gif", ".webm", ".mov", ".avi", ""})
+SUFFIXES = frozenset({*decoding.SUFFIXES, *MOVING, ""})
 
 
 def read_clip(path: Path) -> Frames:
     return read_video(path)[0]
+
+
+def is_clip(path: Path) -> bool:
+    return path.suffix.lower() not in MOVING or is_moving(path)
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -23,7 +30,7 @@ def _size(path: Path) -> tuple[int, int]:
 def _plain(source: Path, target: Path) -> None:
     """The video stream as it is, in a new file."""
     stream = ["-map", "0:v:0", "-c", "copy", "-map_metadata", "-1", "-fflags", "+bitexact", "-movflags", "+faststart"]
-    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", "-i", str(source), *stream, str(target)]
+    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", "-i", address(source), *stream, address(target)]
     subprocess.run(command, check=True)
 
 
@@ -36,6 +43,8 @@ CLIPS = ShownMedium(
     unit="clip",
     suffixes=SUFFIXES,
     read=read_clip,
+    is_one=is_clip,
+    reader=reader,
     suffix="mp4",
     content_type="video/mp4",
     size=_size,

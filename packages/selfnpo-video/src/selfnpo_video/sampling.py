@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.sources import Source
@@ -17,6 +15,7 @@ from selfnpo_core.sampling.options import dtype_of, scale_of
 from selfnpo_core.sampling.preference import Preference, Prepared, Whole, prediction_beside, with_preference
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.system.files import file_sha256
+from selfnpo_core.system.pictures import read_picture
 from selfnpo_video import memory
 from selfnpo_video.attention import use_attention
 from selfnpo_video.clips import Settings, frames_of, latent_clips
@@ -62,7 +61,8 @@ def plan(options: Mapping[str, Any]) -> Job:
     shared, npo_config = job.asked(options, load_prompts)  # before anything is asked of a hub
     base = find_base(options["model"], options["model_config"])
     device, negative, image = shared["device"], shared["negative"], options["image"]
-    _check_picture(image)
+    if image is not None:
+        read_picture(image)
     _check_request(base, options)  # before it is fetched
     base = local(base)
     size = _check_request(base, options)
@@ -128,7 +128,8 @@ def draw_into(prepared: Prepared, asked: Job, output: str | Path) -> int:
 def drawn(pipe: Any, asked: Job, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
     """Index and what writes the clip, in order."""
     for index, latents in latent_clips(pipe, prompts, seeds, asked.settings, image=asked.image):
-        yield index, partial(write_video, frames=frames_of(pipe, latents), fps=asked.fps, format=asked.format)
+        frames = frames_of(pipe, latents, name=f"the clip of seed {seeds[index]}")
+        yield index, partial(write_video, frames=frames, fps=asked.fps, format=asked.format)
 
 
 @contextmanager
@@ -179,13 +180,3 @@ def _check_request(base: VideoBase, options: Mapping[str, Any]) -> ClipSize:
     if window is not None:
         base.compression.latent_window(window)
     return size
-
-
-def _check_picture(image: str | None) -> None:
-    if image is None:
-        return
-    try:
-        with Image.open(image) as picture:
-            picture.convert("RGB")  # reads all of it; verify() would not
-    except Exception as error:  # PIL raises several kinds
-        raise InputError(f"{image} is no image that can be read ({type(error).__name__})") from None

@@ -1,31 +1,30 @@
-"""Video files: written frame by frame, read by the fastest library that is installed.
+"""Clips: written frame by frame, and the one way in which they are read.
 
-Frames are uint8 RGB arrays (H, W, 3). Writing goes through imageio's ffmpeg: H.264 in yuv420p, which every browser
-plays. Reading: decord (or decord2, which has the same module name), else PyAV, else imageio's ffmpeg.
+Frames are uint8 RGB arrays (H, W, 3). Both ways go through imageio's ffmpeg: H.264 in yuv420p, which every browser
+plays, is written, and what `decoding` names is read. Animated pictures go through Pillow (`loops`).
 """
 
 import errno
-import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
 from imageio_ffmpeg import count_frames_and_secs
-from PIL import Image, ImageSequence
+from PIL import Image
 from torch import Tensor
 
 from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.system import pictures
 from selfnpo_core.system.files import named_aside
+from selfnpo_video import decoding
+from selfnpo_video.decoding import address, read_frames
+from selfnpo_video.loops import is_picture, read_loop, write_loop
 
 FORMATS = ("mp4", "webp", "gif", "frames")
 Frame = np.ndarray
-Read = tuple[np.ndarray, float, int]
-"""Frames, their rate, and how many the file says it has at least (0 where it does not say)."""
-Reader = Callable[[Path, int | None], Read]
 _LITTLE_SPACE = 1 << 20
 """Bytes; where fewer are free, a video that could not be written is the full disk's fault."""
 _H264: dict[str, Any] = {
@@ -38,8 +37,8 @@ _H264: dict[str, Any] = {
 
 
 def to_frames(video: Tensor) -> np.ndarray:
-    """(3, F, H, W) in [−1, 1] → (F, H, W, 3) uint8."""
-    bytes_ = ((video.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+    """(3, F, H, W) in [−1, 1] → (F, H, W, 3) uint8; NaN is black."""
+    bytes_ = ((video.float().nan_to_num(nan=-1.0) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
     return bytes_.permute(1, 2, 3, 0).cpu().numpy()
 
 
@@ -48,7 +47,7 @@ def write_video(path: Path, frames: Iterable[Frame], *, fps: int, format: str | 
 
     format: of `FORMATS`, the suffix if not given; "frames" makes a folder of PNG files.
     """
-    format = format or path.suffix.removeprefix(".")
+    format = format or path.suffix.lower().removeprefix(".")
     if format not in FORMATS:
         raise InputError(f"{path} has an unknown video format: use one of {', '.join(FORMATS)}")
     with named_aside(path) as aside:  # when writing fails, ffmpeg may still be about to make its file
@@ -59,62 +58,39 @@ def write_video(path: Path, frames: Iterable[Frame], *, fps: int, format: str | 
 
 
 def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarray, float]:
-    """Frames (F, H, W, 3) uint8 and their rate, 0 for a folder of PNG files.
+    """Frames (F, H, W, 3) uint8 and how many a second there are in the mean, 0 where nothing says so.
 
-    Raises `InputError` for what is no whole video.
+    A file, or a folder of pictures in the order of the numbers in their names. Raises `InputError` for what is no
+    whole video.
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"video {path} does not exist: give a video file")
-    if path.is_dir():
-        read: Reader = _read_frames
-    else:
-        _refuse_cut_off(path)
-        read = _read_loop if path.suffix in (".webp", ".gif") else reader()
+        raise InputError(f"video {path} does not exist: give a video file, or a folder of its frames")
+    read = _read_folder if path.is_dir() else read_loop if is_picture(path) else read_frames
     try:
-        frames, fps, declared = read(path, limit)
+        frames, fps = read(path, limit)
+    except InputError:
+        raise
     except Exception as error:  # every library has errors of its own
-        detail = " ".join(str(error).split())[:120]
+        detail = " ".join(str(error).replace(str(path), "").split())[:120]
         raise InputError(f"{path} cannot be read as a video ({detail}): it may be cut off") from None
     if len(frames) == 0:
         raise InputError(f"{path} has no frames that can be read: it may be cut off, or no video at all")
-    if len(frames) < min(declared, declared if limit is None else limit):
-        raise InputError(f"{path} is cut off: {len(frames)} frames can be read, {declared} or more are announced")
     return frames, fps
 
 
-def reader() -> Reader:
-    """The fastest way to read that is installed."""
-    if find_spec("decord"):
-        return _read_decord
-    return _read_av if find_spec("av") else _read_imageio
-
-
-def _refuse_cut_off(path: Path) -> None:
-    """The boxes of an mp4 or mov (ISO/IEC 14496-12, 4.2) must end where the file ends; other files pass.
-
-    Readers fill up what is missing with copies of the last frame, or leave it out without a word.
-    """
-    size, at = path.stat().st_size, 0
-    with path.open("rb") as file:
-        if file.read(8)[4:] != b"ftyp":
-            return
-        while at < size:
-            file.seek(at)
-            head = file.read(16)
-            length = int.from_bytes(head[:4], "big")
-            if length == 1:
-                length = int.from_bytes(head[8:], "big")
-            if len(head) < 8 or (0 < length < 8) or at + length > size:
-                raise InputError(f"{path} is cut off: it ends within its {head[4:8].decode('latin-1')!r} part")
-            at = at + length if length else size  # 0: up to the end
+def reader() -> str:
+    """What the frames of a clip depend on beside its file."""
+    return f"{decoding.reader()}, {pictures.reader()}"
 
 
 def _write_mp4(path: Path, frames: Iterable[Frame], fps: int) -> int:
     """ffmpeg's exit is not told, so what it wrote is counted."""
     count, sending = 0, False
     try:
-        writer = imageio.get_writer(path, format="FFMPEG", mode="I", fps=fps, ffmpeg_log_level="error", **_H264)
+        writer = imageio.get_writer(
+            address(path), format="FFMPEG", mode="I", fps=fps, ffmpeg_log_level="error", **_H264
+        )
         with writer:
             for frame in frames:
                 sending = True
@@ -132,7 +108,7 @@ def _write_mp4(path: Path, frames: Iterable[Frame], fps: int) -> int:
 
 def _stored_frames(path: Path) -> int:
     try:
-        return int(count_frames_and_secs(str(path))[0])
+        return int(count_frames_and_secs(address(path))[0])
     except (OSError, RuntimeError):
         return 0
 
@@ -141,16 +117,6 @@ def _unwritten(path: Path) -> Exception:
     if shutil.disk_usage(path.parent).free < _LITTLE_SPACE:
         return OSError(errno.ENOSPC, "no space left for a video", str(path))
     return RunError(f"{path.name} could not be written whole: ffmpeg stopped early; is the disk, or a quota, full?")
-
-
-def _write_loop(path: Path, frames: Iterable[Frame], fps: int) -> int:
-    """webp and gif: all frames are needed at once. Gif counts in hundredths of a second."""
-    pictures = [Image.fromarray(frame) for frame in frames]
-    if pictures:
-        extra: dict[str, Any] = {"quality": 80, "method": 4} if path.suffix == ".webp" else {}
-        duration = 10 * max(1, round(100 / fps)) if path.suffix == ".gif" else round(1000 / fps)
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, **extra)
-    return len(pictures)
 
 
 def _write_frames(path: Path, frames: Iterable[Frame], fps: int) -> int:
@@ -164,63 +130,14 @@ def _write_frames(path: Path, frames: Iterable[Frame], fps: int) -> int:
 
 _WRITERS: dict[str, Callable[[Path, Iterable[Frame], int], int]] = {
     "mp4": _write_mp4,
-    "webp": _write_loop,
-    "gif": _write_loop,
+    "webp": write_loop,
+    "gif": write_loop,
     "frames": _write_frames,
 }
 
 
-def _read_frames(path: Path, limit: int | None) -> Read:
-    files = sorted(path.glob("*.png"))
-    frames = _stacked(np.asarray(Image.open(file).convert("RGB")) for file in files[:limit])
-    return frames, 0.0, len(files)
-
-
-def _read_loop(path: Path, limit: int | None) -> Read:
-    """Frames that are equal to the one before are stored as a longer duration of it, and come back as often."""
-    with Image.open(path) as picture:
-        shown = [
-            (np.asarray(frame.convert("RGB")), int(frame.info.get("duration") or 125))
-            for frame in ImageSequence.Iterator(picture)
-        ]
-    each = math.gcd(*(duration for _, duration in shown))
-    frames = (frame for frame, duration in shown for _ in range(duration // each))
-    return _stacked(_first(frames, limit)), 1000 / each, 0
-
-
-def _read_decord(path: Path, limit: int | None) -> Read:
-    import decord
-
-    video = decord.VideoReader(str(path), num_threads=1)
-    count = len(video) if limit is None else min(limit, len(video))
-    return video.get_batch(range(count)).asnumpy(), float(video.get_avg_fps()), len(video)
-
-
-def _read_av(path: Path, limit: int | None) -> Read:
-    import av
-
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        frames = _stacked(frame.to_ndarray(format="rgb24") for frame in _first(container.decode(stream), limit))
-        return frames, float(stream.average_rate or 0), stream.frames
-
-
-def _read_imageio(path: Path, limit: int | None) -> Read:
-    """The header tells a duration and a mean rate, from which the number follows to within a tenth."""
-    opened: Any = imageio.get_reader(path, format="FFMPEG")  # its stub takes an iterator of it for one frame
-    with opened as video:
-        about = video.get_meta_data()
-        frames = _stacked(_first(iter(video), limit))
-        return frames, float(about["fps"]), math.floor(0.9 * about["fps"] * about["duration"])
-
-
-def _first(frames: Iterator[Any], limit: int | None) -> Iterator[Any]:
-    for index, frame in enumerate(frames):
-        if limit is not None and index >= limit:
-            return
-        yield frame
-
-
-def _stacked(frames: Iterable[np.ndarray]) -> np.ndarray:
-    found: Sequence[np.ndarray] = list(frames)
-    return np.stack(found) if found else np.empty((0, 0, 0, 3), np.uint8)
+def _read_folder(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
+    frames = [np.asarray(pictures.read_picture(file)) for file in pictures.frame_files(path)[:limit]]
+    if len({frame.shape for frame in frames}) > 1:
+        raise InputError(f"{path} holds frames of several sizes: a clip's frames are of one")
+    return np.stack(frames) if frames else np.empty((0, 0, 0, 3), np.uint8), 0.0

@@ -97,10 +97,10 @@ class Ready:
             "library": n.library,
         }
 
-    @property
-    def folder(self) -> str:
-        """The network's folder: another model, other weights or other preparation of the pixels have another."""
-        return f"{self.network.name}-{hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:16]}"
+    def folder(self, reader: str) -> str:
+        """Of its rows: another model, other weights, other readers or preparation of the pixels have another."""
+        told = json.dumps({**self.about, "reader": reader}, sort_keys=True)
+        return f"{self.network.name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 class Cache:
@@ -179,7 +179,8 @@ def look(
     keys = [_key(network, sample) for sample in samples]
     unique = dict(zip(keys, samples, strict=True))
     ranks, eyes = cache.ranks, _Eyes(ready, medium, device)
-    cache.read(ready.folder, seen, files)
+    folder = ready.folder(medium.reader())
+    cache.read(folder, seen, files)
 
     def do(todo: list[str]) -> None:
         bar = tqdm(total=len(todo), desc=network.name, unit=medium.unit, disable=not todo, mininterval=1)
@@ -188,7 +189,7 @@ def look(
             for start in range(0, len(todo), size):
                 some = todo[start : start + size]
                 rows = dict(zip(some, eyes.look([unique[key] for key in some]), strict=True))
-                cache.add(ready.folder, rows)
+                cache.add(folder, rows)
                 seen.update(rows)
                 bar.update(len(some))
 
@@ -197,7 +198,7 @@ def look(
         return None
     while any(key not in seen for key in unique):
         alive = cache.others_at_work()  # asked before reading: what a process wrote before it ended is then read
-        cache.read(ready.folder, seen, files)
+        cache.read(folder, seen, files)
         if not alive:
             do([key for key in unique if key not in seen])
         elif any(key not in seen for key in unique):

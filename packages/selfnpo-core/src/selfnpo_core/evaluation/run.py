@@ -87,6 +87,8 @@ def evaluate(offered: MetricSet, medium: Medium, options: Mapping[str, Any]) -> 
     if ranks.index == 0:
         for problem in folders.skipped:
             log.warning("left out: %s", problem)
+        for remark in (remark for each in folders.all for remark in each.remarks(medium.unit)):
+            log.warning("%s", remark)
     _check(chosen, folders)
     weights = None if options["weights"] is None else Path(options["weights"])
     ready: dict[str, Ready] = {}
@@ -110,7 +112,7 @@ def evaluate(offered: MetricSet, medium: Medium, options: Mapping[str, Any]) -> 
     for caution in cautions(figures):
         log.warning("%s", caution)
     adjust(figures)
-    results = _results(folders, figures, scores)
+    results = _results(folders, figures, scores, medium.reader())
     if target is not None:
         write_text(target, writable(_json(results)))
     return results
@@ -230,12 +232,18 @@ def _per_sample(folders: Folders, scores: Mapping[str, Sequence[Any]]) -> dict[s
 
 
 def _results(
-    folders: Folders, figures: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Sequence[Any]]
+    folders: Folders, figures: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Sequence[Any]], reader: str
 ) -> dict[str, Any]:
     def described(samples: Samples | None) -> dict[str, Any] | None:
         if samples is None:
             return None
-        return {"path": str(samples.path), "samples": len(samples.good), "made": samples.model}
+        return {
+            "path": str(samples.path),
+            "samples": len(samples.good),
+            "passed_over": dict(samples.passed_over),
+            "with_black_frames": samples.black,
+            "made": samples.model,
+        }
 
     return {
         "schema": 1,
@@ -244,6 +252,7 @@ def _results(
         "reference": described(folders.reference),
         "skipped": [{"folder": p.folder, "file": p.file, "reason": p.reason} for p in folders.skipped],
         "different": folders.different,
+        "reader": reader,
         "metrics": figures,
         "per_sample": _per_sample(folders, scores),
     }

@@ -10,19 +10,23 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.evaluation.listing import listing, told
 from selfnpo_core.sampling.medium import Medium
 from selfnpo_core.sampling.sample_folder import ALIKE, METADATA, read_records
 from selfnpo_core.system.files import file_sha256
+from selfnpo_core.system.pictures import frame_files
 
 Key = tuple[str, int]
 """Prompt and seed."""
+BLACK = 2
+"""Of 255: what compression makes of black is not above."""
 _NAMED = 3
 """Problems that a message names; the others are counted."""
 _THREADS = 4
@@ -36,6 +40,8 @@ class Sample:
     sha256: str
     shape: tuple[int, ...]
     """Frames, height, width."""
+    black: int = 0
+    """Frames that are all black, as NaN becomes."""
     prompt: str | None = None
     seed: int | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -64,6 +70,25 @@ class Samples:
     """Prompts and seeds of samples that cannot be read."""
     nameless: int = 0
     """How many have no prompt or seed."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """What else lies there and is no sample, by kind of file."""
+
+    @property
+    def black(self) -> int:
+        """How many of the good ones hold frames that are all black."""
+        return sum(sample.black > 0 for sample in self.good)
+
+    def remarks(self, unit: str) -> list[str]:
+        """What a reader of their figures should know, a line each."""
+        said = []
+        if self.passed_over:
+            said.append(f"{self.path}: passed over {told(self.passed_over)}, which are no {unit}s that can be read")
+        if self.black:
+            said.append(
+                f"{self.path}: {self.black} of {len(self.good)} {unit}s hold frames that are all black, as NaN "
+                "becomes: if they should not, draw them again in another dtype"
+            )
+        return said
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -78,7 +103,8 @@ def read_samples(path: str | Path, medium: Medium) -> Samples:
     if not (path / METADATA).is_file():
         raise InputError(f"{path} has no {METADATA}, which says the prompts: give a folder that `sample` made")
     records = {record["file"]: record for record in read_records(path / METADATA)}
-    files = {file.name: file for file in _files(path, medium)}
+    found = listing(path, medium, known=records)
+    files = {file.name: file for file in found.files}
     problems: list[Problem] = []
     asked: dict[str, Mapping[str, Any]] = {}
     for name in sorted({*records, *files}):
@@ -92,40 +118,33 @@ def read_samples(path: str | Path, medium: Medium) -> Samples:
     nameless = len(problems)
     _refuse_twice(path, asked)
     good, bad = [], set()
-    for name, found in _opened(path, [path / name for name in asked], medium):
+    for name, sample in _opened(path, [path / name for name in asked], medium):
         record = asked[name]
-        if isinstance(found, str):
-            problems.append(Problem(folder=str(path), file=name, reason=found))
+        if isinstance(sample, str):
+            problems.append(Problem(folder=str(path), file=name, reason=sample))
             bad.add((record["prompt"], record["seed"]))
         else:
-            sha256, shape = found
-            made = Sample(
-                path=path / name,
-                sha256=sha256,
-                shape=shape,
-                prompt=record["prompt"],
-                seed=record["seed"],
-                record=record,
-            )
-            good.append(made)
-    return Samples(path=path, good=good, problems=problems, bad=frozenset(bad), nameless=nameless)
+            good.append(replace(sample, prompt=record["prompt"], seed=record["seed"], record=record))
+    return Samples(
+        path=path, good=good, problems=problems, bad=frozenset(bad), nameless=nameless, passed_over=found.passed_over
+    )
 
 
 def read_reference(path: str | Path, medium: Medium) -> Samples:
     """Every picture or clip in a folder and the folders in it."""
     path = _folder(path)
-    files = sorted(file for file in path.rglob("*") if file.suffix in medium.suffixes - {""} and _shown(file, path))
-    if not files:
-        raise InputError(
-            f"reference {path} holds no {medium.unit}: give a folder with {', '.join(sorted(medium.suffixes))}"
-        )
+    found = listing(path, medium)
+    if not found.files:
+        holds = f", but {told(found.passed_over)}" if found.passed_over else ""
+        kinds = ", ".join(sorted(medium.suffixes - {""})) + ("; a clip's frames in a folder" * ("" in medium.suffixes))
+        raise InputError(f"reference {path} holds no {medium.unit}{holds}: give a folder with {kinds}")
     good, problems = [], []
-    for name, found in _opened(path, files, medium):
-        if isinstance(found, str):
-            problems.append(Problem(folder=str(path), file=name, reason=found))
+    for name, sample in _opened(path, found.files, medium):
+        if isinstance(sample, str):
+            problems.append(Problem(folder=str(path), file=name, reason=sample))
         else:
-            good.append(Sample(path=path / name, sha256=found[0], shape=found[1]))
-    return Samples(path=path, good=good, problems=problems, bad=frozenset())
+            good.append(sample)
+    return Samples(path=path, good=good, problems=problems, bad=frozenset(), passed_over=found.passed_over)
 
 
 def pair(one: Samples, other: Samples, *, allow_different: bool) -> tuple[Samples, Samples, list[str]]:
@@ -158,7 +177,7 @@ def pair(one: Samples, other: Samples, *, allow_different: bool) -> tuple[Sample
             if key in lonely
         ]
         problems = each.problems + ([] if allow_different else more)
-        found.append(Samples(path=each.path, good=[arm[key] for key in shared], problems=problems, bad=each.bad))
+        found.append(replace(each, good=[arm[key] for key in shared], problems=problems, nameless=0))
     return found[0], found[1], different
 
 
@@ -182,17 +201,6 @@ def _folder(path: str | Path) -> Path:
     return path
 
 
-def _shown(file: Path, root: Path) -> bool:
-    return not any(part.startswith(".") for part in file.relative_to(root).parts)
-
-
-def _files(path: Path, medium: Medium) -> list[Path]:
-    """Files, and folders of PNG files where those are samples."""
-    there = [file for file in path.iterdir() if _shown(file, path)]
-    folders = [file for file in there if "" in medium.suffixes and file.is_dir() and any(file.glob("*.png"))]
-    return folders + [file for file in there if file.is_file() and file.suffix in medium.suffixes - {""}]
-
-
 def _refuse_twice(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
     seen: dict[Key, str] = {}
     for name, record in records.items():
@@ -204,17 +212,18 @@ def _refuse_twice(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
         seen[key] = name
 
 
-def _opened(root: Path, files: Sequence[Path], medium: Medium) -> list[tuple[str, tuple[str, tuple[int, ...]] | str]]:
-    """Each file's name below `root`, with its hash and shape, or why it cannot be read."""
+def _opened(root: Path, files: Sequence[Path], medium: Medium) -> list[tuple[str, Sample | str]]:
+    """Each file's name below `root`, with the sample that it is, or why it cannot be read."""
 
-    def opened(file: Path) -> tuple[str, tuple[int, ...]] | str:
+    def opened(file: Path) -> Sample | str:
         if not file.exists():
             return "the file is missing"
         try:
             frames = medium.read(file)
         except InputError as error:
             return " ".join(str(error).removeprefix(str(file)).split())
-        return content_sha256(file), frames.shape[:3]
+        black = sum(int(frame.max(initial=0) <= BLACK) for frame in frames)
+        return Sample(path=file, sha256=content_sha256(file), shape=frames.shape[:3], black=black)
 
     bar = tqdm(total=len(files), desc=f"check {root.name}", unit=medium.unit, leave=False, mininterval=1)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
@@ -226,11 +235,11 @@ def _opened(root: Path, files: Sequence[Path], medium: Medium) -> list[tuple[str
 
 
 def content_sha256(path: Path) -> str:
-    """Hash of a file's bytes, or of all files' in a folder of frames."""
+    """Hash of a file's bytes, or of all frames' in a folder."""
     if path.is_file():
         return file_sha256(path)
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
+    for file in frame_files(path):
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
 

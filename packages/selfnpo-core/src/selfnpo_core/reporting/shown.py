@@ -16,6 +16,7 @@ from PIL import Image
 from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.medium import Frames, Medium
 from selfnpo_core.system.extras import pyplot
+from selfnpo_core.system.pictures import read_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,10 +63,9 @@ def shown(path: Path, medium: Medium, fps: float | None = None) -> Shown:
 def shown_grid(path: Path) -> Shown:
     """A sample grid of a training run."""
     try:
-        with Image.open(path) as picture:
-            pictures = _bounded(np.asarray(picture.convert("RGB"))[None], GRID_EDGE)
-    except Exception as error:  # PIL raises several kinds
-        return Shown(uri=None, problem=f"{path} cannot be read ({type(error).__name__})")
+        pictures = _bounded(np.asarray(read_picture(path))[None], GRID_EDGE)
+    except InputError as error:
+        return Shown(uri=None, problem=str(error))
     return _webp(pictures, 0)
 
 

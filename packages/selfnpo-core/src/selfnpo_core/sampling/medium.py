@@ -20,9 +20,13 @@ class Medium:
     unit: str
     """What a sample is called: picture, clip."""
     suffixes: frozenset[str]
-    """Of files that can be read; "" is a folder of PNG files."""
+    """Of files that can be read, in lower case; "" is a folder of pictures, a frame each."""
     read: Callable[[Path], Frames]
     """Raises `InputError` for what cannot be read whole."""
+    is_one: Callable[[Path], bool] = lambda path: True
+    """Whether a file of such a suffix is a sample: a still .webp is a picture, but no clip."""
+    reader: Callable[[], str] = lambda: ""
+    """The libraries that `read` goes by, and their versions: others may give other pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
