@@ -32,7 +32,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def numbers(frames: np.ndarray) -> list[int]:
     """Which frames these are."""
-    return [int(round((frame[24] > 128).mean() * 12)) for frame in frames]
+    return [round(float((frame[24] > 128).mean()) * 12) for frame in frames]
 
 
 SOUND = ("-f", "lavfi", "-i", "sine=d=6")

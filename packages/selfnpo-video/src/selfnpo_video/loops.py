@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.system.pictures import FORMATS, MOVING, flattened
+from selfnpo_core.system.pictures import FORMATS, MOVING, flattened, is_moving
 
 _MARK = "selfnpo {count} frames of {each} ms"
 _MARKED = re.compile(rb"selfnpo (\d+) frames of (\d+) ms")
@@ -24,6 +24,11 @@ _BLOCK, _PICTURE, _END = 0x21, 0x2C, 0x3B
 def is_picture(path: Path) -> bool:
     """Whether a clip's file is one that Pillow reads."""
     return path.suffix.lower() in MOVING
+
+
+def is_loop(path: Path) -> bool:
+    """Whether such a file is a clip: it moves, or is one of ours in which nothing moves."""
+    return is_moving(path) or _MARKED.search(path.read_bytes()) is not None
 
 
 def write_loop(path: Path, frames: Iterable[np.ndarray], fps: int) -> int:
@@ -59,10 +64,10 @@ def read_loop(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
     fps = 1000 * len(frames) / sum(durations) if sum(durations) else 0.0
     if mark is not None:
         count, each = int(mark[1]), int(mark[2])
-        times = [max(1, round(duration / each)) for duration in durations] if each else []
+        times = [max(1, round(duration / each)) for duration in durations] if len(frames) > 1 and each else [count]
         if sum(times) == count:
             frames = [frame for frame, often in zip(frames, times, strict=True) for _ in range(often)]
-            fps = 1000 / each
+            fps = 1000 / each if each else 0.0
     return np.stack(frames[:limit]), fps
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from selfnpo_core.sampling.medium import Frames, ShownMedium, damaged
-from selfnpo_core.system.pictures import MOVING, is_moving
+from selfnpo_core.system.pictures import MOVING
 from selfnpo_video import decoding
 from selfnpo_video.decoding import address
+from selfnpo_video.loops import is_loop, is_picture
 from selfnpo_video.video_files import read_video, reader, write_video
 
 SUFFIXES = frozenset({*decoding.SUFFIXES, *MOVING, ""})
@@ -19,7 +20,7 @@ def read_clip(path: Path) -> Frames:
 
 
 def is_clip(path: Path) -> bool:
-    return path.suffix.lower() not in MOVING or is_moving(path)
+    return not is_picture(path) or is_loop(path)
 
 
 def _size(path: Path) -> tuple[int, int]:

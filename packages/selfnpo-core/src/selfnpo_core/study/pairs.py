@@ -114,7 +114,7 @@ def _file(folder: Path, record: Record, medium: ShownMedium) -> Path:
     if Path(name).name != name:
         raise InputError(f"{folder / METADATA} names {name!r}, which is no file of that folder")
     path = folder / name
-    if path.suffix != f".{medium.suffix}":
+    if path.suffix.lower() != f".{medium.suffix}":
         raise InputError(f"{path} cannot be shown: a study of {medium.unit}s takes .{medium.suffix} files")
     if not path.is_file():
         raise InputError(f"{path} is missing: draw it again with the command that made {folder}")

@@ -20,7 +20,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.evaluation.intervals import bootstrap
 from selfnpo_core.evaluation.metrics import REPEATS, paired
 from selfnpo_core.evaluation.run import Folders, Others
-from selfnpo_core.evaluation.samples import Key, Samples, read_samples, refuse_bad
+from selfnpo_core.evaluation.samples import Key, Sample, Samples, read_samples, refuse_bad
 from selfnpo_core.sampling.sample_folder import METADATA, read_records
 from selfnpo_core.system.files import read_json, write_json, write_text, written_aside
 from selfnpo_video.medium import CLIPS
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 VIDEOS, PROMPTS, FILES, ORIGIN = "videos", "prompts.txt", "prompts.json", "samples.json"
 A_PROMPT = 5
 """Clips that VBench expects of a prompt."""
-_LONGEST = 250
-"""Bytes of a file's name, beside its suffix."""
+_LONGEST = 255
+"""Bytes of a file's name."""
 
 
 def names(folder: Path) -> dict[Key, str]:
@@ -63,7 +63,9 @@ def export(options: Mapping[str, Any]) -> str | None:
     refuse_bad([samples], skip=options["skip_bad"])
     called = names(samples.path)
     prompts = list(dict.fromkeys(str(sample.prompt) for sample in samples.good))
-    _check_names(samples, prompts)
+    _check_names(samples, called)
+    for remark in samples.remarks(CLIPS.unit):
+        log.warning("%s", remark)
     counts = set(Counter(sample.prompt for sample in samples.good).values())
     if counts != {A_PROMPT}:
         told = " or ".join(map(str, sorted(counts)))
@@ -72,7 +74,7 @@ def export(options: Mapping[str, Any]) -> str | None:
         (aside / VIDEOS).mkdir()
         about, origin = {}, {}
         for sample in samples.good:
-            name = f"{called[str(sample.prompt), sample.seed or 0]}{sample.path.suffix}"
+            name = _name(sample, called)
             _put(sample.path, aside / VIDEOS / name)
             about[str(output / VIDEOS / name)] = sample.prompt
             origin[name] = {"file": str(sample.path), "seed": sample.seed}
@@ -82,12 +84,16 @@ def export(options: Mapping[str, Any]) -> str | None:
     return f"{len(samples.good)} clips and {PROMPTS} in {output}"
 
 
-def _check_names(samples: Samples, prompts: list[str]) -> None:
-    for prompt in prompts:
-        if "/" in prompt or "\0" in prompt or "\n" in prompt or len(prompt.encode()) > _LONGEST:
-            raise InputError(f"VBench names files by their prompts, which '{prompt[:60]}' cannot: change the prompt")
+def _name(sample: Sample, called: Mapping[Key, str]) -> str:
+    return f"{called[str(sample.prompt), sample.seed or 0]}{sample.path.suffix.lower()}"
+
+
+def _check_names(samples: Samples, called: Mapping[Key, str]) -> None:
     for sample in samples.good:
-        if sample.path.suffix not in (".mp4", ".gif"):
+        name, prompt = _name(sample, called), str(sample.prompt)
+        if "/" in name or "\0" in name or "\n" in name or len(name.encode()) > _LONGEST:
+            raise InputError(f"VBench names files by their prompts, which '{prompt[:60]}' cannot: change the prompt")
+        if sample.path.suffix.lower() not in (".mp4", ".gif"):
             raise InputError(f"VBench reads mp4 and gif, and {sample.path} is neither: draw with --format mp4")
 
 
