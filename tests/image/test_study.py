@@ -41,7 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("red red/../red", "are one folder"),
         ("red short", "prompt 'square <3>' with seed 73 is in the first only"),
         ("red slow", "drawn with steps 50"),
-        ("red cut", "cut/00002-72.png is no whole picture"),
+        ("red cut", "cut/00002-72.png cannot be read as a picture"),
         ("red blue --question overall", "is no KEY=TEXT"),
         ("red blue --question a=x --question a=y", "--question a is given twice"),
         ("red blue --question ü=x", "is no KEY=TEXT"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler
 
-from selfnpo_video.clips import Settings, draw, latent_clips
+from selfnpo_video.clips import Settings, draw, latent_clips, watched
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.families import find_base
 from selfnpo_video.loading import load_pipeline
@@ -55,3 +55,27 @@ def test_embeddings_stand_in_for_the_text_encoder(small: Path) -> None:
 def test_frames_are_as_many_and_as_large_as_was_asked(folder: Path) -> None:
     ((index, frames),) = draw(load_pipeline(find_base(str(folder))), PROMPTS[:1], SEEDS[:1], settings())
     assert (index, frames.shape, frames.dtype) == (0, (9, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        ({}, None),
+        ({3: torch.nan}, "seed 7 has 1 of 9 frames with NaN"),
+        ({0: torch.inf, 8: torch.nan}, "seed 7 has 2 of 9 frames with NaN"),
+        (dict.fromkeys(range(9), torch.nan), "seed 7 has 9 of 9"),
+        (dict.fromkeys(range(9), -1.0), "seed 7 is all black"),
+        (dict.fromkeys(range(8), -1.0), None),
+    ],
+)
+def test_a_clip_that_went_wrong_is_told_of(
+    spoilt: dict[int, float], said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    video = torch.zeros(3, 9, 4, 6)
+    for frame, value in spoilt.items():
+        video[:, frame, 1:, 2:] = value
+        if value == -1:
+            video[:, frame] = value
+    frames = list(watched(video.split([5, 4], dim=1), "the clip of seed 7"))
+    assert len(frames) == 9
+    assert said in caplog.text if said else not caplog.text

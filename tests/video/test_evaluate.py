@@ -163,7 +163,7 @@ def test_a_clip_that_is_cut_off(copied: Path, capsys: pytest.CaptureFixture[str]
     file.write_bytes(file.read_bytes()[:-2000])
     words = ("evaluate", copied / "a", "--against", copied / "b", "--metrics", "oracle", "--json", copied / "r.json")
     assert command(*words) == 2
-    assert f"{copied}/b/{file.name}: cannot be read as a video" in capsys.readouterr().err
+    assert f"{copied}/b/{file.name}: is cut off" in capsys.readouterr().err
     assert command(*words, "--skip-bad") == 0
     results = json.loads((copied / "r.json").read_text())
     assert results["metrics"]["preference"]["count"] == 9

@@ -102,8 +102,8 @@ def test_an_image_is_asked_for_and_checked(from_image):
     (from_image / "cut.jpg").write_bytes((from_image / "whole.jpg").read_bytes()[:1500])
     for more, message in (
         ([], "give the first frame as --image"),
-        (["--image", str(from_image / "model" / "model_index.json")], "no image that can be read"),
-        (["--image", str(from_image / "cut.jpg")], "no image that can be read"),
+        (["--image", str(from_image / "model" / "model_index.json")], "cannot be read as a picture"),
+        (["--image", str(from_image / "cut.jpg")], "cannot be read as a picture"),
         (["--image", str(from_image / "first.png"), "--window", "13"], "--window is for text to video"),
     ):
         done = CliRunner().invoke(selfnpo_video, [*run, *more])

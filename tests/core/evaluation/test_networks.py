@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,15 @@ def ready(seen: list[int] | None = None, *, model: str = "m", asks: bool = True,
         name="toy", columns=("a", "b"), asks=asks, model=model, preprocessing="", library="", load=load, batch=2
     )
     return Ready(network=network, places=[], sha256={})
+
+
+def test_what_another_reader_saw_is_not_taken(tmp_path):
+    some, seen, cache = samples(tmp_path, 2), [], Cache(tmp_path / "cache", ALONE)
+    with cache.held():
+        for version in ("1", "1", "2"):
+            media = replace(MEDIA, reader=lambda version=version: version)
+            look(ready(seen), some, media, cache=cache, device=CPU)
+    assert seen == [0, 1, 0, 1]
 
 
 def test_every_sample_is_looked_at_once(tmp_path):

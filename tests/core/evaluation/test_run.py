@@ -1,6 +1,7 @@
 """`evaluate`: what is asked for, what is refused before a network is loaded, and what is written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_figures_of_two_arms_are_of_the_same_rows(arms: tuple[Path, Path], tmp_p
     assert red["change"][0] == pytest.approx((sum(NEW) - sum(OLD)) / 6)
     assert red["win_rate"][0] == pytest.approx((2 + 3 / 2) / 6)
     assert json.loads((tmp_path / "f.json").read_text()) == json.loads(json.dumps(results))
+
+
+def test_results_say_what_read_the_files_and_what_was_passed_over(
+    arms: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    (arms[0] / "thumbnails.db").write_bytes(b"")
+    results = measured(OFFERED, replace(PICTURES, reader=lambda: "a reader 1.2"), options(arms[0]))
+    assert results["reader"] == "a reader 1.2"
+    assert results["folder"]["passed_over"] == {".db": 1}
+    assert results["folder"]["with_black_frames"] == 0
+    assert f"{arms[0]}: passed over 1 .db" in caplog.text
 
 
 def test_what_cannot_be_measured_is_refused_before_a_network_is_loaded(arms: tuple[Path, Path], tmp_path: Path) -> None:
