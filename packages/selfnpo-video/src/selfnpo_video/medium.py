@@ -30,7 +30,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _plain(source: Path, target: Path) -> None:
     """The video stream as it is, in a new file."""
-    stream = ["-map", "0:v:0", "-c", "copy", "-map_metadata", "-1", "-fflags", "+bitexact", "-movflags", "+faststart"]
+    stream = ["-map", "0:V:0", "-c", "copy", "-map_metadata", "-1", "-fflags", "+bitexact", "-movflags", "+faststart"]
     command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", "-i", address(source), *stream, address(target)]
     subprocess.run(command, check=True)
 
