@@ -7,6 +7,7 @@ without a word is refused: high dynamic range, transparency, pixels that are not
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -24,14 +25,20 @@ _CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,yuv4mpegp
 """What may be opened; others, such as playlists, make ffmpeg open further files."""
 _DAMAGE = re.compile(r"ended prematurely|partial file|[Cc]orrupt|[Tt]runcat|concealing")
 _HIGH_RANGE = ("smpte2084", "arib-std-b67")
-_OPAQUE = re.compile(r"(?!yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8)")
+_OPAQUE = re.compile(r"(?!yuva|rgba|bgra|argb|abgr|ayuv|vuya|gbrap|ya\d)")
 _SQUARE = 0.01
 """By how much a pixel may be wider than high; scaling leaves such traces."""
 
 
 def reader() -> str:
     """What the frames of a video file depend on beside the file."""
-    return f"ffmpeg {get_ffmpeg_version()}"
+    return f"ffmpeg {_version()}"
+
+
+@cache
+def _version() -> str:
+    """Of the program itself, which is asked once."""
+    return str(get_ffmpeg_version())
 
 
 def address(path: Path) -> str:
@@ -67,7 +74,7 @@ def read_frames(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
 
 def _command(path: Path, limit: int | None) -> list[str]:
     """As portable pixmaps, each of which says its size. An older ffmpeg has other words for "every frame once"."""
-    number = re.match(r"n?(\d+)\.(\d+)", get_ffmpeg_version())
+    number = re.match(r"n?(\d+)\.(\d+)", _version())
     is_old = number is not None and (int(number[1]), int(number[2])) < (5, 1)
     once = ["-vsync", "passthrough"] if is_old else ["-noautoscale", "-fps_mode", "passthrough"]
     return [
