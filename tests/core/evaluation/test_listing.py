@@ -43,7 +43,7 @@ def picture(path: Path) -> None:
 def moving(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     some = [Image.new("RGB", (4, 4), (next(SHADES),) * 3) for _ in range(2)]
-    some[0].save(path, save_all=True, append_images=some[1:])
+    some[0].save(path, save_all=True, append_images=some[1:], lossless=True)
 
 
 def text(path: Path) -> None:
