@@ -42,20 +42,23 @@ class NoiseSchedule:
     scheduler's other settings, of which only those of the grid are read.
     """
 
-    def __init__(self, alphas_cumprod: Tensor | None, config: Mapping[str, Any]):
-        self._config = dict(config)
+    def __init__(self, alphas_cumprod: Tensor | None, config: Mapping[str, Any], mu: float | None = None):
+        self._config, self._mu = dict(config), mu
         self._steps = int(self._config.get("num_train_timesteps", 1000))
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.alphas_cumprod = alphas_cumprod
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any) -> "NoiseSchedule":
-        """From a diffusers scheduler, or from its `config` (what `scheduler_config.json` holds)."""
+    def from_scheduler(cls, scheduler: Any, mu: float | None = None) -> "NoiseSchedule":
+        """From a diffusers scheduler, or from its `config` (what `scheduler_config.json` holds).
+
+        mu: for those that shift by resolution, that of the resolution in use.
+        """
         config: Mapping[str, Any] = getattr(scheduler, "config", scheduler)
         if not isinstance(config, Mapping):
             raise InputError(f"{type(scheduler).__name__} is no diffusers scheduler: pass a scheduler or its config")
         if _describes_flow(scheduler, config):
-            return cls(None, config)
+            return cls(None, config, mu)
         if config.get("beta_schedule") is None and config.get("trained_betas") is None:
             name = config.get("_class_name", type(scheduler).__name__)
             raise InputError(f"{name} has no beta_schedule: use a DDPM, DDIM, Euler, DPM or flow-matching scheduler")
@@ -87,7 +90,7 @@ class NoiseSchedule:
 
         Variance preserving: DDIM's rule in `set_timesteps` under the scheduler's own `timestep_spacing`
         and `steps_offset`. Flow: the rule of FlowMatchEulerDiscreteScheduler, or of UniPC with
-        flow sigmas; `mu` for those that shift by resolution.
+        flow sigmas; `mu` for those that shift by resolution, if not that of `from_scheduler`.
         """
         if not 1 <= n <= self._steps:
             raise InputError(f"a grid of {n} steps is not possible: choose 1 to {self._steps}")
@@ -158,6 +161,7 @@ class NoiseSchedule:
     def _flow_shift(self, mu: float | None) -> float:
         if not self._config.get("use_dynamic_shifting"):
             return float(self._config.get("flow_shift") or self._config.get("shift") or 1.0)
+        mu = self._mu if mu is None else mu
         if mu is None:
             raise InputError("this scheduler shifts its timesteps by resolution: pass mu to grid()")
         return mu if self._config.get("time_shift_type") == "linear" else math.exp(mu)

@@ -26,14 +26,15 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.lengths import say_what_is_cut
+from selfnpo_core.models.loading import one_line_errors
 from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.devices import best_device
 from selfnpo_image.base import ImageBase
 from selfnpo_image.drawing import Settings, draw, draw_latents
-from selfnpo_image.kinds import Kind
-from selfnpo_image.loading import check_scheduler, encoder_files, known_configs, load_pipeline, local
+from selfnpo_image.kinds import Kind, sizeless
+from selfnpo_image.loading import check_scheduler, encoder_files, known_configs, load_pipeline, local, make_scheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,8 +72,9 @@ class ImageBackbone:
         base.must_be(self.kind)
         self.name, self.dtype = base.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
-        pipe = self._sketched(base) if self.device == META else self._loaded(base)
-        self._describe(pipe, height, width)
+        with one_line_errors(base.source):
+            pipe = self._sketched(base) if self.device == META else self._loaded(base)
+            self._describe(pipe, height, width)
         if self.device != META:
             setattr(pipe, self.kind.denoiser, None)
             self._rest: Any = pipe
@@ -105,10 +107,13 @@ class ImageBackbone:
         assert configs is not None, f"the configurations of {base.name} are not known"
         self.base_hash = ""
         network, scheduler = configs[f"{self.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
+        on_hub = base.source.kind == "hub"
         with META:
             denoiser = getattr(diffusers, self.kind.network).from_config(dict(network)).to(self.dtype)
         return SimpleNamespace(
-            scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(dict(scheduler)),
+            scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(dict(scheduler))
+            if on_hub
+            else make_scheduler(base),
             vae_scale_factor=2 ** (len(configs["vae/config.json"]["block_out_channels"]) - 1),
             tokenizer=SimpleNamespace(model_max_length=CLIP_TOKENS),
             tokenizer_max_length=CLIP_TOKENS,
@@ -119,9 +124,9 @@ class ImageBackbone:
         """What a pipeline's configurations tell. Raises `InputError` for a size that the model cannot draw."""
         self.denoiser: nn.Module = getattr(pipe, self.kind.denoiser).requires_grad_(False).eval()
         self.prediction_type = check_scheduler(pipe.scheduler, self.kind, self.name)
-        self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler)
         self._scheduler = dict(pipe.scheduler.config)
         self.latent_shape: tuple[int, ...] = self._latent_shape(pipe, height, width)
+        self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler, self._shift(pipe))
         rows, columns = (n * pipe.vae_scale_factor for n in self.latent_shape[1:])
         self.size = rows, columns
         self._row_shapes = self._shapes_of_rows(pipe)
@@ -141,6 +146,10 @@ class ImageBackbone:
     @property
     def vae_on_device(self) -> bool:
         return self._rest is not None
+
+    def _shift(self, pipe: Any) -> float | None:
+        """mu of a schedule that shifts its timesteps by resolution, for these latents; `None` for any other."""
+        return None
 
     @abstractmethod
     def _encode(self, pipe: Any, texts: Sequence[str]) -> tuple[Tensor, ...]:
@@ -306,8 +315,11 @@ class ImageBackbone:
     def _latent_shape(self, pipe: DiffusionPipeline, height: int | None, width: int | None) -> tuple[int, ...]:
         """(channels, height, width) for pictures of this size in pixels."""
         network: Any = getattr(pipe, self.kind.denoiser)
-        size, factor = network.config.sample_size, cast(Any, pipe).vae_scale_factor
-        own = (size, size) if isinstance(size, int) else size
+        own, factor = self.kind.own_sides(network.config, self.name), cast(Any, pipe).vae_scale_factor
+        if own is None:
+            if height is None or width is None:
+                raise sizeless(self.kind.denoiser, self.name)
+            own = (height // factor, width // factor)
         step = factor * self.kind.granularity(network.config)
         if wrong := [n for n in (height, width) if n is not None and n % step]:
             near = max(step, round(wrong[0] / step) * step)

@@ -7,6 +7,10 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.base import Base, Widths
+from selfnpo_core.models.components import Weights, find_weights, header_of
+from selfnpo_core.models.contents import folder_kind
+from selfnpo_core.models.headers import Header
+from selfnpo_core.models.quantised import check_config
 from selfnpo_core.models.sources import KnownModel, Source
 from selfnpo_core.system.files import read_json
 from selfnpo_image.kinds import Kind, Shapes
@@ -16,14 +20,23 @@ from selfnpo_image.kinds import Kind, Shapes
 class ImageBase(Base):
     """What was read of a model when it was found; no weights are.
 
-    network: the denoiser's configuration; `None` while the model is on the hub. shapes: of a single file's tensors.
-    variant: "fp16" where a folder has only such files.
+    network: the denoiser's configuration; `None` while the model is on the hub. header: a single file's, or that of a
+    folder's denoiser. weights: a folder's, by component.
     """
 
     kind: Kind
     network: Mapping[str, Any] | None = None
-    shapes: Shapes = field(default_factory=dict)
-    variant: str | None = None
+    header: Header = field(default_factory=Header)
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> Shapes:
+        return self.header.shapes
+
+    @property
+    def variants(self) -> dict[str, str]:
+        """Of a folder's components that exist only as one, such as fp16."""
+        return {part: weights.variant for part, weights in self.weights.items() if weights.variant is not None}
 
     @property
     def widths(self) -> Widths | None:
@@ -43,15 +56,17 @@ def of_folder(source: Source, kind: Kind, known: KnownModel | None) -> ImageBase
     folder, name = Path(source.location), source.name
     network = read_config(folder / kind.denoiser / "config.json", name)
     check_network(kind, network, name)
+    weights: dict[str, Weights] = {}
     for part in kind.parts:
         if part in kind.optional and not (folder / part).is_dir():
             continue
-        if not any((folder / part).glob("*.safetensors")):
-            pickled = any(p.suffix in (".bin", ".pt", ".pth", ".ckpt") for p in (folder / part).glob("*"))
-            problem = "only pickled weights, which can run code when loaded" if pickled else "no weights"
-            raise InputError(f"model {name} has {problem} in {part}: get it as safetensors")
-    variant = _variant(folder / kind.denoiser)
-    return ImageBase(source=source, family=kind.name, known=known, kind=kind, network=network, variant=variant)
+        if (config := folder / part / "config.json").is_file():
+            check_config(read_config(config, name), config)
+        weights[part] = find_weights(folder, part, name)
+    header = header_of(folder / kind.denoiser, weights[kind.denoiser])
+    return ImageBase(
+        source=source, family=kind.name, known=known, kind=kind, network=network, header=header, weights=weights
+    )
 
 
 def check_network(kind: Kind, config: Mapping[str, Any], name: str) -> None:
@@ -67,14 +82,10 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         value = read_json(path)
     except FileNotFoundError:
         part = f"{path.parent.name}/{path.name}" if path.name == "config.json" else path.name
-        raise InputError(f"model {name} has no {part}: give a diffusers folder") from None
+        what = folder_kind(path.parent) if path.name == "model_index.json" else None
+        raise InputError(f"model {name} has no {part}{f', {what}' if what else ': give a diffusers folder'}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}): get the model again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} is damaged: get the model again")
     return value
-
-
-def _variant(folder: Path) -> str | None:
-    plain, half = (list(folder.glob(f"diffusion_pytorch_model{infix}*.safetensors")) for infix in ("", ".fp16"))
-    return "fp16" if half and len(plain) == len(half) else None

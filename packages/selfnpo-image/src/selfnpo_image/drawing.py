@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from selfnpo_core.sampling import job
+from selfnpo_image.kinds import sizeless
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,15 @@ class Settings(job.Settings):
 def draw(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Iterator[tuple[int, Image]]:
     """Index and picture, in order. The pipeline is called as it is, a batch at a time."""
     pipe.set_progress_bar_config(disable=True)
+    height, width = _sides(pipe, settings)
     for start in range(0, len(prompts), settings.batch_size):
         part = slice(start, start + settings.batch_size)
         texts, negative_prompt = list(prompts[part]), settings.negative_prompt
         output = pipe(
             texts,
             negative_prompt=None if negative_prompt is None else [negative_prompt] * len(texts),
-            height=settings.height,
-            width=settings.width,
+            height=height,
+            width=width,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
@@ -69,3 +71,21 @@ def draw_latents(pipe: Any, embeddings: Mapping[str, Tensor], seeds: Sequence[in
         ).images
         made.append(latents.float().cpu())
     return torch.cat(made)
+
+
+def _sides(pipe: Any, settings: Settings) -> tuple[int | None, int | None]:
+    """Height and width as they were asked for, the other one too if one was.
+
+    The stock pipelines multiply a list, and one of them takes its own size for both where one is given.
+    Raises `InputError` where the model has no size of its own.
+    """
+    denoiser = "transformer" if hasattr(pipe, "transformer") else "unet"
+    size = getattr(pipe, denoiser).config.sample_size
+    if settings.height is None and settings.width is None and isinstance(size, int):
+        return None, None
+    if size is None:
+        if settings.height is None or settings.width is None:
+            raise sizeless(denoiser, pipe.name_or_path)
+        return settings.height, settings.width
+    own = [side * pipe.vae_scale_factor for side in ((size, size) if isinstance(size, int) else size)]
+    return settings.height or own[0], settings.width or own[1]

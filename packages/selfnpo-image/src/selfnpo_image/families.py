@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.contents import file_kind
+from selfnpo_core.models.headers import read_header
 from selfnpo_core.models.loading import one_line_errors
 from selfnpo_core.models.sources import KnownModel, Source
 from selfnpo_core.training.presets import for_width
@@ -18,33 +20,23 @@ from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.base import ImageBase, check_network, of_folder, read_config
 from selfnpo_image.kinds import Kind, Shapes
-from selfnpo_image.loading import fetched_config
+from selfnpo_image.loading import fetched_config, make_scheduler
 from selfnpo_image.models import KNOWN, find_source
 from selfnpo_image.sd3 import SD3
 from selfnpo_image.sd15 import SD15
 from selfnpo_image.sdxl import SDXL
-from selfnpo_image.single_file import of_file, tensor_shapes
+from selfnpo_image.single_file import of_file
 
 FAMILIES: dict[str, type[ImageBackbone]] = {made.kind.name: made for made in (SD15, SDXL, SD3)}
 _KINDS = {made.kind.pipeline.__name__: made.kind for made in FAMILIES.values()}
 
-_OTHER_FILES = {
-    "a FLUX checkpoint": ("model.diffusion_model.double_blocks.", "double_blocks."),
-    "a Stable Diffusion 2 checkpoint (as a diffusers folder it can be used)": ("cond_stage_model.model.",),
-    "a ControlNet": ("control_model.", "controlnet_"),
-    "a LoRA (negative weights go to --npo)": ("lora_unet_", "lora_te", "unet.", "text_encoder.", "transformer."),
-    "a bare UNet (give the whole diffusers folder)": ("down_blocks.", "conv_in."),
-    "a bare VAE (give the whole checkpoint)": ("encoder.", "decoder.", "quant_conv."),
-    "a video or transformer model": (
-        "blocks.",
-        "transformer_blocks.",
-        "patch_embed.",
-        "patch_embedding.",
-        "joint_blocks.",
-        "model.diffusion_model.joint_blocks.",
-    ),
+_OTHER_PIPELINES = {
+    "StableDiffusionXLImg2ImgPipeline": "the SDXL refiner, or made from pictures",
+    "LatentConsistencyModelPipeline": "distilled, without a negative branch",
+    "CogVideoXPipeline": "a video model, which selfnpo-video takes",
+    "CogVideoXImageToVideoPipeline": "a video model, which selfnpo-video takes",
 }
-"""What a file is if a name in it begins so; asked in this order, of files that are of no family."""
+"""What models are of whose pipeline that is."""
 
 
 def find_base(name: str, config: str | Path | None = None) -> ImageBase:
@@ -60,11 +52,9 @@ def look(source: Source) -> ImageBase:
     Raises `InputError` for one that is of no family, or has pickled weights only.
     """
     known = next((model for model in KNOWN.values() if source.name in (model.name, model.hub_id)), None)
-    if source.kind == "file":
-        return _look_into_file(source, known)
-    if source.kind == "folder":
-        index = read_config(Path(source.location) / "model_index.json", source.name)
-        return of_folder(source, kind_of_index(index, source.name), known)
+    if source.kind != "hub":
+        with one_line_errors(source):
+            return _look_into_file(source, known) if source.kind == "file" else _look_into_folder(source, known)
     if known is not None:
         kind = FAMILIES[known.family].kind
     else:
@@ -86,10 +76,13 @@ def presets_for(base: ImageBase, name: str | None = None) -> Presets:
 def kind_of_index(index: Mapping[str, Any], name: str) -> Kind:
     """By the class that model_index.json names."""
     found = index.get("_class_name")
-    if found not in _KINDS:
-        what = f"a {found}" if found else "no diffusers pipeline"
-        raise InputError(f"model {name} is {what}: give one of {', '.join(_KINDS)}")
-    return _KINDS[found]
+    if isinstance(found, str) and found in _KINDS:
+        return _KINDS[found]
+    what = f"a {found}" if isinstance(found, str) and found else "no diffusers pipeline"
+    if isinstance(found, list):
+        what = f"of a custom pipeline ({'.'.join(map(str, found))}), whose code is not run"
+    about = _OTHER_PIPELINES.get(str(found))
+    raise InputError(f"model {name} is {what}: give one of {', '.join(_KINDS)}{f' (it is {about})' if about else ''}")
 
 
 def kind_of_file(shapes: Shapes, name: str) -> Kind:
@@ -99,16 +92,22 @@ def kind_of_file(shapes: Shapes, name: str) -> Kind:
             return kind
     *titles, last = (kind.title for kind in _KINDS.values())
     ours = f"give a whole checkpoint of {', '.join(titles)} or {last}"
-    for what, beginnings in _OTHER_FILES.items():
-        if any(key.startswith(beginnings) for key in shapes):
-            raise InputError(f"model {name} is {what}: {ours}")
-    raise InputError(f"model {name} is a file of unknown contents: {ours}")
+    raise InputError(f"model {name} is {file_kind(shapes) or 'a file of unknown contents'}: {ours}")
+
+
+def _look_into_folder(source: Source, known: KnownModel | None) -> ImageBase:
+    index = read_config(Path(source.location) / "model_index.json", source.name)
+    base = of_folder(source, kind_of_index(index, source.name), known)
+    make_scheduler(base, say=True)
+    return base
 
 
 def _look_into_file(source: Source, known: KnownModel | None) -> ImageBase:
-    shapes = tensor_shapes(Path(source.location))
-    base = of_file(source, kind_of_file(shapes, source.name), shapes, known)
-    return base if source.config is None else _with_configs(base, source.config)
+    header = read_header(Path(source.location))
+    base = of_file(source, kind_of_file(header.shapes, source.name), header, known)
+    base = base if source.config is None else _with_configs(base, source.config)
+    make_scheduler(base, say=True)
+    return base
 
 
 def _with_configs(base: ImageBase, folder: Path) -> ImageBase:

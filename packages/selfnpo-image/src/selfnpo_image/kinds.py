@@ -99,6 +99,19 @@ class Kind:
     layout: FileLayout | None = None
     kohya: KohyaForm | None = None
 
+    def own_sides(self, network: Any, name: str) -> tuple[int, int] | None:
+        """Height and width of the latents that a network was made for, by its configuration; `None` if it is silent.
+
+        Raises `InputError` for what is no size.
+        """
+        size = network.get("sample_size")
+        if size is None:
+            return None
+        sides = (size, size) if isinstance(size, int) else size
+        if isinstance(sides, list | tuple) and len(sides) == 2 and all(_is_side(side) for side in sides):
+            return int(sides[0]), int(sides[1])
+        raise InputError(f"model {name} has sample_size {size} in {self.denoiser}/config.json: correct it to a number")
+
     @property
     def parts(self) -> tuple[str, ...]:
         """Components with weights."""
@@ -116,3 +129,15 @@ class Kind:
         return InputError(
             f"model {name} is {what}, not of the {self.title} family: give one that is, such as {self.examples}"
         )
+
+
+def sizeless(denoiser: str, name: str) -> InputError:
+    """Of a model that was asked for pictures of its own size, and has none."""
+    return InputError(
+        f"model {name} does not say what size it was made for (no sample_size in {denoiser}/config.json): give "
+        "height and width"
+    )
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -8,22 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from transformers import CLIPTokenizer
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.components import load_variants, wanted_files
+from selfnpo_core.models.headers import read_header
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
+from selfnpo_core.models.stated import check_agree, settled, stated_in
+from selfnpo_core.models.vocabularies import check_tokenizer, limit_length
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_image import single_file
 from selfnpo_image.base import ImageBase, check_network, of_folder, read_config
 from selfnpo_image.kinds import Configs, Kind
 from selfnpo_image.models import is_known
-from selfnpo_image.single_file import configs_for, layout_of, prepared, tensor_shapes
-
-SMALLEST_VOCABULARY = 512
-"""CLIP's tokenizer knows every byte, at a word's end and before it. One that was loaded without files is empty."""
+from selfnpo_image.single_file import configs_for, layout_of, prepared
 
 
 def load_pipeline(base: ImageBase, *, dtype: torch.dtype = torch.float32, **components: Any) -> Any:
@@ -40,15 +42,15 @@ def load_pipeline(base: ImageBase, *, dtype: torch.dtype = torch.float32, **comp
                 given = {**kind.left_out, **settings, **components}
                 pipe = made.from_single_file(source.location, torch_dtype=dtype, **given)
         else:
-            pipe = made.from_pretrained(
-                source.location,
-                torch_dtype=dtype,
-                use_safetensors=True,
-                variant=base.variant,
-                **{**kind.left_out, **_missing(Path(source.location), kind), **components},
-            )
-    _check_whole(pipe, base, components)
-    check_scheduler(pipe.scheduler, kind, source.name)
+            folder = Path(source.location)
+            variants = {part: variant for part, variant in base.variants.items() if part not in components}
+            found = load_variants(folder, read_config(folder / "model_index.json", base.name), variants, dtype)
+            given = {**kind.left_out, **_missing(folder, kind), **found, **components}
+            pipe = made.from_pretrained(source.location, torch_dtype=dtype, use_safetensors=True, **given)
+        pipe.register_modules(scheduler=settled(pipe.scheduler, base.name, stated_in(base.header, base.name)))
+        check_scheduler(pipe.scheduler, kind, source.name)
+        _check_whole(pipe, base, components)
+        _check_tokenizers(pipe, base, components)
     pipe.register_to_config(_name_or_path=source.name)
     return pipe
 
@@ -60,8 +62,22 @@ def local(base: ImageBase) -> ImageBase:
         return base
     check_network(kind, fetched_config(source, f"{kind.denoiser}/config.json"), base.name)
     with quiet(), one_line_errors(source):
-        folder = kind.pipeline.download(source.location, use_safetensors=True, **kind.left_out)
-    return of_folder(replace(source, kind="folder", location=str(folder)), kind, base.known)
+        folder = _fetched(source.location, kind)
+        here = of_folder(replace(source, kind="folder", location=str(folder)), kind, base.known)
+        make_scheduler(here, say=True)
+    return here
+
+
+def _fetched(repo: str, kind: Kind) -> Path:
+    """A repository's folder; of components that have their weights as variants only, one of these."""
+    try:
+        return Path(kind.pipeline.download(repo, use_safetensors=True, **kind.left_out))
+    except OSError as problem:  # so diffusers says that a component has no weights without a variant
+        try:
+            wanted = wanted_files(list_repo_files(repo), kind.parts)
+        except Exception:
+            raise problem from None
+    return Path(snapshot_download(repo, allow_patterns=wanted))
 
 
 def fetched_config(source: Source, place: str) -> dict[str, Any]:
@@ -99,6 +115,35 @@ def known_configs(base: ImageBase) -> Configs | None:
     return {f"{kind.denoiser}/config.json": network_config(base), **configs}
 
 
+def make_scheduler(base: ImageBase, *, say: bool = False) -> Any:
+    """A local model's scheduler, by its configuration and by what the weights say of themselves.
+
+    Of a single file its own word holds, a folder may not contradict itself. say: warn of what the folder has otherwise.
+    """
+    source, kind, place = base.source, base.kind, "scheduler/scheduler_config.json"
+    stated = stated_in(base.header, base.name)
+    if source.kind == "file" and source.config is None:
+        configs: Configs = layout_of(kind).configs
+        index, config = configs["model_index.json"], configs[place]
+    else:
+        folder = source.config or Path(source.location)
+        index, config = (read_config(folder / name, base.name) for name in ("model_index.json", place))
+    match index.get("scheduler"):
+        case [_, str(name)]:
+            found = name
+        case _:
+            found = str(config.get("_class_name"))
+    made = getattr(diffusers, found, None)
+    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
+        raise InputError(f"model {base.name} has the scheduler {found}, which diffusers does not have: give another")
+    scheduler: Any = made.from_config(dict(config))  # type: ignore[attr-defined]
+    if source.kind == "folder":
+        check_agree(stated, scheduler.config, f"{base.name}/{kind.denoiser}", f"{base.name}/{place}")
+    scheduler = settled(scheduler, base.name, stated, say=say)
+    check_scheduler(scheduler, kind, base.name)
+    return scheduler
+
+
 def check_scheduler(scheduler: Any, kind: Kind, name: str) -> str:
     """The prediction type, if it is one of the family's."""
     flow = NoiseSchedule.from_scheduler(scheduler).is_flow
@@ -119,15 +164,14 @@ def encoder_files(base: ImageBase) -> dict[str, Path]:
         own = {f"{part}/config.json": configs / part / "config.json" for part in kind.text_encoders}
         return {"checkpoint": Path(source.location), "layout": Path(single_file.__file__), **own}
     folder = Path(source.location)
-    files = [path for part in kind.text_encoders for path in sorted((folder / part).glob("*"))]
-    for path in files:
-        if path.suffix == ".safetensors":
-            tensor_shapes(path)
-    return {
-        f"{path.relative_to(folder).as_posix()} {base.variant or ''}".rstrip(): path
-        for path in files
-        if path.suffix in (".json", ".safetensors")
-    }
+    files: list[Path] = []
+    for part in kind.text_encoders:
+        if part in base.weights:
+            weights = [folder / part / name for name in base.weights[part].files]
+            for path in weights:
+                read_header(path)
+            files += [*sorted((folder / part).glob("*.json")), *weights]
+    return {path.relative_to(folder).as_posix(): path for path in files}
 
 
 def _missing(folder: Path, kind: Kind) -> dict[str, None]:
@@ -143,7 +187,30 @@ def _check_whole(pipe: Any, base: ImageBase, given: Mapping[str, Any]) -> None:
             continue
         if module is None or any(tensor.is_meta for tensor in module.parameters()):
             raise InputError(f"model {base.name} lacks weights of its {part}: get the whole checkpoint")
-    for part in base.kind.text_encoders:
-        tokenizer = getattr(pipe, name := part.replace("text_encoder", "tokenizer"))
-        if isinstance(tokenizer, CLIPTokenizer) and len(tokenizer) < SMALLEST_VOCABULARY:
-            raise InputError(f"model {base.name} lacks its {name}'s files: get the whole model")
+
+
+def _check_tokenizers(pipe: Any, base: ImageBase, given: Mapping[str, Any]) -> None:
+    """Each beside its text encoder's configuration; one that has no limit of tokens gets its encoder's."""
+    kind, source = base.kind, base.source
+    for part in kind.text_encoders:
+        name = part.replace("text_encoder", "tokenizer")
+        tokenizer, encoder = getattr(pipe, name), _encoder_config(base, part)
+        if name in given or encoder is None:
+            continue
+        if tokenizer is None:
+            raise InputError(f"model {base.name} has a {part} without a {name}: get the whole model")
+        check_tokenizer(tokenizer, encoder, name, base.name if source.config is None else str(source.config))
+        limit_length(tokenizer, encoder if isinstance(tokenizer, CLIPTokenizer) else None)
+    if hasattr(pipe, "tokenizer_max_length"):  # SD3's reads it before
+        pipe.tokenizer_max_length = pipe.tokenizer.model_max_length
+
+
+def _encoder_config(base: ImageBase, part: str) -> Mapping[str, Any] | None:
+    """Of a text encoder; `None` for one that the model comes without."""
+    source = base.source
+    if source.kind == "file" and source.config is None:
+        return layout_of(base.kind).configs[f"{part}/config.json"]
+    folder = source.config or Path(source.location)
+    if part in base.kind.optional and not (folder / part).is_dir():
+        return None
+    return read_config(folder / part / "config.json", base.name)

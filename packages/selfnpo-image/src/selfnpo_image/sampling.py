@@ -18,6 +18,7 @@ from selfnpo_core.system.devices import DTYPES
 from selfnpo_image.base import ImageBase
 from selfnpo_image.drawing import Settings, draw
 from selfnpo_image.families import find_base, look
+from selfnpo_image.kinds import sizeless
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.models import defaults, find_source
 from selfnpo_image.prompts import load_prompts
@@ -42,6 +43,9 @@ def plan(options: Mapping[str, Any]) -> Job:
         raise InputError("--model is missing: give a known name (see `models`), a folder, a file or a hub id")
     shared, config = job.asked(options, load_prompts)  # before anything is asked of a hub
     base = find_base(options["model"], options["model_config"])
+    given, network = (options["height"], options["width"]), base.network
+    if None in given and network is not None and base.kind.own_sides(network, base.name) is None:
+        raise sizeless(base.kind.denoiser, base.name)
     known = defaults(base)
     settings = Settings(
         guidance_scale=scale_of(options, config, known.guidance_scale),

@@ -78,6 +78,16 @@ class SD3(ImageBackbone):
         tokens = pipe.tokenizer_max_length + T5_TOKENS
         return (tokens, config.joint_attention_dim), (config.pooled_projection_dim,)
 
+    def _shift(self, pipe: Any) -> float | None:
+        """As the stock pipeline: linear in the number of patches."""
+        config = pipe.scheduler.config
+        if not config.get("use_dynamic_shifting"):
+            return None
+        least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+        rows, columns = (side // pipe.transformer.config.patch_size for side in self.latent_shape[1:])
+        return float(low + (rows * columns - least) * (high - low) / (most - least))
+
     def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
         return {"encoder_hidden_states": rows[0], "pooled_projections": rows[1]}
 

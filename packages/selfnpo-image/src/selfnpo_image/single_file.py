@@ -15,30 +15,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.headers import Header
+from selfnpo_core.models.quantised import check_header
 from selfnpo_core.models.sources import KnownModel, Source
 from selfnpo_image.base import ImageBase
 from selfnpo_image.kinds import STEM, FileLayout, Kind, Shapes
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file; only its header is read."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None
+def of_file(source: Source, kind: Kind, header: Header, known: KnownModel | None) -> ImageBase:
+    """A file of this family, its network that of the first release.
 
-
-def of_file(source: Source, kind: Kind, shapes: Shapes, known: KnownModel | None) -> ImageBase:
-    """A file of this family, its network that of the first release. Raises `InputError` for an inpainting model."""
-    if shapes[STEM][1] != 4:
-        raise kind.wrong(source.name, f"an inpainting or editing model ({shapes[STEM][1]} input channels)")
+    Raises `InputError` for an inpainting model, and for one of quantised weights.
+    """
+    check_header(header, source.name)
+    shape = header.shapes[STEM]
+    channels = shape[1] if len(shape) == 4 else 0
+    if channels != 4:
+        raise kind.wrong(source.name, f"an inpainting or editing model ({channels} input channels)")
     network = layout_of(kind).configs["unet/config.json"]
-    return ImageBase(source=source, family=kind.name, known=known, kind=kind, network=network, shapes=shapes)
+    return ImageBase(source=source, family=kind.name, known=known, kind=kind, network=network, header=header)
 
 
 @contextmanager
@@ -69,7 +65,12 @@ def configs_for(layout: FileLayout, shapes: Shapes) -> dict[str, dict[str, Any]]
     if "v_pred" in shapes:
         configs["scheduler/scheduler_config.json"]["prediction_type"] = "v_prediction"
     if "ztsnr" in shapes:
-        configs["scheduler/scheduler_config.json"] |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}
+        configs["scheduler/scheduler_config.json"] |= {
+            "_class_name": "DDIMScheduler",
+            "clip_sample": False,
+            "rescale_betas_zero_snr": True,
+            "timestep_spacing": "trailing",
+        }
         configs["model_index.json"]["scheduler"] = ["diffusers", "DDIMScheduler"]
     return configs
 

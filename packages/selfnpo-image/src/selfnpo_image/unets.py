@@ -34,4 +34,6 @@ def halvings(config: Any) -> int:
 def first_width(config: Mapping[str, Any]) -> int | None:
     """Channels of the first level, of which the others are multiples."""
     widths = config.get("block_out_channels")
-    return int(widths[0]) if widths else None
+    if not isinstance(widths, list | tuple) or not widths or not isinstance(widths[0], int):
+        return None
+    return widths[0]

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.contents import file_kind
+from selfnpo_core.models.headers import read_header
 from selfnpo_core.models.loading import one_line_errors
 from selfnpo_core.models.sources import Source
 from selfnpo_core.training.presets import for_width
@@ -36,6 +38,9 @@ def base_of(source: Source) -> VideoBase:
     """As `find_base`, of a model that was found."""
     if source.kind == "file":
         titles = " or ".join(kind.title for kind in KINDS.values())
+        what = file_kind(read_header(Path(source.location)).shapes) if Path(source.location).stat().st_size else None
+        if what is not None:
+            raise InputError(f"model {source.name} is {what}: give a diffusers folder of {titles}")
         raise InputError(f"model {source.name} is a single file: {titles} comes in diffusers folders, give one")
     if source.kind == "folder":
         return look(source, Path(source.location), KINDS.values())

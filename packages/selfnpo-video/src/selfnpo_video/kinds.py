@@ -5,14 +5,19 @@ A family is one file: a `VideoKind`, and the backbone that says how its network 
 
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.base import Base, Widths
+from selfnpo_core.models.components import Weights, find_weights, header_of
+from selfnpo_core.models.contents import folder_kind
+from selfnpo_core.models.loading import one_line_errors
+from selfnpo_core.models.quantised import check_config
 from selfnpo_core.models.sources import Source
+from selfnpo_core.models.stated import check_agree, settled, stated_in
 from selfnpo_core.system.files import read_json
 from selfnpo_core.training.recipe import Presets
 from selfnpo_video.models import KnownVideoModel, known_as
@@ -57,7 +62,8 @@ class VideoBase(Base):
     """A video model that was found and looked at.
 
     known: the model of the table that it is, or by its configuration was made from. from_image: whether it wants a
-    clip's first frame. transformer, vae: their configurations, what is left out filled in; scheduler: as it is on disk.
+    clip's first frame. transformer, vae: their configurations, what is left out filled in; scheduler: as it is on disk,
+    or as zero terminal SNR wants it. weights: of a folder's components.
     """
 
     kind: VideoKind
@@ -66,6 +72,12 @@ class VideoBase(Base):
     transformer: Any
     vae: Any
     scheduler: Mapping[str, Any]
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> dict[str, str]:
+        """Of the components that exist only as one, such as fp16."""
+        return {part: weights.variant for part, weights in self.weights.items() if weights.variant is not None}
 
     @property
     def widths(self) -> Widths | None:
@@ -96,12 +108,18 @@ class VideoBase(Base):
         if self.known is not None:
             return self.known.size
         space, config = 8, self.transformer
-        return ClipSize(
-            frames=config.sample_frames, height=config.sample_height * space, width=config.sample_width * space
-        )
+        frames, height, width = config.sample_frames, config.sample_height, config.sample_width
+        if frames is None or height is None or width is None:
+            raise InputError(
+                f"model {self.name} does not say what size it was made for (sample_frames, sample_height, sample_width "
+                "in transformer/config.json): give frames, height and width"
+            )
+        return ClipSize(frames=frames, height=height * space, width=width * space)
 
     def size_of(self, frames: int | None, height: int | None, width: int | None) -> ClipSize:
         """A clip as it was asked for; `None` is what the model was made for."""
+        if frames and height and width:
+            return ClipSize(frames=frames, height=height, width=width)
         own = self.size
         return ClipSize(frames=frames or own.frames, height=height or own.height, width=width or own.width)
 
@@ -111,11 +129,20 @@ def look(source: Source, folder: Path, kinds: Collection[VideoKind]) -> VideoBas
 
     Raises `InputError` for one that is of none of these kinds, or has pickled weights only.
     """
+    with one_line_errors(source):
+        return _looked_at(source, folder, kinds)
+
+
+def _looked_at(source: Source, folder: Path, kinds: Collection[VideoKind]) -> VideoBase:
     kind, pipeline = _kind_of(folder, source.name, kinds)
-    if source.kind == "folder":
-        _check_weights(folder, source.name)
     transformer, vae, scheduler = (read_config(folder, part, source.name) for part in (*PARTS[:2], "scheduler"))
-    return VideoBase(
+    if transformer.get("_class_name", kind.network.__name__) != kind.network.__name__:
+        raise InputError(
+            f"model {source.name} has a transformer that is a {transformer['_class_name']}, not {kind.title}'s: give "
+            f"one that has, such as {kind.example}"
+        )
+    weights = {part: _weights(folder, part, source.name) for part in PARTS} if source.kind == "folder" else {}
+    base = VideoBase(
         source=source,
         family=kind.name,
         kind=kind,
@@ -123,15 +150,24 @@ def look(source: Source, folder: Path, kinds: Collection[VideoKind]) -> VideoBas
         from_image=pipeline == kind.from_image.__name__,
         transformer=with_defaults(kind.network, transformer),
         vae=with_defaults(kind.vae, vae),
-        scheduler=scheduler,
+        scheduler=_scheduler(kind, scheduler, source.name),
+        weights=weights,
     )
+    _check_numbers(base)
+    if weights:
+        stated = stated_in(header_of(folder / "transformer", weights["transformer"]), source.name)
+        place = f"{source.name}/scheduler/scheduler_config.json"
+        check_agree(stated, base.scheduler, f"{source.name}/transformer", place)
+    return base
 
 
 def read_config(folder: Path, part: str, name: str) -> dict[str, Any]:
     """Configuration of a component, as it is on disk."""
     file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
     try:
-        values: dict[str, Any] = read_json(file)
+        values = read_json(file)
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
         return values
     except (OSError, ValueError) as error:
         detail = " ".join(str(error).split())
@@ -150,20 +186,52 @@ def _kind_of(folder: Path, name: str, kinds: Collection[VideoKind]) -> tuple[Vid
     try:
         found = read_json(folder / "model_index.json").get("_class_name")
     except FileNotFoundError:
-        raise InputError(f"model {name} has no model_index.json: give a diffusers folder of {titles}") from None
+        what = folder_kind(folder)
+        what = f", {what}" if what else f": give a diffusers folder of {titles}"
+        raise InputError(f"model {name} has no model_index.json{what}") from None
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder}/model_index.json is damaged ({error}): get the model again") from None
     for kind in kinds:
         if found in kind.pipelines:
             return kind, found
     examples = " or ".join(kind.example for kind in kinds)
-    raise InputError(f"model {name} is a {found}, not {titles}: give one that is, such as {examples}")
+    what = f"a {found}" if isinstance(found, str) else "no diffusers pipeline"
+    if isinstance(found, list):
+        what = f"of a custom pipeline ({'.'.join(map(str, found))}), whose code is not run"
+    raise InputError(f"model {name} is {what}, not {titles}: give one that is, such as {examples}")
 
 
-def _check_weights(folder: Path, name: str) -> None:
-    """Raise `InputError` unless all weights are there as safetensors."""
-    for part in PARTS:
-        if not any((folder / part).glob("*.safetensors")):
-            pickled = any(p.suffix in (".bin", ".pt", ".pth", ".ckpt") for p in (folder / part).glob("*"))
-            problem = "only pickled weights, which can run code when loaded" if pickled else "no weights"
-            raise InputError(f"model {name} has {problem} in {part}: get it as safetensors")
+def _scheduler(kind: VideoKind, config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The configuration as it is on disk, or as zero terminal SNR wants it; another scheduler's is refused later."""
+    made = kind.schedulers.get(str(config.get("_class_name")))
+    if made is None:
+        return config
+    scheduler = made.from_config(config)
+    wanted = settled(scheduler, name, say=True)
+    if wanted is scheduler:
+        return config
+    return {**config, "timestep_spacing": wanted.config.timestep_spacing}
+
+
+def _weights(folder: Path, part: str, name: str) -> Weights:
+    """Raises `InputError` unless all are there as safetensors, and not quantised."""
+    if (folder / part / "config.json").is_file():
+        check_config(read_config(folder, part, name), folder / part / "config.json")
+    return find_weights(folder, part, name)
+
+
+def _check_numbers(base: VideoBase) -> None:
+    """Raise `InputError` for what is no number in a configuration where sizes are calculated with it."""
+    config = base.transformer
+    always = ["patch_size", "max_text_seq_length", "text_embed_dim", "out_channels"]
+    sizes = ["sample_frames", "sample_height", "sample_width"]
+    fixed = config.use_learned_positional_embeddings or config.patch_size_t is not None
+    wanted = [(config, "transformer", key, fixed) for key in sizes]
+    wanted += [(config, "transformer", key, True) for key in always]
+    wanted += [(base.vae, "vae", "temporal_compression_ratio", True)]
+    for values, part, key, needed in wanted:
+        value = getattr(values, key)
+        if value is None and not needed:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+            raise InputError(f"model {base.name} has {key} {value} in {part}/config.json: correct it to a number")

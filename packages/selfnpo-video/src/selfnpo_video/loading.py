@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from peft.utils import get_peft_model_state_dict
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.components import header_of, load_variants, wanted_files
 from selfnpo_core.models.embeddings import Encode, Encoder, tokenizer_facts
+from selfnpo_core.models.headers import widest_dtype
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
-from selfnpo_video.kinds import VideoBase, VideoKind, look
+from selfnpo_core.models.stated import settled
+from selfnpo_core.models.vocabularies import check_tokenizer, limit_length
+from selfnpo_core.system.files import read_json
+from selfnpo_video.kinds import PARTS, VideoBase, VideoKind, look, read_config
 
 CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
@@ -35,15 +39,29 @@ def local(base: VideoBase) -> VideoBase:
     """The same model on this disk: one on the hub is fetched whole, and looked at again."""
     if base.source.kind != "hub":
         return base
-    folder = fetched(base.source, _FILES)
+    folder = fetched(base.source, _wanted(base.source.location))
     return look(replace(base.source, kind="folder", location=str(folder)), folder, [base.kind])
+
+
+def _wanted(repo: str) -> Sequence[str]:
+    """Files of a repository: one variant a component, or where they cannot be listed all that are of use."""
+    try:
+        return wanted_files(list_repo_files(repo), PARTS)
+    except Exception:  # what cannot be listed cannot be fetched either, and that says why
+        return _FILES
 
 
 def load_pipeline(base: VideoBase, *, dtype: torch.dtype = torch.float32, **components: Any) -> Any:
     """The stock pipeline of a model, on the CPU. Components that are given (`transformer=…`) are not read from disk."""
     base = local(base)
     with quiet(), one_line_errors(base.source):
-        pipe = base.pipeline.from_pretrained(base.folder, torch_dtype=dtype, use_safetensors=True, **components)
+        index = read_json(base.folder / "model_index.json")
+        variants = {part: variant for part, variant in base.variants.items() if part not in components}
+        given = {**load_variants(base.folder, index, variants, dtype), **components}
+        pipe = base.pipeline.from_pretrained(base.folder, torch_dtype=dtype, use_safetensors=True, **given)
+        if "tokenizer" not in components:
+            _check_tokenizer(pipe.tokenizer, base)
+        pipe.register_modules(scheduler=settled(pipe.scheduler, base.name))
     if isinstance(pipe.scheduler, tuple(base.kind.schedulers.values())):
         pipe.register_to_config(_name_or_path=base.name)
         return pipe
@@ -55,23 +73,31 @@ def load_network(base: VideoBase, dtype: torch.dtype | None = None) -> nn.Module
     """A local model's transformer alone; without a dtype in float32."""
     with quiet(), one_line_errors(base.source):
         network: nn.Module = base.kind.network.from_pretrained(
-            base.folder, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
+            base.folder,
+            subfolder="transformer",
+            torch_dtype=dtype,
+            use_safetensors=True,
+            variant=base.variants.get("transformer"),
         )
     return network
 
 
 def stored_dtype(base: VideoBase) -> torch.dtype:
-    """Of a local transformer's weights on disk, so that none is converted before it is hashed."""
-    file = sorted((base.folder / "transformer").glob("*.safetensors"))[0]
-    with safe_open(file, framework="pt") as weights:
-        name = next(iter(weights.keys()))
-        return weights.get_tensor(name).dtype
+    """The widest of a local transformer's weights on disk, so that none is rounded before it is hashed."""
+    return widest_dtype(header_of(base.folder / "transformer", base.weights["transformer"]).dtypes)
 
 
 def load_tokenizer(base: VideoBase) -> T5Tokenizer:
     """A local model's."""
     with quiet(), one_line_errors(base.source):
-        return T5Tokenizer.from_pretrained(base.folder / "tokenizer")
+        tokenizer = T5Tokenizer.from_pretrained(base.folder / "tokenizer")
+        _check_tokenizer(tokenizer, base)
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, base: VideoBase) -> None:
+    check_tokenizer(tokenizer, read_config(base.folder, "text_encoder", base.name), "tokenizer", base.name)
+    limit_length(tokenizer)
 
 
 def text_encoder(
@@ -82,7 +108,8 @@ def text_encoder(
 
     def load() -> Encode:
         with quiet(), one_line_errors(base.source):
-            model: Any = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+            variant = base.variants.get("text_encoder")
+            model: Any = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, variant=variant)
         model.to(device)
 
         def encode(text: str | None) -> tuple[Tensor, ...]:
@@ -91,7 +118,8 @@ def text_encoder(
 
         return encode
 
-    files = {path.name: path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")}
+    weights = [folder / name for name in base.weights["text_encoder"].files]
+    files = {path.name: path for path in (*sorted(folder.glob("*.json")), *weights)}
     facts = {"dtype": str(dtype), "max_tokens": max_tokens, "tokenizer": tokenizer_facts(tokenizer)}
     return Encoder(load=load, files={**files, "code": Path(__file__)}, facts=facts, device=device)
 

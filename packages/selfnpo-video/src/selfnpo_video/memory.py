@@ -8,12 +8,11 @@ within a third) and grow with the sizes below. Attention takes no memory of its 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.components import header_of
 from selfnpo_core.system.memory import available
 from selfnpo_video.kinds import PARTS, VideoBase
 from selfnpo_video.shapes import ClipSize
@@ -81,7 +80,7 @@ class Sampler:
         patches = frames // compression.patch_time * (height // compression.patch) * (width // compression.patch)
         tokens = patches + config.max_text_seq_length
         channels = config.num_attention_heads * config.attention_head_dim
-        transformer, vae, text_encoder = (_weights(self.base.folder / part, self.dtype) for part in PARTS)
+        transformer, vae, text_encoder = (_weights(self.base, part, self.dtype) for part in PARTS)
         return Need(
             transformer=transformer * (2 if self.full_negative else 1),
             vae=vae,
@@ -149,14 +148,7 @@ def _smaller(size: ClipSize) -> Iterator[ClipSize]:
         yield ClipSize(frames=1, height=height, width=width)
 
 
-def _weights(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes of a component's safetensors once cast to `dtype`; only the headers are read."""
-    if not folder.is_dir():
-        return 0
-    numbers = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 (not a dict)
-                shape = stored.get_slice(name).get_shape()
-                numbers += int(torch.Size(shape).numel())
-    return numbers * dtype.itemsize
+def _weights(base: VideoBase, part: str, dtype: torch.dtype) -> int:
+    """Bytes of a component's weights once cast to `dtype`; only the headers are read."""
+    shapes = header_of(base.folder / part, base.weights[part]).shapes
+    return sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize

@@ -41,6 +41,11 @@ def one_line_errors(source: Source) -> Iterator[None]:
         raise InputError(
             f"model {source.name} is gated: accept its licence on the hub and log in with `hf auth login`"
         ) from None
+    except errors.RemoteEntryNotFoundError:
+        raise InputError(
+            f"model {source.location} on the hub is no diffusers folder, or not a whole one: give one that is (a LoRA "
+            "goes to --npo or --preference)"
+        ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         check_token(error, source.location)
         raise InputError(f"the hub has no model {source.location}: check the name, or give a folder") from None
@@ -49,6 +54,8 @@ def one_line_errors(source: Source) -> Iterator[None]:
         if is_disk_full(error) or isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise
         detail = " ".join(str(error).split())[:160]
+        if isinstance(error, LookupError | TypeError | AttributeError):  # which do not say what they are
+            detail = f"{type(error).__name__}: {detail}"
         if source.kind == "hub":
             raise InputError(
                 f"cannot get model {source.location} from the hub ({type(error).__name__}): with a network, "

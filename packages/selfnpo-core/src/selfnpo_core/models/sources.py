@@ -84,8 +84,14 @@ def find_source(
 def _local(name: str, path: Path) -> Source:
     if path.is_dir():
         return Source(name=name, kind="folder", location=str(without_marks(path)))
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise InputError(f"{name} is a pickle, which can run code when loaded: convert it to .safetensors")
+    if path.suffix.lower() == ".gguf":
+        raise InputError(
+            f"model {name} holds quantised weights (GGUF): give the model in 16 or 32 bits, as .safetensors"
+        )
+    if path.suffix != ".safetensors" and path.suffix.lower() == ".safetensors":
+        raise InputError(f"model {name} has a suffix that the libraries do not know: rename it to end in .safetensors")
     if path.suffix != ".safetensors":
         raise InputError(f"model {name} is neither a folder nor a .safetensors file: give one of these")
     return Source(name=name, kind="file", location=str(path))

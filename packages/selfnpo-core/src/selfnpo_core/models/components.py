@@ -1,0 +1,130 @@
+"""Which files of a component's folder hold its weights: there may be variants, and shards.
+
+diffusion_pytorch_model.safetensors             model.fp16.safetensors
+model-00001-of-00002.safetensors                model.bf16-00001-of-00002.safetensors
+                                                model-00001-of-00002.fp16.safetensors, as of old
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from selfnpo_core.errors import InputError
+from selfnpo_core.models import quantised
+from selfnpo_core.models.headers import Header, read_header
+from selfnpo_core.system.files import PICKLES
+
+_NAME = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|model)(\.(?P<variant>[A-Za-z]\w*))?"
+    r"(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?(\.(?P<old>[A-Za-z]\w*))?\.safetensors"
+)
+_PREFERRED = (None, "fp32", "fp16", "bf16")
+"""No variant at all before the widest one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The files of one component, by name, and the variant that they are."""
+
+    variant: str | None
+    files: tuple[str, ...]
+
+
+def choose(names: Iterable[str]) -> Weights | None:
+    """Of the names in a component's folder; `None` where no weights are among them."""
+    found: dict[str | None, list[str]] = {}
+    for name in sorted(names):
+        if match := _NAME.fullmatch(name):
+            found.setdefault(match["variant"] or match["old"], []).append(name)
+    if not found:
+        return None
+    variant = min(found, key=lambda v: (_PREFERRED.index(v) if v in _PREFERRED else len(_PREFERRED), str(v)))
+    return Weights(variant=variant, files=tuple(found[variant]))
+
+
+def find_weights(folder: Path, part: str, name: str) -> Weights:
+    """Of a component of a diffusers folder, whose headers are read.
+
+    Raises `InputError` for weights that are not there, not whole, pickled or quantised. name: of the model.
+    """
+    place = folder / part
+    weights = choose(path.name for path in place.glob("*.safetensors"))
+    if weights is None:
+        suffixes = {path.suffix.lower() for path in place.glob("*")}
+        problem = "no weights"
+        if suffixes & set(PICKLES):
+            problem = "only pickled weights, which can run code when loaded"
+        elif ".gguf" in suffixes:
+            problem = "only quantised weights (GGUF)"
+        raise InputError(f"model {name} has {problem} in {part}: get it as safetensors")
+    _check_shards(weights, part, name)
+    for file in weights.files:
+        quantised.check_header(_header(place / file, name), place / file)
+    return weights
+
+
+def header_of(folder: Path, weights: Weights) -> Header:
+    """Of all of a component's files together. folder: the component's."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    for file in weights.files:
+        header = read_header(folder / file)
+        shapes.update(header.shapes)
+        dtypes.update(header.dtypes)
+        metadata.update(header.metadata)
+    return Header(shapes=shapes, dtypes=dtypes, metadata=metadata)
+
+
+def wanted_files(names: Iterable[str], parts: Sequence[str]) -> list[str]:
+    """Of a repository's files those that a diffusers folder needs: of the parts with weights one variant each."""
+    kept, folders = [], {part: [] for part in parts}  # type: dict[str, list[str]]
+    for name in names:
+        part, _, rest = name.partition("/")
+        if name == "model_index.json" or (rest and name.endswith((".json", ".txt", ".model"))):
+            kept.append(name)
+        elif part in folders and rest.endswith(".safetensors"):
+            folders[part].append(rest)
+    for part, found in folders.items():
+        if (weights := choose(found)) is not None:
+            kept += [f"{part}/{file}" for file in weights.files]
+    return kept
+
+
+def load_variants(
+    folder: Path, index: Mapping[str, Any], variants: Mapping[str, str], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Components that exist as a variant only, loaded one by one: a pipeline's loader knows one variant for all.
+
+    index: the folder's model_index.json. variants: component → variant.
+    """
+    made = {}
+    for part, variant in variants.items():
+        library, name = index[part]
+        if library not in ("diffusers", "transformers"):
+            raise InputError(f"{folder}/model_index.json has a {part} of {library}: give one of diffusers' own classes")
+        kind: Any = getattr(diffusers if library == "diffusers" else transformers, name)
+        given = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
+        made[part] = kind.from_pretrained(folder / part, variant=variant, use_safetensors=True, **given)
+    return made
+
+
+def _header(file: Path, name: str) -> Header:
+    try:
+        return read_header(file)
+    except InputError as error:
+        raise InputError(f"model {name} cannot be loaded: {error}") from None
+
+
+def _check_shards(weights: Weights, part: str, name: str) -> None:
+    found = [match for file in weights.files if (match := _NAME.fullmatch(file)) and match["shards"]]
+    for count in {int(match["shards"]) for match in found}:
+        there = {int(match["shard"]) for match in found if int(match["shards"]) == count}
+        if len(found) == len(weights.files) and (gone := sorted(set(range(1, count + 1)) - there)):
+            raise InputError(f"model {name} lacks part {gone[0]} of {count} of the weights in {part}: get the rest")
