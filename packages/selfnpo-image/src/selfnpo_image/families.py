@@ -41,9 +41,7 @@ _OTHER_PIPELINES = {
 
 def find_base(name: str, config: str | Path | None = None) -> ImageBase:
     """What `--model NAME` stands for, found and looked at. config: see `selfnpo_core.models.sources.Source`."""
-    source = find_source(name, config)
-    with one_line_errors(source):
-        return look(source)
+    return look(find_source(name, config))
 
 
 def look(source: Source) -> ImageBase:

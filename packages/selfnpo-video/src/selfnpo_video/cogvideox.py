@@ -27,6 +27,7 @@ from selfnpo_core.models.backbone import has_numbers
 from selfnpo_core.models.embeddings import EmbeddingsCache, embedded
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.lengths import say_what_is_cut
+from selfnpo_core.models.loading import one_line_errors
 from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system import private
@@ -102,7 +103,12 @@ class CogVideoX:
     ):
         self.name, self.dtype = base.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
-        self._base = base = base if self.device == META else loading.local(base)
+        self._base = base if self.device == META else loading.local(base)
+        with one_line_errors(base.source):
+            self._describe(self._base, frames, height, width)
+
+    def _describe(self, base: VideoBase, frames: int | None, height: int | None, width: int | None) -> None:
+        """What the configurations tell, and the transformer."""
         if base.from_image:
             raise InputError(f"model {self.name} turns images into video, and training wants text to video: use that")
         scheduler = _scheduler(base)
@@ -113,13 +119,13 @@ class CogVideoX:
         self.prediction_type = scheduler.config.prediction_type
         self.schedule = NoiseSchedule.from_scheduler(scheduler)
         self.max_tokens = int(base.transformer.max_text_seq_length)
-        self.bytes_per_prompt = self.max_tokens * base.transformer.text_embed_dim * dtype.itemsize
+        self.bytes_per_prompt = self.max_tokens * base.transformer.text_embed_dim * self.dtype.itemsize
         self._table: Tensor | None = None
         self._row: dict[str, int] = {}
         self._rotary: dict[tuple[int, int, torch.device], Rotary | None] = {}
         network = _sketched(base) if self.device == META else loading.load_network(base, loading.stored_dtype(base))
         self.base_hash = "" if self.device == META else weights_hash(network)
-        self.denoiser: nn.Module = network.to(dtype).requires_grad_(False).eval()
+        self.denoiser: nn.Module = network.to(self.dtype).requires_grad_(False).eval()
 
     @classmethod
     def sketch(cls, base: VideoBase, **options: Any) -> "CogVideoX":

@@ -5,7 +5,6 @@ from pathlib import Path
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.contents import file_kind
 from selfnpo_core.models.headers import read_header
-from selfnpo_core.models.loading import one_line_errors
 from selfnpo_core.models.sources import Source
 from selfnpo_core.training.presets import for_width
 from selfnpo_core.training.recipe import Presets
@@ -29,9 +28,7 @@ def find_base(name: str, config: str | Path | None = None) -> VideoBase:
 
     Raises `InputError` for what cannot be found, is of another family, or has pickled weights only.
     """
-    source = find_source(name, config)
-    with one_line_errors(source):
-        return base_of(source)
+    return base_of(find_source(name, config))
 
 
 def base_of(source: Source) -> VideoBase:

@@ -224,14 +224,17 @@ def _check_numbers(base: VideoBase) -> None:
     """Raise `InputError` for what is no number in a configuration where sizes are calculated with it."""
     config = base.transformer
     always = ["patch_size", "max_text_seq_length", "text_embed_dim", "out_channels"]
+    always += ["num_attention_heads", "attention_head_dim"]
     sizes = ["sample_frames", "sample_height", "sample_width"]
     fixed = config.use_learned_positional_embeddings or config.patch_size_t is not None
     wanted = [(config, "transformer", key, fixed) for key in sizes]
     wanted += [(config, "transformer", key, True) for key in always]
-    wanted += [(base.vae, "vae", "temporal_compression_ratio", True)]
+    wanted += [(base.vae, "vae", key, True) for key in ("temporal_compression_ratio", "sample_height", "sample_width")]
     for values, part, key, needed in wanted:
         value = getattr(values, key)
         if value is None and not needed:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
             raise InputError(f"model {base.name} has {key} {value} in {part}/config.json: correct it to a number")
+    if not isinstance(base.vae.block_out_channels, list | tuple):
+        raise InputError(f"model {base.name} has no list of block_out_channels in vae/config.json: correct it")

@@ -84,7 +84,8 @@ def header_of(folder: Path, weights: Weights) -> Header:
 
 def wanted_files(names: Iterable[str], parts: Sequence[str]) -> list[str]:
     """Of a repository's files those that a diffusers folder needs: of the parts with weights one variant each."""
-    kept, folders = [], {part: [] for part in parts}  # type: dict[str, list[str]]
+    kept: list[str] = []
+    folders: dict[str, list[str]] = {part: [] for part in parts}
     for name in names:
         part, _, rest = name.partition("/")
         if name == "model_index.json" or (rest and name.endswith((".json", ".txt", ".model"))):

@@ -7,7 +7,7 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 
-_LEAST = 8
+_LEAST = 32
 """A tokenizer knows as many words as its encoder has embeddings, but for padding: at least one in so many."""
 _UNLIMITED = 1 << 30
 
