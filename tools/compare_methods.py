@@ -49,6 +49,7 @@ Value = TypeVar("Value")
 @click.option(
     "--stage", type=click.Choice(["choose", "claim"]), help="One of the two sets. Default: one, then the other."
 )
+@click.option("--controls/--no-controls", default=True, show_default=True, help="Of the second set.")
 @click.option("--shard", default="", help="K/N: every N-th cell of the stage from the K-th, and no page.")
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
 def main(
@@ -62,6 +63,7 @@ def main(
     seeds: str,
     earlier: Path | None,
     stage: str | None,
+    controls: bool,
     shard: str,
     threads: int,
 ) -> None:
@@ -79,6 +81,7 @@ def main(
         budgets=numbers(budget, int),
         seeds=numbers(seeds, int),
         scales=numbers(scales, float) if scales else None,
+        controls=controls,
     )
     choices = protocol.choices()
     trained = TrainedArms(demo=demo, work=work, seed=protocol.seeds[0], earlier=earlier)

@@ -170,7 +170,12 @@ def test_the_page_says_what_was_asked_for(run, tmp_path):
         scales=(),
         samples=1,
     )
+    without = replace(run, controls=False)
+    assert [entry for entry in without.claims() if entry.control] == []
+    page = write_frontier_page(demo, without, tmp_path, "make it", Eager())
+    assert page.count("The controls are not drawn") == 2
     page = write_frontier_page(demo, run, tmp_path, "make it", Eager())
+    assert "not drawn" not in page
     assert page == (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "No point as accurate as plain guidance's on the first set: APG." in page
     assert "- Self-NPO (beta " in page

@@ -104,7 +104,7 @@ def compare(protocol: Protocol, real: Tensor) -> None:
             sides = {AGAINST: None}
         if METHODS[entry.method].weights is not None:
             same = {other.control: theirs for other, theirs in drawn if _point(other) == _point(entry)}
-            sides |= {AGAINST_WHOLE: same[""]} if entry.control else {AGAINST_EQUAL: same[EQUAL]}
+            sides |= {AGAINST_WHOLE: same[""]} if entry.control else {AGAINST_EQUAL: same.get(EQUAL)}
         found = {
             key: None if other is None else versus(table, cell, other, cell.get(key), real)
             for key, other in sides.items()

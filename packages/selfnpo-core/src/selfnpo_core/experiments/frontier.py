@@ -94,6 +94,8 @@ def section(budget: int, known: Found, world: World) -> str:
     parts = [f"## {budget} rows a {world.unit}", "\n".join(words(known, world)), table(known, world)]
     if known.controls:
         parts += ["### What is left of it without its parts", controls(known, world)]
+    elif any(METHODS[claim.method].weights for claim in known.claims):
+        parts += ["The controls are not drawn: how much of this one part of the change makes is not said here."]
     return "\n\n".join(parts)
 
 

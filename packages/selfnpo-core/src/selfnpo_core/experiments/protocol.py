@@ -31,7 +31,10 @@ Cell = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """choose, claim: the two sets. seeds: of training. scales: in the place of every method's own."""
+    """choose, claim: the two sets. seeds: of training. scales: in the place of every method's own.
+
+    controls: whether the second set has them.
+    """
 
     choose: Table
     claim: Table
@@ -39,6 +42,7 @@ class Protocol:
     budgets: Sequence[int]
     seeds: Sequence[int]
     scales: Sequence[float] | None = None
+    controls: bool = True
 
     def choices(self) -> list[Entry]:
         """What is drawn on the first set."""
@@ -65,7 +69,10 @@ class Protocol:
             points = [self._entry(cell, seed) for cell in picked.values() for seed in self._seeds(cell)]
             whole = [entry for entry in points if not is_plain(entry.method)]
             held = [entry for entry in whole if METHODS[entry.method].weights is not None]
-            found += [*plain, *whole, *(self._control(entry, EQUAL) for entry in held)]
+            found += [*plain, *whole]
+            if not self.controls:
+                continue
+            found += [self._control(entry, EQUAL) for entry in held]
             first = [entry for entry in held if entry.seed == self.seeds[0]]
             found += [self._control(entry, name) for entry in first for name in CONTROLS if name != EQUAL]
         return found
