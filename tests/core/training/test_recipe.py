@@ -4,6 +4,7 @@ import pytest
 
 from selfnpo_core import InputError
 from selfnpo_core.training import Recipe, build_recipe, resolve_recipe
+from selfnpo_core.training.presets import SAMPLED, SAMPLED_LORA
 from selfnpo_core.training.resolving import FREE_ON_RESUME, changed_keys, model_of
 
 PRESETS = {"lora": {"learning_rate": 1e-4, "rank": 8}, "full": {"learning_rate": 1e-6}}
@@ -74,7 +75,10 @@ def test_a_mistake_is_one_line_naming_key_value_and_choice(override, words):
         ({"loss": "denoising", "rollout": "truncated"}, "finished samples, and rollout truncated has none"),
         ({"loss": "denoising", "objective": "dpo"}, "denoising has no form for objective dpo"),
         ({"rollout": "samples", "objective": "dpo"}, "objective dpo"),
-        ({"rollout": "samples", "samples": 2000, "uses": 9}, "take 20000: set samples to 2223 or uses to 10"),
+        (
+            {"rollout": "samples", "samples": 2000, "uses": 9},
+            "set uses to 10 or, in a new run, samples to 2223",
+        ),
         (
             {"rollout": "samples", "group_offload": True, "gradient_checkpointing": True},
             "rollout samples cannot draw with weights in the host's memory",
@@ -93,7 +97,7 @@ def test_settings_that_do_not_fit_together(values, word):
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(b"- a\n- b\n", "list"), (b"a: [", "not valid YAML"), (b"\xff\xfe", "cannot read")]
+    ("content", "word"), [(b"- a\n- b\n", "list"), (b"a: [", "not valid YAML"), (b"a: \xe9", "cannot read")]
 )
 def test_a_bad_file_is_one_line(tmp_path, content, word):
     file = tmp_path / "recipe.yaml"
@@ -128,6 +132,39 @@ def test_a_key_of_another_rollout_than_the_preset_s_is_named(given, word, caplog
     assert not caplog.text
     resolve_recipe(PRESETS, None, ["samples=7"])
     assert "samples changes nothing: it is of rollout samples, and this recipe's is pool" in caplog.text
+
+
+SAMPLED_PRESETS = {"lora": {**SAMPLED, **SAMPLED_LORA}}
+
+
+@pytest.mark.parametrize(
+    ("given", "loss", "dropout"),
+    [
+        (["rollout=pool", "pool_size=64"], "huber", 0.0),
+        (["rollout=truncated"], "huber", 0.0),
+        (["objective=dpo"], "huber", 0.0),
+        (["objective=gradient_reversal", "rollout=truncated"], "huber", 0.0),
+        (["rollout=pool", "loss=l2", "student_prompt_dropout=0.5"], "l2", 0.5),
+        (["loss=huber"], "huber", 1.0),
+        (["rollout=full", "teacher_guidance=1"], "denoising", 1.0),
+        (["rollout=pool", "pool_target=endpoint"], "denoising", 1.0),
+    ],
+)
+def test_a_rollout_or_objective_brings_the_loss_that_it_has(given, loss, dropout, caplog):
+    with caplog.at_level("INFO"):
+        recipe = resolve_recipe(SAMPLED_PRESETS, None, given)
+    assert (recipe.loss, recipe.student_prompt_dropout) == (loss, dropout)
+    assert recipe.loss_weighting == ("snr" if loss == "denoising" else "none")
+    assert ("as in --config paper" in caplog.text) == (loss != "denoising")
+    for text in given:
+        key, _, value = text.partition("=")
+        assert str(getattr(recipe, key)) in (value, f"{value}.0")
+
+
+@pytest.mark.parametrize("given", ["advance_guidance=1", "pool_target=endpoint", "pool_size=2", "teacher_guidance=-5"])
+def test_an_idle_key_of_the_default_is_left_out(given, caplog):
+    assert resolve_recipe(SAMPLED_PRESETS, None, [given]) == resolve_recipe(SAMPLED_PRESETS)
+    assert f"{given.partition('=')[0]} changes nothing" in caplog.text
 
 
 def test_the_model_is_known_before_the_presets_are(tmp_path):

@@ -178,7 +178,10 @@ def test_guidance_is_what_rounds_need(tmp_path):
         ({"rounds": 1001, "samples": 20000}, "rounds is 1001, but there are only 1000 updates"),
         ({"engine": "zero3"}, "engine zero3 keeps in pieces: use engine ddp, zero1 or zero2"),
         ({"engine": "fsdp2"}, "engine fsdp2 keeps in pieces"),
-        ({"samples": 900}, "1800 samples, each used 10 times, are 18000 rows.*set samples to 1000 or uses to 12"),
+        (
+            {"samples": 900},
+            "are 18000 rows.*set uses to 12 or, in a new run, samples to 1000",
+        ),
     ],
 )
 def test_rounds_that_cannot_be(values, words):

@@ -180,7 +180,7 @@ def test_as_many_are_drawn_as_the_updates_take_and_no_more_when_they_go_on(tmp_p
     run(folder, resume=True, **changes)
     assert latents_of(folder) == before
     assert_same_run(run(tmp_path / "whole", **changes), folder, 4)
-    with pytest.raises(InputError, match="set samples to 9 or uses to 11"):
+    with pytest.raises(InputError, match="set uses to 11 or, in a new run, samples to 9"):
         run(folder, resume=True, steps=11, **changes)
 
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 128 + n ended by signal n. A message is one line on stderr.
 """
 
+import errno
 import io
 import logging
 import os
@@ -26,6 +27,7 @@ _UNINTERESTING = {
 _LONGEST = 2000
 """Characters of a message: an argument that it quotes may be far longer."""
 _PATH_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
+_PATH_NUMBERS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 def run(command: click.Command, args: Sequence[str] | None = None, *, name: str) -> int:
@@ -109,8 +111,9 @@ def describe_error(error: BaseException, name: str) -> tuple[int, str]:
         return 1, _line(name, "the disk is full: free some space and repeat the command; what is written stays")
     if type(error).__name__ == "OutOfMemoryError":
         return 1, _line(name, "out of memory on the device: lower the batch size, or use a 16-bit dtype")
-    if isinstance(error, _PATH_ERRORS) or (isinstance(error, OSError) and error.filename is not None):
-        return 2, _line(name, f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.filename is not None:
+        wrong = isinstance(error, _PATH_ERRORS) or error.errno in _PATH_NUMBERS
+        return 2 if wrong else 1, _line(name, f"{error.filename}: {error.strerror}")
     raise error
 
 

@@ -248,7 +248,7 @@ class Recipe(BaseModel):
         enough = -(-rows // (self.uses * self.rounds))
         return (
             f"{drawn} samples, each used {self.uses} times, are {drawn * self.uses} rows, and {self.steps} updates "
-            f"take {rows}: set samples to {enough} or uses to {-(-rows // drawn)}"
+            f"take {rows}: set uses to {-(-rows // drawn)} or, in a new run, samples to {enough}"
         )
 
     def round_of(self, step: int) -> int:

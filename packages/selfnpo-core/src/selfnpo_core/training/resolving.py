@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.training.presets import PAPER
 from selfnpo_core.training.recipe import Presets, Recipe
 from selfnpo_core.training.recipe_words import explain, parse_overrides, read_yaml, settled
 
@@ -76,10 +77,34 @@ def resolve_recipe(presets: Presets, config: str | Path | None = None, overrides
     given = _given(config, overrides)
     train = given.get("train", "lora")
     preset = presets.get(train, {}) if isinstance(train, str) else {}
-    values = {"train": train, **preset, **given}
+    preset = {**preset, **_of_another_rollout(preset, given)}
     if "rollout" not in given:  # who states one knows
-        _name_idle(given, values.get("rollout", Recipe.model_fields["rollout"].default))
-    return build_recipe(values)
+        rollout = preset.get("rollout", Recipe.model_fields["rollout"].default)
+        idle = _idle(given, rollout)
+        given = {key: value for key, value in given.items() if key not in idle}
+    return build_recipe({"train": train, **preset, **given})
+
+
+def _of_another_rollout(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset of finished samples becomes where something is given that they have no form for.
+
+    A rollout of trajectories, or an objective of two estimates, goes with the paper's loss for the paper's student; a
+    loss of x0 with no weights of the diffusion loss.
+    """
+    if preset.get("rollout") != "samples":
+        return {}
+    keys: tuple[str, ...] = ()
+    if given.get("rollout") in ("pool", "truncated") and given.get("pool_target", "estimate") == "estimate":
+        keys = ("loss", "loss_weighting", "student_prompt_dropout")
+    elif "rollout" not in given and given.get("objective", "tdft") != "tdft":
+        keys = ("rollout", "loss", "loss_weighting", "student_prompt_dropout")
+    elif given.get("loss", "denoising") != "denoising":
+        keys = ("loss_weighting",)
+    changed = {key: PAPER[key] for key in keys if key not in given}
+    if changed:
+        what = ", ".join(f"{key} {value}" for key, value in changed.items())
+        log.info("%s, as in --config paper: the default's are for finished samples", what)
+    return changed
 
 
 def model_of(config: str | Path | None, overrides: Overrides) -> str | None:
@@ -115,18 +140,18 @@ def _given(config: str | Path | None, overrides: Overrides) -> dict[str, Any]:
     return {**settled(file, f"{config}"), **settled(given, "--set")}
 
 
-def _name_idle(given: Mapping[str, Any], rollout: str) -> None:
-    """Say of a key that it decides nothing under the preset's rollout."""
-    for key, rollouts in _ROLLOUTS.items():
-        if given.get(key) is not None and rollout not in rollouts:
-            also = ", or begin with --config paper" if "pool" in rollouts else ""
-            log.warning(
-                "%s changes nothing: it is of rollout %s, and this recipe's is %s; set rollout too%s",
-                key,
-                " or ".join(rollouts),
-                rollout,
-                also,
-            )
+def _idle(given: Mapping[str, Any], rollout: str) -> list[str]:
+    """Keys that decide nothing under the preset's rollout; each is named."""
+    idle = [key for key, rollouts in _ROLLOUTS.items() if given.get(key) is not None and rollout not in rollouts]
+    for key in idle:
+        log.warning(
+            "%s changes nothing: it is of rollout %s, and this recipe's is %s; set rollout too%s",
+            key,
+            " or ".join(_ROLLOUTS[key]),
+            rollout,
+            ", or begin with --config paper" if "pool" in _ROLLOUTS[key] else "",
+        )
+    return idle
 
 
 def _check_keys(values: Mapping[Any, Any], source: str) -> None:
