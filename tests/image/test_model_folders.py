@@ -392,16 +392,6 @@ def test_folders_that_are_something_else(tmp_path: Path, make: Change, words: st
         find_base(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("m.gguf", r"quantised weights \(GGUF\)"), ("m.SAFETENSORS", "rename it"), ("m.CKPT", "is a pickle")],
-)
-def test_files_by_their_suffix(tmp_path: Path, name: str, words: str) -> None:
-    (tmp_path / name).touch()
-    with pytest.raises(InputError, match=words):
-        find_base(str(tmp_path / name))
-
-
 def test_a_second_tokenizer_is_looked_at_too(tmp_path: Path) -> None:
     sdxl().save_pretrained(tmp_path)
     (tmp_path / "tokenizer_2/tokenizer.json").unlink()

@@ -97,3 +97,13 @@ def test_what_is_no_model_is_named(files, name, words):
 def test_configurations_that_fit_nothing_are_refused(files, name, config, words):
     with pytest.raises(InputError, match=words):
         find(name, config=config)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("m.gguf", r"quantised weights \(GGUF\)"), ("m.SAFETENSORS", "rename it"), ("m.CKPT", "is a pickle")],
+)
+def test_files_by_their_suffix(files, name, words):
+    (files / name).touch()
+    with pytest.raises(InputError, match=words):
+        find(name)
