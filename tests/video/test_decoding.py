@@ -171,6 +171,30 @@ def test_ten_bits_are_read(plain: Path, tmp_path: Path) -> None:
     assert np.abs(frames - read_video(plain)[0]).mean() < 3
 
 
+def test_colours_lie_between_their_samples(tmp_path: Path) -> None:
+    """4:2:0 with samples amid four pixels: slopes of colour are read as slopes, not as stairs."""
+    slope, width, height = 4, 48, 32
+    columns, rows = np.arange(width // 2), np.arange(height // 2)
+    planes = (
+        np.full((height, width), 128),
+        np.tile(80 + slope * columns, (height // 2, 1)),
+        np.tile(96 + slope * rows[:, None], (1, width // 2)),
+    )
+    header = f"YUV4MPEG2 W{width} H{height} F8:1 Ip A1:1 C420jpeg\nFRAME\n".encode()
+    path = tmp_path / "slopes.y4m"
+    path.write_bytes(header + b"".join(plane.astype(np.uint8).tobytes() for plane in planes))
+    x, y = np.arange(width), np.arange(height)[:, None]
+    blue, red = 80 + slope * (x - 0.5) / 2 - 128, 96 + slope * (y - 0.5) / 2 - 128
+    grey = 255 / 219 * (128 - 16)  # BT.601
+    wanted = np.broadcast_arrays(
+        grey + 1.402 * 255 / 224 * red + 0 * x,
+        grey - (0.114 * 1.772 / 0.587 * blue + 0.299 * 1.402 / 0.587 * red) * 255 / 224,
+        grey + 1.772 * 255 / 224 * blue + 0 * y,
+    )
+    inner = np.s_[4:-4, 4:-4]
+    assert np.abs(read_video(path)[0][0] - np.stack(wanted, axis=2))[inner].max() <= 2
+
+
 @pytest.mark.parametrize("name", ["a:b.mp4", "-dash.mp4", "c:.mp4", "100%d.mp4", "a 'b' [c].gif", "größe.mp4"])
 def test_names_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
