@@ -1,7 +1,7 @@
 """Make the shipped demo models from nothing: autoencoder, denoiser, oracle, judge, reference statistics.
 
     python tools/build_demo_models.py things /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
-    python tools/build_demo_models.py image --work build/demo --until 2500 --earlier 2000
+    python tools/build_demo_models.py image --work build/demo --steps 4750 --earlier 2500
     python tools/build_demo_models.py video --work build/demo-video
     python tools/build_demo_models.py preferred
     python tools/build_demo_models.py sdxl --work build/demo-sdxl
