@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.system.text import parse_json
+from selfnpo_core.system.text import RepeatedKey, parse_json
 
 COLUMNS = ("prompt", "prompts", "caption", "captions", "text", "prompt_en")
 """Names of the column, the first that is there; large and small letters are one."""
@@ -97,7 +97,9 @@ def _json_lines(path: Path, text: str) -> list[Row]:
     rows = []
     for number, line in _filled(path, re.split(r"\r\n|\r|\n", text)):
         try:
-            rows.append(Row(place=f"line {number}", value=parse_json(line)))
+            rows.append(Row(place=f"line {number}", value=parse_json(line, once=True)))
+        except RepeatedKey as error:
+            raise InputError(f"line {number} of the prompts file {path} has {error}: leave one of the two") from None
         except ValueError as error:
             detail = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise InputError(f"line {number} of the prompts file {path} is not JSON ({detail}): mend it") from None
@@ -116,7 +118,9 @@ def _filled(path: Path, lines: Sequence[str]) -> list[tuple[int, str]]:
 
 def _json(path: Path, text: str) -> list[Row]:
     try:
-        value = parse_json(text)
+        value = parse_json(text, once=True)
+    except RepeatedKey as error:
+        raise InputError(f"prompts file {path} has {error}: rename one, or leave one of the two") from None
     except ValueError as error:
         if len(text.splitlines()) > 1 and all(_is_json(line) for line in text.splitlines() if line.strip()):
             return _json_lines(path, text)

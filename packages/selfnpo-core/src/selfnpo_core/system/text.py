@@ -24,12 +24,28 @@ def read_text(path: Path) -> str:
     return decoded(path.read_bytes())
 
 
-def parse_json(text: str) -> Any:
-    """As `json.loads`; what is nested too deeply for it, or has too long a number, is a ValueError as well."""
+class RepeatedKey(ValueError):
+    """An object of JSON has a key more than once, and Python's reader would keep the last."""
+
+
+def parse_json(text: str, *, once: bool = False) -> Any:
+    """As `json.loads`; what is nested too deeply for it, or has too long a number, is a ValueError as well.
+
+    once: raise `RepeatedKey` for a key that an object has twice.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_with_keys_once if once else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise RepeatedKey(f"the key {key!r} twice in one object")
+        found[key] = value
+    return found
 
 
 def writable(text: str) -> str:
