@@ -52,6 +52,20 @@ def test_usual_tables_are_read(tmp_path, case):
     assert read_prompts(tmp_path / name) == TWO
 
 
+ONE = {
+    "with a list": {"prompt": "a red circle", "tags": ["ugly", "bad"]},
+    "with a list of objects": {"caption": "a red circle", "boxes": [{"x": 1}, {"x": 2}]},
+    "beside a list of more": {"caption": "a red circle", "size": [64, 64], "id": 3},
+    "alone in a list": {"prompts": [{"prompt": "a red circle"}]},
+}
+
+
+@pytest.mark.parametrize("case", ONE)
+def test_one_prompt_in_an_object(tmp_path, case):
+    (tmp_path / "p.json").write_text(json.dumps(ONE[case]))
+    assert read_prompts(tmp_path / "p.json") == ["a red circle"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv"])
 def test_encodings_with_a_mark(tmp_path, encoding, ending):
@@ -92,6 +106,9 @@ REFUSED = {
     "mixed rows": ("p.jsonl", '"a"\n{"prompt": "b"}', "mixes strings and objects"),
     "a list in a line": ("p.jsonl", "[1]", "line 1 .* is list"),
     "nested": ("p.json", "[" * 100_000, "not JSON"),
+    "a prompt that is none, beside a list": ("p.json", '{"prompt": 3, "tags": ["x"]}', "found: prompt, tags"),
+    "one prompt and a list of them": ("p.json", '{"text": "x", "rows": [{"text": "y"}]}', "found: text, rows"),
+    "one prompt and a column": ("p.json", '{"prompt": "x", "captions": ["y", "z"]}', "found: prompt, captions"),
     "a key twice": ("p.json", '{"a": {"prompt": "x"}, "a": {"prompt": "y"}}', "has the key 'a' twice"),
     "a key twice in a row": ("p.json", '[{"prompt": "x", "prompt": "y"}]', "has the key 'prompt' twice"),
     "a key twice in a line": ("p.jsonl", '"x"\n{"prompt": "x", "prompt": "y"}', "line 2 .* the key 'prompt' twice"),

@@ -131,22 +131,26 @@ def _json(path: Path, text: str) -> list[Row]:
 
 
 def _list_in(path: Path, value: Any) -> list[Any]:
-    """The rows of a list, of an object with one list of them, of columns, or of an object of rows by their ids."""
+    """The rows of a list, of an object with one list of them, of columns, of an object of rows by their ids, or of an
+    object that is one row."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict) and value:
-        columns = {key: each for key, each in value.items() if isinstance(each, list)}
-        if _usual(columns) and len({len(each) for each in columns.values()}) == 1:
-            return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-        told = [each for each in columns.values() if each and isinstance(each[0], dict) and _usual(each[0])]
-        if len(told) == 1:
+        lists = {key: each for key, each in value.items() if isinstance(each, list)}
+        others = {key: each for key, each in value.items() if key not in lists}
+        told = [each for each in lists.values() if each and isinstance(each[0], dict) and _usual(each[0])]
+        if _usual(others):
+            written = {key: each for key, each in others.items() if isinstance(each, str)}
+            if _usual(written) and not told and not _usual(lists):
+                return [value]
+        elif len(told) == 1:
             return told[0]
-        if len(columns) == 1:
-            return next(iter(columns.values()))
+        elif _usual(lists) and len({len(each) for each in lists.values()}) == 1:
+            return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
+        elif len(lists) == 1:
+            return next(iter(lists.values()))
         if all(isinstance(each, dict) for each in value.values()):
             return list(value.values())
-        if _usual({key: each for key, each in value.items() if isinstance(each, str)}):
-            return [value]
     keys = ", ".join(list(value)[:12]) if isinstance(value, dict) else type(value).__name__
     raise InputError(
         f"prompts file {path} holds no list of prompts (found: {keys or 'nothing'}): give a list of objects"
