@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import socket
@@ -79,7 +80,7 @@ def test_without_the_extra(here: Path, command: Command, capsys, monkeypatch) ->
     assert "study needs uvicorn: pip install 'selfnpo-image[study]'" in capsys.readouterr().err
 
 
-def test_results_without_a_server(here: Path, command: Command, capsys) -> None:
+def test_results_without_a_server(here: Path, command: Command, capsys, monkeypatch) -> None:
     """Two participants who like red, and one who does not look. All but the folders is in the database."""
     pairs = read_pairs({"a": here / "red", "b": here / "blue"}, PICTURES)
     study = {"folders": digest(pairs), "pairs": 3, "seed": 2, "attention_checks": 1, "questions": [["warm", "Warmer?"]]}
@@ -104,6 +105,12 @@ def test_results_without_a_server(here: Path, command: Command, capsys) -> None:
     assert all(row["prompt"] == f"square <{int(row['seed']) - 70}>" for row in rows)
     assert command("study", "red", "blue", "--results", "--allow-failures", "1") == 0
     assert "left out: 0" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert command("study", "red", "blue", "--results") == 0
+        assert "left out: 1" in capsys.readouterr().out
+        assert command("study", "red", "blue", "--port", "0") == 2
+    assert "--database study-red-blue.sqlite cannot be written" in capsys.readouterr().err
     assert command("study", "blue", "red", "--results", "--database", DATABASE) == 2
     assert "holds the votes of another study (folders" in capsys.readouterr().err
     assert command("study", "red", "blue", "--port", "0", "--limit", "2") == 2

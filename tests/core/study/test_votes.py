@@ -108,6 +108,18 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
         Votes.open(tmp_path / "empty.sqlite")
 
 
+def test_votes_are_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Votes.open(tmp_path / "v.sqlite", STUDY).close()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {"v.sqlite"}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    votes = Votes.open(tmp_path / "v.sqlite")
+    assert (votes.study, votes.all()) == (STUDY, [])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        votes.enrol(lambda _: [])
+
+
 def test_votes_survive_a_kill(tmp_path: Path) -> None:
     """A process that says every vote it has made, and is killed while it makes them."""
     code = (

@@ -41,13 +41,13 @@ def run_study(family: AnyFamily, options: Options) -> None:
     medium = family.medium()
     folders: dict[Side, Path] = {"a": Path(options["dir_a"]), "b": Path(options["dir_b"])}
     database = Path(options["database"] or f"study-{_name(folders['a'])}-{_name(folders['b'])}.sqlite")
-    check_file(database, "--database")
     if options["results"]:
         for option in ("json", "csv"):
             if options[option]:
                 check_file(options[option], f"--{option}")
         _tell_results(medium, folders, database, options)
         return
+    check_file(database, "--database")
     for option in ("json", "csv"):
         if options[option]:
             raise InputError(f"--{option} needs --results: the page has both files too")

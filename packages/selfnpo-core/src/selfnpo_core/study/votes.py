@@ -82,7 +82,7 @@ class Votes:
 
     @classmethod
     def open(cls, path: Path, study: Mapping[str, Any] | None = None) -> "Votes":
-        """An existing study's database, or with `study` perhaps a new one.
+        """An existing study's database, only to read; or with `study` one to write to, perhaps a new one.
 
         study: what must stay the same while votes come in, as JSON knows it. Raises `InputError` for a file that holds
         another study, or is none of ours.
@@ -92,7 +92,7 @@ class Votes:
         if not path.parent.is_dir():
             raise InputError(f"{path} cannot be made: its folder does not exist")
         try:
-            votes = cls(path, _connect(path))
+            votes = cls(path, _reading(path) if study is None else _connect(path))
             votes._begin(study)
         except sqlite3.DatabaseError as error:
             raise InputError(f"{path} cannot be used as a database ({error}): choose another --database") from None
@@ -103,17 +103,18 @@ class Votes:
 
     def _begin(self, study: Mapping[str, Any] | None) -> None:
         self._refuse_foreign(new=study is not None)  # before anything in the file is changed
+        if study is None:
+            return
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             self._db.execute(f"PRAGMA {pragma}")
         with self._change() as db:
-            if self._refuse_foreign(new=study is not None):
+            if self._refuse_foreign(new=True):
                 for statement in _SCHEMA.strip().removesuffix(";").split(";\n"):
                     db.execute(statement)
                 values = {"study": json.dumps(study), "link": _secret(), "results": _secret()}
                 db.executemany("INSERT INTO study VALUES (?, ?)", values.items())
-        if study is not None:
-            for name, value in json.loads(json.dumps(study)).items():
-                self.require(name, value)
+        for name, value in json.loads(json.dumps(study)).items():
+            self.require(name, value)
 
     def _refuse_foreign(self, *, new: bool) -> bool:
         """Whether the file is empty, as a new one may be. Raises `InputError` for one that is not ours."""
@@ -253,6 +254,22 @@ def _connect(path: Path) -> sqlite3.Connection:
     """Open the file, which only its owner may read: it holds the links' secrets."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+
+
+def _reading(path: Path) -> sqlite3.Connection:
+    """Open the file, which nothing here changes; where its folder is read-only, without SQLite's own files beside it.
+
+    Those are there while others write to it: then they are read too.
+    """
+    place = path.absolute()
+    alone = not os.access(place.parent, os.W_OK) and not place.with_name(f"{place.name}-wal").exists()
+    return sqlite3.connect(
+        f"{place.as_uri()}?mode=ro{'&immutable=1' if alone else ''}",
+        uri=True,
+        timeout=10,
+        isolation_level=None,
+        check_same_thread=False,
+    )
 
 
 def _secret() -> str:
