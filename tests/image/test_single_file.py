@@ -38,6 +38,14 @@ def test_the_same_pictures_as_the_folder(file: Path, folder: Path, offline: None
     assert torch.equal(sample("sd15", one), sample("sd15", other))
 
 
+def test_an_ending_in_capitals(file: Path, folder: Path, offline: None, tmp_path: Path) -> None:
+    (tmp_path / "tiny.SAFETENSORS").hardlink_to(file)
+    one = load_pipeline(find_base(str(tmp_path / "tiny.SAFETENSORS"), folder))
+    other = load_pipeline(find_base(str(file), folder))
+    assert all(torch.equal(a, b) for a, b in zip(one.unet.parameters(), other.unet.parameters(), strict=True))
+    assert one.config._name_or_path == str(tmp_path / "tiny.SAFETENSORS")
+
+
 def test_the_same_pictures_of_sdxl(tmp_path: Path, offline: None) -> None:
     """Its second text encoder has OpenCLIP's layout, and is told from the first by its width."""
     pipe = sdxl.build(load_pipeline(find_base("demo")))

@@ -57,6 +57,11 @@ def test_a_file(files):
     )
 
 
+def test_a_files_ending_in_capitals(files):
+    (files / "model.SAFETENSORS").touch()
+    assert find("model.SAFETENSORS") == Source(name="model.SAFETENSORS", kind="file", location="model.SAFETENSORS")
+
+
 def test_a_home_folder_is_found(files, monkeypatch):
     monkeypatch.setenv("HOME", str(files))
     assert find("~/config").location == str(files / "config")
@@ -72,6 +77,7 @@ def test_a_file_with_its_configurations(files):
         ("model.ckpt", "is a pickle"),
         ("notes.txt", "neither a folder nor a .safetensors file"),
         ("missing.safetensors", "does not exist"),
+        ("missing.SafeTensors", "does not exist"),
         ("missing.ckpt", "does not exist"),
         ("./owner/missing", "does not exist"),
         ("a/b/c", "does not exist"),

@@ -25,7 +25,7 @@ from selfnpo_image import single_file
 from selfnpo_image.base import ImageBase, check_network, of_folder, read_config
 from selfnpo_image.kinds import Configs, Kind
 from selfnpo_image.models import is_known
-from selfnpo_image.single_file import configs_for, layout_of, prepared
+from selfnpo_image.single_file import configs_for, layout_of, prepared, usual_ending
 
 
 def load_pipeline(base: ImageBase, *, dtype: torch.dtype = torch.float32, **components: Any) -> Any:
@@ -38,9 +38,9 @@ def load_pipeline(base: ImageBase, *, dtype: torch.dtype = torch.float32, **comp
     made: Any = kind.pipeline
     with quiet(), one_line_errors(source):
         if source.kind == "file":
-            with prepared(base) as settings:
+            with usual_ending(Path(source.location)) as file, prepared(base) as settings:
                 given = {**kind.left_out, **settings, **components}
-                pipe = made.from_single_file(source.location, torch_dtype=dtype, **given)
+                pipe = made.from_single_file(str(file), torch_dtype=dtype, **given)
         else:
             folder = Path(source.location)
             variants = {part: variant for part, variant in base.variants.items() if part not in components}

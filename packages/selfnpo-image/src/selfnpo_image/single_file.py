@@ -38,6 +38,18 @@ def of_file(source: Source, kind: Kind, header: Header, known: KnownModel | None
 
 
 @contextmanager
+def usual_ending(file: Path) -> Iterator[Path]:
+    """The file by a name in small letters: diffusers goes by the ending, and takes .SAFETENSORS for a pickle."""
+    if file.suffix == ".safetensors":
+        yield file
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / "model.safetensors"
+        link.symlink_to(file.absolute())
+        yield link
+
+
+@contextmanager
 def prepared(base: ImageBase) -> Iterator[dict[str, Any]]:
     """Arguments for `from_single_file` beside the path: a folder of configurations, and tokenizers if it has none."""
     if base.source.config is not None:

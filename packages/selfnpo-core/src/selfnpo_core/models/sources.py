@@ -64,7 +64,7 @@ def find_source(
         source = Source(name=name, kind="hub" if hub_id else "folder", location=hub_id or str(shipped()))
     elif path.exists():
         source = _local(name, path)
-    elif name.endswith((".safetensors", *PICKLES)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    elif name.lower().endswith((".safetensors", *PICKLES)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"model {name} does not exist: give a diffusers folder or a .safetensors file")
     elif _HUB_ID.fullmatch(name):
         source = Source(name=name, kind="hub", location=name)
@@ -90,9 +90,7 @@ def _local(name: str, path: Path) -> Source:
         raise InputError(
             f"model {name} holds quantised weights (GGUF): give the model in 16 or 32 bits, as .safetensors"
         )
-    if path.suffix != ".safetensors" and path.suffix.lower() == ".safetensors":
-        raise InputError(f"model {name} has a suffix that the libraries do not know: rename it to end in .safetensors")
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise InputError(f"model {name} is neither a folder nor a .safetensors file: give one of these")
     return Source(name=name, kind="file", location=str(path))
 
