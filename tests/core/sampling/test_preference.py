@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -151,3 +152,30 @@ def test_what_a_file_is(name, what, tmp_path):
         return
     with pytest.raises(InputError, match=what):
         found()
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (["README.md", "adapter_config.json", "adapter_model.safetensors"], "both"),
+        (["adapter_model.safetensors"], "weights"),
+        (["adapter_config.json", "style.safetensors"], "weights"),
+    ],
+)
+def test_of_pefts_repository_the_configuration_is_fetched_too(files, wanted, tmp_path, monkeypatch):
+    """It says alpha, and is read beside the weights."""
+    fetched = []
+
+    def download(repo, name):
+        fetched.append(name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(preference, "files_of", lambda repo: files)
+    source = Source(name="someone/lora", kind="hub", location="someone/lora")
+    found = preference.find(
+        "someone/lora", network=nn.Linear, component="unet", locate=lambda _: source, whole=lambda _: None
+    )
+    weights = next(name for name in files if name.endswith(".safetensors"))
+    assert found.lora == tmp_path / weights
+    assert set(fetched) == ({weights, "adapter_config.json"} if wanted == "both" else {weights})

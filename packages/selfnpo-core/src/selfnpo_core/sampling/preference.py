@@ -25,7 +25,7 @@ from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.files import file_sha256, read_header, read_json
 from selfnpo_core.system.paths import user_path
 from selfnpo_core.weights.file_kinds import is_whole, kind_of
-from selfnpo_core.weights.lora_file import ADAPTER_FILE, is_adapter
+from selfnpo_core.weights.lora_file import ADAPTER_CONFIG, ADAPTER_FILE, is_adapter
 from selfnpo_core.weights.npo_folder import LORA_FILE
 
 log = logging.getLogger(__name__)
@@ -144,6 +144,8 @@ def _on_hub(
                 return Preference(name=name, whole=partial(_load, network, place, name))
         loras = [file for file in files if file.endswith(".safetensors") and "/" not in file]
         if len(loras) == 1:
+            if loras[0] == ADAPTER_FILE and ADAPTER_CONFIG in files:
+                hf_hub_download(source.location, ADAPTER_CONFIG)  # where alpha is said
             return Preference(name=name, lora=Path(hf_hub_download(source.location, loras[0])))
     raise InputError(
         f"preference {name} on the hub is neither a model, nor a {component}, nor one LoRA: give a file of it"
