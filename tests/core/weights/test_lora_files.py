@@ -27,6 +27,7 @@ ALPHA, RANK = 3.0, 2
 BLOCK = "down_blocks.0.attentions.0"
 ATTENTION = tuple(f"{BLOCK}.transformer_blocks.0.attn{n}.{to}" for n in (1, 2) for to in ("to_q", "to_k", "to_out.0"))
 OTHERS = (f"{BLOCK}.proj_in", f"{BLOCK}.transformer_blocks.0.ff.net.2", "conv_in", "mid_block.resnets.0.conv1")
+QK = ("to_q", "to_k")
 TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
 Tensors = dict[str, Tensor]
 
@@ -98,6 +99,13 @@ READ: dict[str, tuple[tuple[str, ...], Callable[[str], str], tuple[str, ...], di
     "diffusers old": (ATTENTION, old, (".down.weight", ".up.weight"), {}, RANK),
     "diffusers old, prefix": (ATTENTION, lambda n: f"unet.{old(n)}", (".down.weight", ".up.weight"), {}, RANK),
     "diffusers old, alpha": (ATTENTION, old, (".down.weight", ".up.weight", ".alpha"), {}, ALPHA),
+    "diffusers old, dotted alpha": (
+        ATTENTION,
+        lambda n: n,
+        (".lora.down.weight", ".lora.up.weight", ".lora.alpha"),
+        {},
+        ALPHA,
+    ),
     "diffusers": (ATTENTION + OTHERS, lambda n: f"unet.{n}", (".lora.down.weight", ".lora.up.weight"), {}, RANK),
 }
 
@@ -262,6 +270,11 @@ def test_damage_and_other_models_are_refused(pipe: Any, tmp_path: Path) -> None:
     refused(plain, "predicts 'v_prediction' by its header", {"ss_v_parameterization": "True"})
     refused(plain, "predicts 'v_prediction' by its header", {"modelspec.prediction_type": "v"})
     refused(plain, "DoRA by its configuration", configured("unet.", use_dora=True))
+    default, second = (named(made, str, f".lora_A.{n}.weight", f".lora_B.{n}.weight") for n in ("default", "second"))
+    refused(default | second, r"layer 'down_.*attn1\.to_.*' twice \('.*default.*second.*give a file of one LoRA")
+    twice = named(made, str, *PEFT) | named(made, lambda n: f"unet.{n}", *PEFT)
+    refused(twice, r"has the layer '.*' twice \('down_.* and 'unet\.down_")
+    refused(plain | {f"{STEM}_lora.alpha": torch.ones(())}, "has the layer '.*' twice")
     text = {f"lora_te_{TEXT.replace('.', '_')}{end}": torch.ones(2, 2) for end in KOHYA[:2]}
     refused(text, "no layer of a denoiser, but 1 layers of text_encoder")
     assert not [module for module in pipe.unet.modules() if hasattr(module, "lora_A") and len(module.lora_A)]
@@ -311,11 +324,50 @@ def test_pefts_folder(pipe: Any, tmp_path: Path) -> None:
     assert (npo.lora.guessed, {f.alpha for f in npo.lora.layers.values()}) == (0, {5.0})
 
 
-def test_names_that_only_diffusers_converters_know(tmp_path: Path) -> None:
-    pipe, file = PIPELINES["wan"](), tmp_path / "lora.safetensors"
+def test_layers_of_two_other_text_encoders_are_two(tmp_path: Path, pipe: Any) -> None:
+    text = {f"clip_{n}.x{end}": torch.ones(2, 2) for n in "lg" for end in PEFT}
+    save_file(named(lora(pipe, ATTENTION), kohya, *KOHYA) | text, tmp_path / "lora.safetensors")
+    assert read_lora(tmp_path / "lora.safetensors").left_out() == "2 layers of other text encoders"
+
+
+def of_wan(file: Path, ends: tuple[str, ...], header: dict[str, str] | None = None) -> Tensor:
+    """A file in the names of Wan's authors, and the product of its one layer with alpha."""
     down, up = torch.randn(2, 24), torch.randn(24, 2)
-    tensors = {"lora_A.weight": down, "lora_B.weight": up, "alpha": torch.tensor(ALPHA)}
-    save_file({f"diffusion_model.blocks.0.self_attn.q.{end}": t for end, t in tensors.items()}, file)
+    parts = zip(ends, (down, up, torch.tensor(ALPHA)), strict=False)
+    save_file({f"diffusion_model.blocks.0.self_attn.q{end}": tensor for end, tensor in parts}, file, header)
+    return ALPHA / 2 * up @ down
+
+
+@pytest.mark.parametrize(
+    ("ends", "header"),
+    [
+        ((*PEFT, ".alpha"), {}),
+        ((*PEFT, ".alpha"), configured("transformer.", lora_alpha=7.0)),
+        (PEFT, configured("transformer.", lora_alpha=ALPHA)),
+        (PEFT, configured("", lora_alpha=7.0, alpha_pattern={"self_attn.q": ALPHA})),
+    ],
+)
+def test_names_that_only_diffusers_converters_know(
+    ends: tuple[str, ...], header: dict[str, str], tmp_path: Path
+) -> None:
+    """Alpha counts once, wherever it is said and whatever becomes of the names."""
+    pipe, file = PIPELINES["wan"](), tmp_path / "lora.safetensors"
+    product = of_wan(file, ends, header or None)
     (layer,) = loaded_into(pipe, pipe.transformer, read_lora(file)).items()
     assert layer[0] == "blocks.0.attn1.to_q"
-    torch.testing.assert_close(layer[1].product(), ALPHA / 2 * up @ down)
+    torch.testing.assert_close(layer[1].product(), product)
+
+
+def test_a_conversion_that_loses_layers_is_none(tmp_path: Path) -> None:
+    class Losing:
+        @staticmethod
+        def lora_state_dict(tensors: Tensors, **_: Any) -> tuple[Tensors, None]:
+            return {f"transformer.{name.removeprefix('x.')}": t for name, t in tensors.items() if "to_q" in name}, None
+
+    transformer, file = PIPELINES["wan"]().transformer, tmp_path / "lora.safetensors"
+    layers = {f"x.blocks.0.attn1.{to}": Factors(down=torch.ones(2, 24), up=torch.ones(24, 2), alpha=2.0) for to in QK}
+    save_file(named(dict(list(layers.items())[:1]), str, *PEFT), file)
+    assert loaded_into(Losing(), transformer, read_lora(file)).keys() == {"blocks.0.attn1.to_q"}
+    save_file(named(layers, str, *PEFT), file)
+    with pytest.raises(InputError, match="of its 2 layers the WanTransformer3DModel takes 0"):
+        loaded_into(Losing(), transformer, read_lora(file))

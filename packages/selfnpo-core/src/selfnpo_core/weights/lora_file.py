@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
@@ -26,14 +27,14 @@ from selfnpo_core.system.files import load_tensors, read_header, read_json
 from selfnpo_core.weights.file_kinds import kind_of
 
 METADATA = "lora_adapter_metadata"
-DENOISER = "denoiser"
+DENOISER, OTHER_TEXT = "denoiser", "other text encoders"
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """What PEFT writes."""
 
 _FACTOR = re.compile(
     r"(?P<stem>.+?)(?:[._]lora(?:_linear_layer)?\.(?P<old>down|up)\.weight"
     r"|\.lora_(?P<new>down|up|A|B)(?:\.[^.]+)?\.weight"
-    r"|(?:_lora)?\.(?P<alpha>alpha))"
+    r"|(?:[._]lora(?:_linear_layer)?)?\.(?P<alpha>alpha))"
 )
 _ROLE = {"A": "down", "B": "up"}
 _OTHERS = {
@@ -62,7 +63,7 @@ _TEXT = {
     r"(?:base_model\.model\.)?text_encoder\.": "text_encoder",
     r"(?:base_model\.model\.)?text_encoder_2\.": "text_encoder_2",
     r"(?:base_model\.model\.)?text_encoder_3\.": "text_encoder_3",
-    r"text_encoders\.|cond_stage_model\.|conditioner\.|clip_[lg]\.|t5xxl\.": "other text encoders",
+    r"text_encoders\.|cond_stage_model\.|conditioner\.|clip_[lg]\.|t5xxl\.": OTHER_TEXT,
 }
 _BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.")
 
@@ -121,16 +122,17 @@ class LoraFile:
         return " and ".join(parts)
 
 
-def read_lora(path: Path, tensors: Mapping[str, Tensor] | None = None) -> LoraFile:
+def read_lora(path: Path, tensors: Mapping[str, Tensor] | None = None, *, alphas_in: bool = False) -> LoraFile:
     """A LoRA file. tensors: what is in it, where it was read, or converted, already.
 
-    Raises `InputError`, with the format's name, for what is no plain LoRA.
+    alphas_in: the tensors say all of alpha (`with_alphas_in`), and no configuration is asked for it. Raises
+    `InputError`, with the format's name, for what is no plain LoRA.
     """
     tensors = load_tensors(path) if tensors is None else tensors
     _, header = read_header(path)
     _refuse_others(path, tensors)
     parts, bundled = _sorted(path, tensors)
-    told = _told(path, header)
+    told = {} if alphas_in else _told(path, header)
     guessed = 0
     found: dict[str, dict[str, Factors]] = {DENOISER: {}}
     for (component, stem), part in parts.items():
@@ -150,6 +152,23 @@ def read_lora(path: Path, tensors: Mapping[str, Tensor] | None = None) -> LoraFi
         naming=_naming(tensors),
         header=header,
     )
+
+
+def with_alphas_in(file: LoraFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors, every α/r taken into the second factor, and every alpha that is there made the rank."""
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        match = None if _BUNDLED.match(name) else _FACTOR.fullmatch(name)
+        if match is None:
+            continue
+        (component, stem), role = _place(match)
+        factors = (file.layers if component == DENOISER else file.text[component])[stem]
+        scale = factors.alpha / factors.rank
+        if role == "up" and scale != 1:
+            found[name] = tensor.float() * scale
+        elif role == "alpha":
+            found[name] = torch.tensor(float(factors.rank))
+    return found
 
 
 def has_factors(names: Iterable[str]) -> bool:
@@ -188,13 +207,18 @@ def _sorted(
 ) -> tuple[dict[tuple[str, str], dict[str, Tensor]], frozenset[str]]:
     """((component, stem) → role → tensor, names of bundled embeddings)."""
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    names: dict[tuple[tuple[str, str], str], str] = {}
     bundled, unknown = set(), []
     for name, tensor in tensors.items():
         if match := _BUNDLED.match(name):
             bundled.add(match[1])
         elif match := _FACTOR.fullmatch(name):
-            role = match["old"] or match["new"] or "alpha"
-            parts.setdefault(_component(match["stem"]), {})[_ROLE.get(role, role)] = tensor
+            layer, role = _place(match)
+            if (first := names.setdefault((layer, role), name)) != name:
+                raise InputError(
+                    f"{path} has the layer '{layer[1]}' twice ('{first}' and '{name}'): give a file of one LoRA"
+                )
+            parts.setdefault(layer, {})[role] = tensor
         else:
             unknown.append(name)
     if not any("up" in part or "down" in part for part in parts.values()):
@@ -207,11 +231,17 @@ def _sorted(
     return parts, frozenset(bundled)
 
 
+def _place(match: re.Match[str]) -> tuple[tuple[str, str], str]:
+    """(layer, "down", "up" or "alpha") of a tensor's name."""
+    role = match["old"] or match["new"] or "alpha"
+    return _component(match["stem"]), _ROLE.get(role, role)
+
+
 def _component(stem: str) -> tuple[str, str]:
     """(component, name in it) of a layer's whole name."""
     for pattern, component in _TEXT.items():
         if match := re.match(pattern, stem):
-            return component, stem[match.end() :]
+            return component, stem if component == OTHER_TEXT else stem[match.end() :]
     return DENOISER, re.sub(f"^(?:{_DENOISER}|{_DENOISER_FLAT})", "", stem)
 
 

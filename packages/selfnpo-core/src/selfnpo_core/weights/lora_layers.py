@@ -13,7 +13,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.negative import Factors
 from selfnpo_core.system.files import load_tensors
 from selfnpo_core.weights.layer_names import layers_of, paths_of
-from selfnpo_core.weights.lora_file import METADATA, LoraFile, read_lora
+from selfnpo_core.weights.lora_file import METADATA, LoraFile, read_lora, with_alphas_in
 
 log = logging.getLogger(__name__)
 Lora = Mapping[str, Factors]
@@ -29,10 +29,13 @@ def layers_in(file: LoraFile, network: nn.Module) -> dict[str, Factors]:
 
 
 def loaded_into(pipe: Any, network: nn.Module, file: LoraFile) -> dict[str, Factors]:
-    """As `layers_in`, also of names that only diffusers' own converters for this pipeline know."""
+    """As `layers_in`, also of names that only diffusers' own converters for this pipeline know.
+
+    They may make several layers of one, as of a fused q, k and v, and must keep all.
+    """
     if not _is_in(file, network):
         other = _converted(pipe, file)
-        if other is not None and _is_in(other, network):
+        if other is not None and len(other.layers) >= len(file.layers) and _is_in(other, network):
             return layers_in(other, network)
     return layers_in(file, network)
 
@@ -152,9 +155,10 @@ def _in_shape(factors: Factors, weight: tuple[int, ...]) -> tuple[Tensor | None,
 def _converted(pipe: Any, file: LoraFile) -> LoraFile | None:
     """The file in diffusers' names, by the converter of the pipeline's class; `None` where it has none for it."""
     try:
-        state, *alphas, _ = type(pipe).lora_state_dict(load_tensors(file.path), return_lora_metadata=True)
+        tensors = with_alphas_in(file, load_tensors(file.path))
+        state, *alphas, _ = type(pipe).lora_state_dict(tensors, return_lora_metadata=True)
         told = {name: torch.tensor(alpha) for some in alphas if some for name, alpha in some.items()}
-        return read_lora(file.path, {**state, **told})
+        return read_lora(file.path, {**state, **told}, alphas_in=True)
     except (ValueError, LookupError, RuntimeError, AttributeError, InputError):
         return None
 
