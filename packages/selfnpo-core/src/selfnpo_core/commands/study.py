@@ -23,7 +23,7 @@ from selfnpo_core.study.results import Results, percent, summarise, votes_csv
 from selfnpo_core.study.trials import default_checks
 from selfnpo_core.study.votes import Votes
 from selfnpo_core.system.files import write_json, write_text
-from selfnpo_core.system.paths import check_file
+from selfnpo_core.system.paths import check_file, check_folder
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def run_study(family: AnyFamily, options: Options) -> None:
     if options["results"]:
         for option in ("json", "csv"):
             if options[option]:
-                check_file(options[option], f"--{option}")
+                check_folder(Path(options[option]).parent, f"--{option}")  # which is made
         _tell_results(medium, folders, database, options)
         return
     check_file(database, "--database")
