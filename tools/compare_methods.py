@@ -85,10 +85,11 @@ def main(
     )
     choices = protocol.choices()
     trained = TrainedArms(demo=demo, work=work, seed=protocol.seeds[0], earlier=earlier)
-    pipe, command = (
-        demo.pipeline(),
-        f"python tools/compare_methods.py --world {world} --budget {budget} --seeds {seeds}",
-    )
+    pipe = demo.pipeline()
+    told = {"arms": arms, "budget": budget, "scales": scales, "seeds": seeds}
+    command = f"python tools/compare_methods.py --world {world}"
+    command += "".join(f" --{key} {value}" for key, value in told.items() if value)
+    command += "" if controls else " --no-controls"
     if stage != "claim":
         _draw(protocol.choose, trained, pipe, part(choices, shard))
         if not shard:
