@@ -44,6 +44,7 @@ FLOORS = {
     "sampling/": {"evaluate"},
     "study/": {"study"},
     "system/memory.py": {"train"},
+    "system/pictures.py": {"evaluate"},
     "training/": {"train"},
     "worlds/": {"evaluate"},
 }
