@@ -160,13 +160,6 @@ def test_by_default_a_base_trains_on_finished_samples_at_the_rate_for_its_width(
     assert any("conv" in name for name in trained)
 
 
-def test_a_key_of_the_pool_is_not_passed_over(
-    folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command("train", "--model", folder, "--output", tmp_path / "run", "--set", "teacher_guidance=-2") == 2
-    assert "this recipe's is samples: set rollout too, or begin with --config paper" in capsys.readouterr().err
-
-
 def test_full_weights(
     folder: Path, prompts_file: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

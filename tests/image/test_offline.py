@@ -48,8 +48,8 @@ def test_preferences(cache: Path, folder: Path, tmp_path: Path) -> None:
     lora = put(cache, "someone/lora", {"style.safetensors": tmp_path / "lora.safetensors"})
     for name in ("someone/tiny", "someone/unet"):
         found = find_preference(name, base)
-        assert found.denoiser is not None
-        assert found.denoiser().config.in_channels == 4
+        assert found.whole is not None
+        assert found.whole().denoiser.config.in_channels == 4
     assert find_preference("someone/lora", base).lora == lora / "style.safetensors"
     with pytest.raises(InputError, match="cannot get model someone/none from the hub"):
         find_preference("someone/none", base)

@@ -52,7 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("red blue --limit 0", "'--limit'"),
         ("red blue --port PORT", "choose another --port, or 0"),
         ("red blue --host no.such.host.invalid", "--host no.such.host.invalid is no address here"),
-        ("red blue --database gone/v.sqlite", "its folder does not exist"),
+        ("red blue --database gone/v.sqlite", "give a file in a folder that is there"),
         ("red blue --database red/metadata.jsonl", "cannot be used as a database"),
     ],
 )
