@@ -89,9 +89,12 @@ TUNED_ARMS = ("tuned", *ALPHAS)
 
 def train_arm(demo: Demo, arm: str, seed: int, work: Path) -> Path:
     """The run folder of an arm's weights: work/ARM-sSEED, trained now unless it is there already."""
-    output = work / f"{arm}-s{seed}"
-    changes = {"model": "demo", "seed": seed, "train": demo.kind, **TRAINED[arm]}
-    recipe = resolve_recipe(demo.presets, None, changes)
+    return train_changed(demo, TRAINED[arm], seed, work / f"{arm}-s{seed}")
+
+
+def train_changed(demo: Demo, changes: Mapping[str, Any], seed: int, output: Path) -> Path:
+    """The run folder `output` of the demo's recipe with changes, trained now unless it is there already."""
+    recipe = resolve_recipe(demo.presets, None, {"model": "demo", "seed": seed, "train": demo.kind, **changes})
     if _finished(output, recipe):
         return output
     train(demo.backbone(), recipe, demo.captions(), output, resume=(output / "run.json").is_file())
