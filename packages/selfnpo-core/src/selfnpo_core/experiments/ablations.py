@@ -1,14 +1,13 @@
 """What each setting of a demo's recipe is worth: one is changed at a time, and all are asked the same.
 
-Every change is trained with one seed and drawn on the set of prompts that settings are chosen on, at one guidance scale.
-Cells are compared pair by pair with plain guidance and with the recipe as it is.
+Every change is trained with one seed and drawn on the set of prompts that settings are chosen on, at one guidance
+scale. Cells are compared pair by pair with plain guidance and with the recipe as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "twice-the-samples": {"samples": 2.0, "steps": 2.0},
     "half-the-updates": {"steps": 0.5},
     "twice-the-updates": {"steps": 2.0, "uses": 2.0},
+    "last-weights": {"average": None},
+    "falling-rate": {"average": None, "lr_schedule": "cosine"},
     "half-prompted": {"student_prompt_dropout": 0.5},
     "rank-4": {"train": "lora", "rank": 4},
     "attention-alone": {"train": "lora", "targets": "attention"},
@@ -78,10 +79,11 @@ def draw_ablations(
 
     seed: of the training. work: runs and what they draw, which those that draw alike share.
     """
+    wanted = {name: changes_of(demo, name) for name in (RECIPE, *names)}
     table.cell(pipe, Arm(name="cfg", attach=plain, note={}, against=(), base=True), scale)
-    for name in dict.fromkeys((RECIPE, *names)):
+    for name, changes in wanted.items():
         cache = {"samples_cache": str(work / "samples")}
-        run = train_changed(demo, {**changes_of(demo, name), **cache}, seed, work / "runs" / f"{name}-s{seed}")
+        run = train_changed(demo, {**changes, **cache}, seed, work / "runs" / f"{name}-s{seed}")
         for beta in (1.0, 0.5) if name == RECIPE else (1.0,):
             table.cell(pipe, _arm(run, name, beta), scale)
 
@@ -105,13 +107,14 @@ def _arm(run: Path, name: str, beta: float) -> Arm:
 
 def write_ablations_page(demo: Demo, cells: Sequence[Mapping[str, Any]], folder: Path, command: str) -> None:
     """folder/README.md: the table, each change beside what it brought."""
-    world, scale = demo.world, cells[0]["scale"]
+    world, scale, name = demo.world, cells[0]["scale"], demo.world.distance.upper()
     real = floor(world, cells[0]["samples"])
     text = f"""# One setting at a time: {demo.title}
 
-A toy: {demo.about}. What each setting of its recipe is worth, {cells[0]["samples"]} {world.unit}s a row at scale {scale:g}
-in {cells[0]["steps"]} steps, on the prompts that settings are chosen on, weights of one training seed. As many real
-{world.unit}s have {world.distance.upper()} {real:.1f}. Changes are against the recipe, pair by pair, with 95 % intervals. Made by
+A toy: {demo.about}. What each setting of its recipe is worth: {cells[0]["samples"]} {world.unit}s a row in
+{cells[0]["steps"]} steps at scale {scale:g}, on the prompts that settings are chosen on, with weights of one training
+seed. As many real {world.unit}s have an {name} of {real:.1f}. Changes are against the recipe, pair by pair, with
+95 % intervals. Made by
 
     {command}
 
@@ -136,6 +139,8 @@ def _rows(cells: Sequence[Mapping[str, Any]], world: World) -> str:
         versus, own = cell.get("against_cfg"), cell.get(f"against_{RECIPE}")
         change = "—" if own is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*own[f"{key}_change"])
         wins = "—" if versus is None else percent(versus["win_rate"])
-        name = "plain guidance" if cell["arm"] == "cfg" else cell["arm"].replace("-", " ").replace("beta0.5", "at β = ½")
+        name = (
+            "plain guidance" if cell["arm"] == "cfg" else cell["arm"].replace("-", " ").replace("beta0.5", "at β = ½")
+        )
         lines.append(f"| {name} | {bounds(cell[key], 1)} | {change} | {percent(cell['accuracy'])} | {wins} |")
     return "\n".join(lines)
