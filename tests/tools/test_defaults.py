@@ -15,6 +15,7 @@ from selfnpo_video import families as videos
 from selfnpo_video.family import VIDEO
 
 ALL = {
+    "average": 0.15,
     "objective": "tdft",
     "loss": "denoising",
     "loss_weighting": "snr",

@@ -144,6 +144,22 @@ def test_two_processes_draw_and_train_on_the_samples_that_one_does(models, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_weights_in_pieces_are_saved_as_their_average(models, tmp_path, engine):
+    """Which is no rounding away from the average of one process, and far from the last weights."""
+    keys = ("rollout=samples", "loss=denoising", "samples=24", "sample_grid_steps=2", "samples_cache=null")
+    more = [word for key in (*keys, "learning_rate=1e-4") for word in ("--set", key)]
+    average = ["--set", "average=0.25"]
+    one = train(models / "image", tmp_path / "single", "single", *more, *average, what="full")
+    two = train(models / "image", tmp_path / engine, engine, *more, *average, what="full")
+    last = train(models / "image", tmp_path / "last", "single", *more, what="full")
+    kept, split, after = (weights(run) for run in (one, two, last))
+    apart = sum(float((kept[name].float() - split[name].float()).norm()) ** 2 for name in kept) ** 0.5
+    lag = sum(float((kept[name].float() - after[name].float()).norm()) ** 2 for name in kept) ** 0.5
+    assert apart < 0.1 * lag
+
+
+@pytest.mark.slow
 def test_a_run_under_zero3_resumes_bit_for_bit(runs, models, tmp_path):
     shutil.copytree(runs["zero3"], tmp_path / "run")
     shutil.rmtree(tmp_path / f"run/checkpoints/step-{UPDATES:06d}")

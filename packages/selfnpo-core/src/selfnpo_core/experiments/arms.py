@@ -46,6 +46,7 @@ _SAMPLES = {
     "rank": 16,
     "targets": "all",
     "learning_rate": 1e-3,
+    "average": 0.15,
     "rollout": "samples",
     "samples": 2000,
     "sample_grid_steps": 10,

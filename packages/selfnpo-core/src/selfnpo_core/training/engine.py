@@ -9,12 +9,14 @@ no state of a random generator needs to be kept.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from selfnpo_core.ema import power_decay
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.ranks import Ranks
@@ -117,7 +119,8 @@ class Engine:
         if self.skipped > self.recipe.max_skipped:
             raise RunError(self._why_not_finite(made, step))
         if made.moved:
-            self.student.update_teacher(self.recipe.ema_decay)
+            average = self.recipe.averaging
+            self.student.update_teacher(self.recipe.ema_decay if average is None else power_decay(step, average))
         self.step = step
         return Update(
             step=step,
@@ -139,6 +142,10 @@ class Engine:
                 self.steps.backward(update_loss(noised, self.denoisers, self.recipe))
         self.source.put_back()
         return self.steps.finish()
+
+    def exported(self) -> AbstractContextManager[None]:
+        """Within, the student is what is saved and drawn with: its average, if the recipe says so, else itself."""
+        return nullcontext() if self.recipe.averaging is None else self.student.averaged()
 
     def _why_not_finite(self, made: UpdateResult, step: int) -> str:
         cure = f"lower learning_rate ({self.recipe.learning_rate:g})"

@@ -1,8 +1,9 @@
 """What a recipe begins with: a family's presets, by default or by a name given where a recipe file could be.
 
 By default (`SAMPLED`) the base draws finished samples with ordinary guidance, and the negative weights learn them by
-the diffusion loss, under the null prompt only (SIMS, 2408.16333, and Neon, 2510.03597, carried to the null branch). It
-was found on toys, where it helped and the paper's recipe did not; on large models nothing has been measured.
+the diffusion loss, under the null prompt only (SIMS, 2408.16333, and Neon, 2510.03597, carried to the null branch).
+What is saved is a moving average of them: what one batch after another leaves in the last ones is noise, which a judge
+sees. It was found on toys, where it helped and the paper's recipe did not; on large models nothing has been measured.
 
 `--config paper` (`PAPER`) is Self-NPO's own recipe (2505.11777), as far as a family's models allow: a teacher of w = −1
 that is an average of decay 0.999, on a grid of 25 steps, pseudo-Huber, no null prompts for the student; trajectories
@@ -51,6 +52,7 @@ SAMPLED: Mapping[str, Any] = {
     "loss": "denoising",
     "loss_weighting": "snr",
     "student_prompt_dropout": 1.0,
+    "average": 0.15,
     "rollout": "samples",
     "samples": None,
     "uses": 10,

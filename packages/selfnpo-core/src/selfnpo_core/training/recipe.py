@@ -96,6 +96,11 @@ class Recipe(BaseModel):
     dpo_beta: Above0 = 2000.0
     student_prompt_dropout: Fraction = Field(0.0, description="share of null prompts given to the student")
     ema_decay: Fraction = Field(0.999, description="of the teacher")
+    average: Annotated[float, Field(gt=0, lt=12**-0.5)] | None = Field(
+        None,
+        description="what is saved and drawn with is a moving average of the student over about this share of its "
+        "updates (σ_rel of 2312.02696); null: the student as it is. Of rollout samples, which asks no teacher",
+    )
 
     rollout: Literal["pool", "truncated", "full", "samples"] = Field(
         "pool",
@@ -302,6 +307,11 @@ class Recipe(BaseModel):
     @property
     def _source(self) -> str:
         return "pool_target endpoint" if self.pool_target == "endpoint" else f"rollout {self.rollout}"
+
+    @property
+    def averaging(self) -> float | None:
+        """Of the weights that are saved and drawn with. Where a teacher is asked, its average is the one there is."""
+        return self.average if self.rollout == "samples" else None
 
     @property
     def update_rows(self) -> int:

@@ -67,7 +67,7 @@ _ROLLOUTS: Mapping[str, tuple[str, ...]] = {
     "truncation_steps": ("truncated",),
     "advance_guidance": ("pool", "truncated"),
     **dict.fromkeys(("teacher_guidance", "grid_steps"), _TRAJECTORIES),
-    **dict.fromkeys(("samples", "uses", "rounds", "sample_guidance", "sample_grid_steps"), ("samples",)),
+    **dict.fromkeys(("samples", "uses", "rounds", "sample_guidance", "sample_grid_steps", "average"), ("samples",)),
 }
 """Keys that decide something under these rollouts only."""
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from selfnpo_core.ema import ema_update
 from selfnpo_core.errors import RunError
 from selfnpo_core.system import private
 from selfnpo_core.system.processes import total
@@ -69,8 +68,9 @@ class ShardedStudent(FullStudent):
         )
         return float(total(squares.double().sum()).sqrt()) / self._base_norm
 
-    def update_teacher(self, decay: float) -> None:
-        ema_update(self._pieces["teacher"], self._own, decay)
+    def _held(self) -> tuple[list[Tensor], list[Tensor]]:
+        release(self.parameters.values())
+        return self._pieces["teacher"], self._own
 
     def collect(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         student = collect(self.parameters, keep)

@@ -10,8 +10,8 @@ Drift is ‖Δθ‖/‖θ‖ over the whole network; of a LoRA, Δ = s·B·A, �
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +76,28 @@ class Student(ABC):
 
     def update_teacher(self, decay: float) -> None:
         """On every rank, what it holds."""
-        ema_update(pieces(self.teacher.values()), pieces(self.parameters.values()), decay)
+        teacher, student = self._held()
+        ema_update(teacher, student, decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, student and teacher have each other's numbers; on every rank, what it holds."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for one, other in zip(*self._held(), strict=True):
+            kept = one.clone()
+            one.copy_(other)
+            other.copy_(kept)
+
+    def _held(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The teacher's and the student's numbers on this rank."""
+        return pieces(self.teacher.values()), pieces(self.parameters.values())
 
     def collect(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         """Whole weights, in the host's memory where they are to be kept; to be called by all processes together."""

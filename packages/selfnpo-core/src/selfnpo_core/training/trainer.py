@@ -245,7 +245,9 @@ class Trainer:
         assert isinstance(source, SampleSource)
         if self._begins_round():
             log.info("round %d of %d", number + 1, self.recipe.rounds)
-            source.use(self._drawing.next(number, self.engine.student), anew=True)
+            with self.engine.exported():
+                drawn = self._drawing.next(number, self.engine.student)
+            source.use(drawn, anew=True)
         else:
             source.use(self._drawing.kept(number), anew=False)
 
@@ -283,7 +285,7 @@ class Trainer:
             on_main(lambda: save_checkpoint(self.folder.checkpoints, state, self.recipe.keep_last))
             self._saved = step
         if self._exported != step:
-            with self.engine.student.saving() as saver:
+            with self.engine.exported(), self.engine.student.saving() as saver:
                 on_main(lambda: write_npo(self.folder.npo, self.config, saver.write, saver.tensors))
             self._exported = step
 
@@ -291,11 +293,12 @@ class Trainer:
     def _draw(self, step: int) -> None:
         """samples/step-NNNNNN.png; the pictures without negative weights are drawn once."""
         columns = []
-        negative = self.engine.student.negative()
         for scale in self.recipe.sample_guidance_scales:
             if scale not in self._plain:
                 self._plain[scale] = self._samples(scale, None)
-            columns += [(f"scale {scale:g}", self._plain[scale]), ("+ negative", self._samples(scale, negative))]
+            with self.engine.exported():
+                drawn = self._samples(scale, self.engine.student.negative())
+            columns += [(f"scale {scale:g}", self._plain[scale]), ("+ negative", drawn)]
         if is_main():
             grid = sample_grid(columns)
             self.folder.samples.mkdir(exist_ok=True)
