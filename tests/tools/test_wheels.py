@@ -11,6 +11,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 
 PACKAGES = Path(__file__).parents[2] / "packages"
 DATA = {
@@ -111,6 +112,20 @@ def test_what_an_extra_is_for_is_in_it(wheels):
     assert {"jinja2", "matplotlib"} <= brought["report"]
     assert {"starlette", "uvicorn", "jinja2"} <= brought["study"]
     assert set(brought) == {None, *FAMILIES, "study", "eval", "deepspeed", "adamw8bit", "int8", "wandb", "trackio"}
+
+
+def test_the_video_packages_extras(wheels):
+    brought: dict[str | None, list[str]] = {}
+    for line in required(wheels["selfnpo-video"]):
+        brought.setdefault(extra_of(line), []).append(line)
+    assert set(brought) == {None, "deepspeed", "study", "eval", "xformers", "decord", "all"}
+    for system, machine, wanted in (
+        *[("linux", "x86_64", "decord"), ("win32", "AMD64", "decord")],
+        *[("linux", "aarch64", "decord2"), ("darwin", "arm64", "decord2"), ("darwin", "x86_64", "decord2")],
+    ):
+        here = {"sys_platform": system, "platform_machine": machine, "extra": "decord"}
+        markers = {plain(line): Marker(line.partition(";")[2]) for line in brought["decord"]}
+        assert [name for name, marker in markers.items() if marker.evaluate(here)] == [wanted]
 
 
 def test_negative_weights_need_no_extra(tmp_path):

@@ -21,8 +21,7 @@ from selfnpo_video.demo import moving, world
 from selfnpo_video.evaluation import vbench
 from selfnpo_video.evaluation.features import feature_network, spaced
 from selfnpo_video.evaluation.motion import measured
-from selfnpo_video.medium import read_clip
-from selfnpo_video.video_files import write_video
+from selfnpo_video.video_files import read_video, write_video
 
 CPU = torch.device("cpu")
 ORACLE = ("--feature-network", "oracle")
@@ -131,7 +130,7 @@ def copied(arms: Path, tmp_path: Path) -> Path:
 def features(folder: Path) -> torch.Tensor:
     """Of the demo's oracle, asked without `evaluate`."""
     files = sorted(folder.glob("*.gif"))
-    x = torch.stack([torch.from_numpy(read_clip(file)).permute(3, 0, 1, 2) for file in files]) / 255
+    x = torch.stack([torch.from_numpy(read_video(file)[0]).permute(3, 0, 1, 2) for file in files]) / 255
     with torch.no_grad():
         return moving.MovingShapes().judges.oracle.features(x)
 
@@ -147,7 +146,7 @@ def test_end_to_end_on_the_demos_model(copied: Path) -> None:
     assert list(found) == ["accuracy", "preference", *metrics.split(",")[1:]]
     a, real = Moments.of(features(copied / "a")), Moments.of(features(copied / "real"))
     assert found["fvd"]["value"][0] == pytest.approx(frechet_distance(real, a), rel=1e-4)
-    moved = [measured(read_clip(file)) for file in sorted((copied / "a").glob("*.gif"))]
+    moved = [measured(read_video(file)[0]) for file in sorted((copied / "a").glob("*.gif"))]
     assert found["motion"]["value"][0] == pytest.approx(torch.stack(moved)[:, 0].mean().item(), rel=1e-4)
     assert found["motion"]["better"] == "neither"
     assert 0.5 < found["frame_consistency"]["value"][0] <= 1

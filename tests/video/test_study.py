@@ -13,7 +13,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.study.pairs import check_samples, read_pairs
 from selfnpo_core.study.server import Copies, Page, application
 from selfnpo_core.study.votes import Votes
-from selfnpo_video.medium import CLIPS
+from selfnpo_video.medium import clips
 from selfnpo_video.video_files import read_video, write_video
 
 
@@ -32,15 +32,15 @@ def test_a_shown_clip_is_its_frames_only(tmp_path: Path) -> None:
     words = ["-c", "copy", "-metadata", "comment=negative weights 1.0"]
     subprocess.run([get_ffmpeg_exe(), "-v", "error", "-i", plain, *words, told], check=True)
     assert b"negative weights" in told.read_bytes()
-    CLIPS.plain(told, tmp_path / "y.mp4")
+    clips().plain(told, tmp_path / "y.mp4")
     assert b"negative weights" not in (tmp_path / "y.mp4").read_bytes()
     assert np.array_equal(read_video(tmp_path / "y.mp4")[0], read_video(plain)[0])
-    assert CLIPS.size(plain) == (64, 48)
+    assert clips().size(plain) == (64, 48)
 
 
 def test_a_damaged_clip_is_seen_to_be_worse(tmp_path: Path) -> None:
     clear = draw(tmp_path / "x.mp4", 220)
-    CLIPS.damage(clear, tmp_path / "y.mp4")
+    clips().damage(clear, tmp_path / "y.mp4")
     (frames, fps), (damaged, damaged_fps) = read_video(clear), read_video(tmp_path / "y.mp4")
     assert damaged.shape == frames.shape
     assert damaged_fps == pytest.approx(fps)
@@ -51,7 +51,7 @@ def test_clips_that_cannot_be_used(tmp_path: Path) -> None:
     clip = draw(tmp_path / "x.mp4", 220)
     clip.write_bytes(clip.read_bytes()[:900])
     with pytest.raises(InputError, match="cut off"):
-        CLIPS.size(clip)
+        clips().size(clip)
 
 
 def test_the_page_shows_clips(tmp_path: Path) -> None:
@@ -61,12 +61,12 @@ def test_the_page_shows_clips(tmp_path: Path) -> None:
         draw(folder / "00000-7.mp4", shade)
         record = {"file": "00000-7.mp4", "prompt": "a square", "seed": 7, "steps": 5, "fps": 8}
         (folder / "metadata.jsonl").write_text(json.dumps(record) + "\n")
-    pairs = read_pairs(folders, CLIPS)
-    check_samples(pairs, CLIPS)
+    pairs = read_pairs(folders, clips())
+    check_samples(pairs, clips())
     study = {"pairs": 1, "seed": 0, "attention_checks": 0, "questions": [["q", "Which?"]]}
     votes = Votes.open(tmp_path / "v.sqlite", study)
     (tmp_path / "aside").mkdir()
-    page = Page(votes, Copies(pairs=pairs, medium=CLIPS, folder=tmp_path / "aside"), {"a": "1", "b": "2"}, None)
+    page = Page(votes, Copies(pairs=pairs, medium=clips(), folder=tmp_path / "aside"), {"a": "1", "b": "2"}, None)
     client = TestClient(application(page, link_token=None), base_url="http://localhost")
     text = client.post("/participants").text
     assert "autoplay loop muted playsinline" in text

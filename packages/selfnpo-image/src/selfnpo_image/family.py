@@ -116,7 +116,7 @@ class ImageFamily(Family["ImageBase", "Job"]):
 
         return compare.compare(job, output)
 
-    def medium(self) -> ShownMedium:
+    def medium(self, options: Options) -> ShownMedium:
         from selfnpo_image.medium import PICTURES
 
         return PICTURES

@@ -7,7 +7,7 @@ Colours stored at half the resolution (4:2:0, as nearly all clips are) are inter
 which is the one in decord's source, repeats each for two by two pixels. Measured with imageio's ffmpeg on its test
 pattern at constant rate, at variable rate and begun late: 45 % of the values then differ by more than 2/255, the worst
 by 166; only grey clips (1) and those with all their colours (4:4:4, 0) come out equal. Nor does decord tell what a
-decoder had to conceal. So there is no second reader.
+decoder had to conceal. So it reads where it is asked for only (`decord_frames`).
 """
 
 import re

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 ATTENTION = click.Choice(["auto", "sdpa", "xformers", "flash"])
 
+reader_option = click.option(
+    "--reader",
+    type=click.Choice(["ffmpeg", "decord"]),
+    default="ffmpeg",
+    show_default=True,
+    help="What decodes video files. decord has other colours; its frames are held against ffmpeg's.",
+)
+"""Of every command that reads clips of whatever origin."""
+
 clip_options = stack(
     click.option("--frames", type=click.IntRange(min=1), help="Of each clip. Default: what the model was made for."),
     click.option(
@@ -97,7 +106,10 @@ class VideoFamily(Family["VideoBase", "Job"]):
                 help="VBench's …_eval_results.json of DIR, for the metric vbench.",
             ),
             click.option("--vbench-against", type=PATH, metavar="FILE", help="The same, of --against."),
+            reader_option,
         ),
+        "study": reader_option,
+        "report": reader_option,
     }
 
     def known(self) -> Mapping[str, KnownModel]:
@@ -160,10 +172,10 @@ class VideoFamily(Family["VideoBase", "Job"]):
 
         return compare.compare(job, output)
 
-    def medium(self) -> ShownMedium:
-        from selfnpo_video.medium import CLIPS
+    def medium(self, options: Options) -> ShownMedium:
+        from selfnpo_video.medium import clips
 
-        return CLIPS
+        return clips(options["reader"])
 
     def metrics(self) -> MetricSet:
         from selfnpo_video.evaluation import metric_set

@@ -1,11 +1,12 @@
 """Clips: read, shown without what else an mp4 may hold, damaged for attention checks."""
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from selfnpo_core.sampling.medium import Frames, ShownMedium, damaged
+from selfnpo_core.sampling.medium import ShownMedium, damaged
 from selfnpo_core.system.pictures import MOVING
 from selfnpo_video import decoding
 from selfnpo_video.decoding import address
@@ -15,16 +16,12 @@ from selfnpo_video.video_files import read_video, reader, write_video
 SUFFIXES = frozenset({*decoding.SUFFIXES, *MOVING, ""})
 
 
-def read_clip(path: Path) -> Frames:
-    return read_video(path)[0]
-
-
 def is_clip(path: Path) -> bool:
     return not is_picture(path) or is_loop(path)
 
 
-def _size(path: Path) -> tuple[int, int]:
-    frames, _ = read_video(path)
+def _size(path: Path, by: str) -> tuple[int, int]:
+    frames, _ = read_video(path, reader=by)
     return frames.shape[2], frames.shape[1]
 
 
@@ -35,20 +32,23 @@ def _plain(source: Path, target: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def _damage(source: Path, target: Path) -> None:
-    frames, fps = read_video(source)
+def _damage(source: Path, target: Path, by: str) -> None:
+    frames, fps = read_video(source, reader=by)
     write_video(target, damaged(frames), fps=max(1, round(fps)))
 
 
-CLIPS = ShownMedium(
-    unit="clip",
-    suffixes=SUFFIXES,
-    read=read_clip,
-    is_one=is_clip,
-    reader=reader,
-    suffix="mp4",
-    content_type="video/mp4",
-    size=_size,
-    plain=_plain,
-    damage=_damage,
-)
+def clips(by: str = "ffmpeg") -> ShownMedium:
+    """Clips, whose files one of `video_files.READERS` reads. Raises `InputError` where that is missing."""
+    depends_on = reader(by)
+    return ShownMedium(
+        unit="clip",
+        suffixes=SUFFIXES,
+        read=lambda path: read_video(path, reader=by)[0],
+        is_one=is_clip,
+        reader=lambda: depends_on,
+        suffix="mp4",
+        content_type="video/mp4",
+        size=partial(_size, by=by),
+        plain=_plain,
+        damage=partial(_damage, by=by),
+    )

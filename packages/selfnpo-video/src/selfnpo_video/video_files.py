@@ -1,7 +1,8 @@
 """Clips: written frame by frame, and the one way in which they are read.
 
 Frames are uint8 RGB arrays (H, W, 3). Both ways go through imageio's ffmpeg: H.264 in yuv420p, which every browser
-plays, is written, and what `decoding` names is read. Animated pictures go through Pillow (`loops`).
+plays, is written, and what `decoding` names is read, by decord only where it is asked for (`decord_frames`). Animated
+pictures go through Pillow (`loops`).
 """
 
 import errno
@@ -19,12 +20,14 @@ from torch import Tensor
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.system import pictures
 from selfnpo_core.system.files import named_aside
-from selfnpo_video import decoding
-from selfnpo_video.decoding import address, read_frames
+from selfnpo_video import decoding, decord_frames
+from selfnpo_video.decoding import address
 from selfnpo_video.loops import is_picture, read_loop, write_loop
 
 FORMATS = ("mp4", "webp", "gif", "frames")
 Frame = np.ndarray
+READERS = {"ffmpeg": decoding, "decord": decord_frames}
+"""Of video files; the first is the default. Animated pictures and folders have no other than Pillow."""
 _LITTLE_SPACE = 1 << 20
 """Bytes; where fewer are free, a video that could not be written is the full disk's fault."""
 _H264: dict[str, Any] = {
@@ -57,16 +60,17 @@ def write_video(path: Path, frames: Iterable[Frame], *, fps: int, format: str | 
     return count
 
 
-def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarray, float]:
+def read_video(path: str | Path, *, limit: int | None = None, reader: str = "ffmpeg") -> tuple[np.ndarray, float]:
     """Frames (F, H, W, 3) uint8 and how many a second there are in the mean, 0 where nothing says so.
 
-    A file, or a folder of pictures in the order of the numbers in their names. Raises `InputError` for what is no
-    whole video.
+    A file, or a folder of pictures in the order of the numbers in their names. reader: of `READERS`, for video files.
+    Raises `InputError` for what is no whole video.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"video {path} does not exist: give a video file, or a folder of its frames")
-    read = _read_folder if path.is_dir() else read_loop if is_picture(path) else read_frames
+    of_files = READERS[reader].read_frames
+    read = _read_folder if path.is_dir() else read_loop if is_picture(path) else of_files
     try:
         frames, fps = read(path, limit)
     except InputError:
@@ -79,9 +83,9 @@ def read_video(path: str | Path, *, limit: int | None = None) -> tuple[np.ndarra
     return frames, fps
 
 
-def reader() -> str:
-    """What the frames of a clip depend on beside its file."""
-    return f"{decoding.reader()}, {pictures.reader()}"
+def reader(name: str = "ffmpeg") -> str:
+    """What the frames of a clip depend on beside its file. Raises `InputError` where that reader is missing."""
+    return f"{READERS[name].reader()}, {pictures.reader()}"
 
 
 def _write_mp4(path: Path, frames: Iterable[Frame], fps: int) -> int:

@@ -107,8 +107,8 @@ class Family(ABC, Generic[BaseT, JobT]):
         """Draw with and without the negative weights. Returns figures where an oracle knows the model."""
 
     @abstractmethod
-    def medium(self) -> ShownMedium:
-        """How samples are read and shown."""
+    def medium(self, options: Options) -> ShownMedium:
+        """How samples are read and shown, with the family's own options of `evaluate`, `study` and `report`."""
 
     @abstractmethod
     def metrics(self) -> MetricSet:

@@ -93,7 +93,7 @@ def _commands(family: AnyFamily) -> Iterator[click.Command]:
     def evaluate(**options: Any) -> None:
         from selfnpo_core.commands.evaluate import run_evaluate
 
-        run_evaluate(family.metrics(), family.medium(), options)
+        run_evaluate(family.metrics(), family.medium(options), options)
 
     yield evaluate
 
@@ -127,6 +127,7 @@ def _commands(family: AnyFamily) -> Iterator[click.Command]:
         help=f"A page on which people compare two folders of {units}, blind. Votes are kept; Ctrl-C ends it.",
     )
     @common.study_options
+    @own("study")
     def study(**options: Any) -> None:
         from selfnpo_core.commands.study import run_study
 
@@ -141,10 +142,11 @@ def _commands(family: AnyFamily) -> Iterator[click.Command]:
         "offline.",
     )
     @common.report_options
+    @own("report")
     def report(**options: Any) -> None:
         from selfnpo_core.commands.report import run_report
 
-        run_report(family.medium(), options)
+        run_report(family.medium(options), options)
 
     yield report
 

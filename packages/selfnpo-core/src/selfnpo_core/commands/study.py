@@ -38,7 +38,7 @@ _KEY = re.compile(r"[a-z0-9_-]{1,64}", re.IGNORECASE)
 
 def run_study(family: AnyFamily, options: Options) -> None:
     """Serve the page until Ctrl-C, or with --results say what the votes say."""
-    medium = family.medium()
+    medium = family.medium(options)
     folders: dict[Side, Path] = {"a": Path(options["dir_a"]), "b": Path(options["dir_b"])}
     database = Path(options["database"] or f"study-{_name(folders['a'])}-{_name(folders['b'])}.sqlite")
     if options["results"]:

@@ -23,7 +23,7 @@ from selfnpo_core.evaluation.run import Folders, Others
 from selfnpo_core.evaluation.samples import Key, Sample, Samples, read_samples, refuse_bad
 from selfnpo_core.sampling.sample_folder import METADATA, read_records
 from selfnpo_core.system.files import read_json, write_json, write_text, written_aside
-from selfnpo_video.medium import CLIPS
+from selfnpo_video.medium import clips
 
 log = logging.getLogger(__name__)
 VIDEOS, PROMPTS, FILES, ORIGIN = "videos", "prompts.txt", "prompts.json", "samples.json"
@@ -59,12 +59,13 @@ def export(options: Mapping[str, Any]) -> str | None:
     output = Path(options["vbench_export"])
     if output.exists():
         raise InputError(f"--vbench-export {output} exists: give a new folder")
-    samples = read_samples(options["folder"], CLIPS)
+    medium = clips(options["reader"])
+    samples = read_samples(options["folder"], medium)
     refuse_bad([samples], skip=options["skip_bad"])
     called = names(samples.path)
     prompts = list(dict.fromkeys(str(sample.prompt) for sample in samples.good))
     _check_names(samples, called)
-    for remark in samples.remarks(CLIPS.unit):
+    for remark in samples.remarks(medium.unit):
         log.warning("%s", remark)
     counts = set(Counter(sample.prompt for sample in samples.good).values())
     if counts != {A_PROMPT}:
