@@ -20,7 +20,7 @@ from selfnpo_core.training.accelerators import make_accelerator
 from selfnpo_core.training.estimate import check_memory, dry_run
 from selfnpo_core.training.presets import name_or_file, why_rate
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.resolving import model_of, resolve_recipe
+from selfnpo_core.training.resolving import given_keys, model_of, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
 from selfnpo_core.training.trainer import train
 
@@ -77,7 +77,7 @@ def resolve(family: AnyFamily, options: Options) -> tuple[Any, Recipe]:
     base = family.find(model, options.get("model_config"))
     presets = family.presets(base, name)
     recipe = resolve_recipe(presets, file, overrides)
-    if name is None and (line := why_rate(recipe, presets, base.widths)) and is_main():
+    if name is None and (line := why_rate(recipe, given_keys(file, overrides), base.widths)) and is_main():
         log.info(line)
     return base, recipe
 

@@ -10,7 +10,7 @@ that is an average of decay 0.999, on a grid of 25 steps, pseudo-Huber, no null 
 are those of the pool, which needs no pictures. It stays what it is when defaults change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,10 +86,10 @@ def for_width(presets: Presets, widths: Widths | None) -> Presets:
     }
 
 
-def why_rate(recipe: Recipe, presets: Presets, widths: Widths | None) -> str | None:
-    """A line on a learning rate that `for_width` made, if the recipe has it. presets: those that `for_width` gave."""
+def why_rate(recipe: Recipe, given: Collection[str], widths: Widths | None) -> str | None:
+    """A line on a learning rate that `for_width` made, if the recipe has it. given: the keys that its user set."""
     rate, factor = recipe.learning_rate, _factor(widths)
-    if widths is None or factor == 1 or rate != presets[recipe.train]["learning_rate"]:
+    if widths is None or factor == 1 or "learning_rate" in given:
         return None
     clamped = "" if factor == widths.family / widths.base else f", {LARGEST_CHANGE:g} times being the most"
     return (

@@ -74,7 +74,7 @@ _ROLLOUTS: Mapping[str, tuple[str, ...]] = {
 
 def resolve_recipe(presets: Presets, config: str | Path | None = None, overrides: Overrides = ()) -> Recipe:
     """Preset < YAML file < overrides. Raises `InputError`, one line."""
-    given = _given(config, overrides)
+    given = given_keys(config, overrides)
     train = given.get("train", "lora")
     preset = presets.get(train, {}) if isinstance(train, str) else {}
     preset = {**preset, **_of_another_rollout(preset, given)}
@@ -109,7 +109,7 @@ def _of_another_rollout(preset: Mapping[str, Any], given: Mapping[str, Any]) -> 
 
 def model_of(config: str | Path | None, overrides: Overrides) -> str | None:
     """The base model that is asked for, by which the presets are found that the other keys are merged with."""
-    given = _given(config, overrides)
+    given = given_keys(config, overrides)
     return build_recipe({"model": given.get("model")}).model
 
 
@@ -131,7 +131,7 @@ def changed_keys(old: Recipe, new: Recipe) -> list[str]:
     return [key for key in before if key not in free and before[key] != after[key]]
 
 
-def _given(config: str | Path | None, overrides: Overrides) -> dict[str, Any]:
+def given_keys(config: str | Path | None, overrides: Overrides) -> dict[str, Any]:
     """What its user says of a recipe."""
     file = {} if config is None else read_yaml(Path(config))
     given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
