@@ -34,14 +34,21 @@ from selfnpo_core.system.devices import best_device
 from selfnpo_image.base import ImageBase
 from selfnpo_image.drawing import Settings, draw, draw_latents
 from selfnpo_image.kinds import Kind, sizeless
-from selfnpo_image.loading import check_scheduler, encoder_files, known_configs, load_pipeline, local, make_scheduler
+from selfnpo_image.loading import (
+    check_scheduler,
+    clip_tokens,
+    encoder_files,
+    known_configs,
+    load_pipeline,
+    local,
+    make_scheduler,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from selfnpo_core.models.backbone import NegativeWeights
 
-CLIP_TOKENS = 77
 META = torch.device("meta")
 EMBEDDINGS = ("prompt_embeds", "pooled_prompt_embeds")
 """Arguments of the stock pipelines for what `_encode` gives, in its order."""
@@ -107,7 +114,7 @@ class ImageBackbone:
         assert configs is not None, f"the configurations of {base.name} are not known"
         self.base_hash = ""
         network, scheduler = configs[f"{self.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
-        on_hub = base.source.kind == "hub"
+        on_hub, tokens = base.source.kind == "hub", clip_tokens(base)
         with META:
             denoiser = getattr(diffusers, self.kind.network).from_config(dict(network)).to(self.dtype)
         return SimpleNamespace(
@@ -115,8 +122,8 @@ class ImageBackbone:
             if on_hub
             else make_scheduler(base),
             vae_scale_factor=2 ** (len(configs["vae/config.json"]["block_out_channels"]) - 1),
-            tokenizer=SimpleNamespace(model_max_length=CLIP_TOKENS),
-            tokenizer_max_length=CLIP_TOKENS,
+            tokenizer=SimpleNamespace(model_max_length=tokens),
+            tokenizer_max_length=tokens,
             **{self.kind.denoiser: denoiser},
         )
 

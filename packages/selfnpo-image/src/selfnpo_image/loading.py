@@ -6,6 +6,7 @@ Weights are safetensors only, no remote code is run, and no safety checker is lo
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -14,6 +15,7 @@ from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from transformers import CLIPTokenizer
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.cached import check_cached
 from selfnpo_core.models.components import load_variants, wanted_files
 from selfnpo_core.models.headers import read_header
 from selfnpo_core.models.loading import one_line_errors, quiet
@@ -63,6 +65,8 @@ def local(base: ImageBase) -> ImageBase:
     check_network(kind, fetched_config(source, f"{kind.denoiser}/config.json"), base.name)
     with quiet(), one_line_errors(source):
         folder = _fetched(source.location, kind)
+        optional = [*kind.optional, *(part.replace("text_encoder", "tokenizer") for part in kind.optional)]
+        check_cached(source.location, folder, optional)
         here = of_folder(replace(source, kind="folder", location=str(folder)), kind, base.known)
         make_scheduler(here, say=True)
     return here
@@ -203,6 +207,23 @@ def _check_tokenizers(pipe: Any, base: ImageBase, given: Mapping[str, Any]) -> N
         limit_length(tokenizer, encoder if isinstance(tokenizer, CLIPTokenizer) else None)
     if hasattr(pipe, "tokenizer_max_length"):  # SD3's reads it before
         pipe.tokenizer_max_length = pipe.tokenizer.model_max_length
+
+
+def clip_tokens(base: ImageBase) -> int:
+    """How many tokens of a prompt the first text encoder, a CLIP, reads, by configurations alone."""
+    part, source, said = base.kind.text_encoders[0], base.source, None
+    if source.kind == "hub":
+        assert base.kind.layout is not None
+        encoder: Mapping[str, Any] | None = base.kind.layout.configs[f"{part}/config.json"]
+    else:
+        encoder = _encoder_config(base, part)
+    if source.kind == "folder" or source.config is not None:
+        folder = source.config or Path(source.location)
+        file = folder / part.replace("text_encoder", "tokenizer") / "tokenizer_config.json"
+        said = read_config(file, base.name).get("model_max_length") if file.is_file() else None
+    tokenizer = SimpleNamespace(model_max_length=said)
+    limit_length(tokenizer, encoder)
+    return int(tokenizer.model_max_length)
 
 
 def _encoder_config(base: ImageBase, part: str) -> Mapping[str, Any] | None:

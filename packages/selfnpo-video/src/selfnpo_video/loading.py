@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.cached import check_cached, incomplete, is_offline
 from selfnpo_core.models.components import header_of, load_variants, wanted_files
 from selfnpo_core.models.embeddings import Encode, Encoder, tokenizer_facts
 from selfnpo_core.models.headers import widest_dtype
@@ -32,7 +33,10 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 def fetched(source: Source, files: Sequence[str]) -> Path:
     """Folder with these files of a model on the hub, in the hub's own cache."""
     with quiet(), one_line_errors(source):
-        return Path(snapshot_download(source.location, allow_patterns=list(files)))
+        folder = Path(snapshot_download(source.location, allow_patterns=list(files)))
+        if is_offline() and (missing := [name for name in files if "*" not in name and not (folder / name).is_file()]):
+            raise incomplete(source.location, missing)
+        return folder
 
 
 def local(base: VideoBase) -> VideoBase:
@@ -40,6 +44,7 @@ def local(base: VideoBase) -> VideoBase:
     if base.source.kind != "hub":
         return base
     folder = fetched(base.source, _wanted(base.source.location))
+    check_cached(base.source.location, folder)
     return look(replace(base.source, kind="folder", location=str(folder)), folder, [base.kind])
 
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.cached import explain
 from selfnpo_core.models.hub import check_token
 from selfnpo_core.models.sources import Source
 from selfnpo_core.system.disk import is_disk_full
@@ -57,6 +58,8 @@ def one_line_errors(source: Source) -> Iterator[None]:
         if isinstance(error, LookupError | TypeError | AttributeError):  # which do not say what they are
             detail = f"{type(error).__name__}: {detail}"
         if source.kind == "hub":
+            if (told := explain(source.location, error)) is not None:
+                raise told from error
             raise InputError(
                 f"cannot get model {source.location} from the hub ({type(error).__name__}): with a network, "
                 f"`hf download {source.location} --local-dir DIR`, then --model DIR"
