@@ -22,6 +22,7 @@ from selfnpo_image.families import find_base
 from selfnpo_image.loading import load_pipeline, local
 from selfnpo_image.sampling import find_preference
 from selfnpo_video.families import find_base as find_video
+from selfnpo_video.loading import local as local_video
 
 
 @pytest.fixture
@@ -55,6 +56,21 @@ def test_preferences(cache: Path, folder: Path, tmp_path: Path) -> None:
         find_preference("someone/none", base)
 
 
+def test_what_is_missing_of_a_model_is_named(cache: Path, folder: Path) -> None:
+    """Of a whole model, a preference, and one whose newest snapshot is not known."""
+    here = cache / "models--someone--tiny"
+    (here / "snapshots" / COMMIT / "vae/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"not all of model someone/tiny .* lacks vae/\*\.safetensors: with a network"):
+        load_pipeline(find_base("someone/tiny"))
+    unet = put(cache, "someone/unet", folder / "unet")
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"not all of model someone/unet .* lacks \*\.safetensors"):
+        find_preference("someone/unet", find_base(str(folder)))
+    (here / "refs/main").unlink()
+    with pytest.raises(InputError, match=f"refs/main, .*snapshots/{COMMIT} in its place"):
+        find_base("someone/tiny")
+
+
 def test_configurations_of_a_single_file(cache: Path, folder: Path, tmp_path: Path) -> None:
     save_file(single_file(load_pipeline(find_base(str(folder)))), tmp_path / "one.safetensors")
     name = str(tmp_path / "one.safetensors")
@@ -78,7 +94,16 @@ def test_clips(cache: Path, tmp_path: Path) -> None:
 
     cogvideox().save_pretrained(tmp_path / "video")
     put(cache, "someone/video", tmp_path / "video")
-    assert find_video("someone/video").family == "cogvideox"
+    base = find_video("someone/video")
+    assert base.family == "cogvideox"
+    assert local_video(base).source.kind == "folder"
+    snapshot = cache / "models--someone--video" / "snapshots" / COMMIT
+    (snapshot / "text_encoder/model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"not all of model someone/video .* lacks text_encoder/\*\.safetensors"):
+        local_video(base)
+    (snapshot / "vae/config.json").unlink()
+    with pytest.raises(InputError, match=r"not all of model someone/video .* lacks vae/config\.json"):
+        find_video("someone/video")
 
 
 def refusal(status: int) -> Exception:

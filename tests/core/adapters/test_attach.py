@@ -21,8 +21,9 @@ from tests.core.adapters.reference import (
 from tests.tiny import PIPELINES, sample, sd15, sdxl
 
 from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, NpoRule, attach_npo
+from selfnpo_core.models.headers import read_header
 from selfnpo_core.models.identity import weights_hash
-from selfnpo_core.system.files import read_header, write_json
+from selfnpo_core.system.files import write_json
 from selfnpo_core.weights.npo_folder import NpoConfig, Recommended
 
 
@@ -279,7 +280,7 @@ def test_layers_of_a_text_encoder_are_left_out(tmp_path: Path, caplog: pytest.Lo
     layers = get_peft_model_state_dict(trained.text_encoder, adapter_name="npo")
     file = write(tmp_path / "npo", "lora", trained.unet) / "pytorch_lora_weights.safetensors"
     text = {f"text_encoder.{name}": tensor for name, tensor in layers.items()}
-    save_file(load_file(file) | text, file, read_header(file)[1])
+    save_file(load_file(file) | text, file, read_header(file).metadata)
     pipe = sd15()
     base, other = model_with("sd15", trained.unet, {}), model_with("sd15", trained.unet, {"npo": 1})
     with attach_npo(pipe, file):

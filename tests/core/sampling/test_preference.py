@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import save_file
+from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
 from tests.core.training.toy import ToyNet
 from torch import nn
 
@@ -123,6 +124,102 @@ def test_a_text_encoder_that_was_tuned_too_is_named(place, pipe, tmp_path, caplo
         encoders = {part: tmp_path / part for part in encoders}
     Preference(name="x", whole=lambda: Whole(denoiser=tuned(), encoders=encoders)).apply(pipe, "denoiser", keep=False)
     assert "preference x: only its denoiser is taken, and its text_encoder_2, tuned too, is left out" in caplog.text
+
+
+class Texts(nn.Module):
+    """A text encoder of two layers, by the names that are given it."""
+
+    def __init__(self, prefix: str = ""):
+        super().__init__()
+        self.names = {f"{prefix}block.0.weight": 0, f"{prefix}block.1.weight": 1}
+        self.layers = [torch.full((4, 4), 1.0), torch.full((4, 4), 2.0)]
+
+    def state_dict(self, *_args, **_kwargs):
+        return {name: self.layers[k] for name, k in self.names.items()}
+
+
+@pytest.mark.parametrize(
+    ("own", "prefix"),
+    [("", ""), ("", "encoder."), ("", "model.text."), ("encoder.", ""), ("encoder.", "model.encoder.")],
+)
+@pytest.mark.parametrize("by", [0.0, 0.5])
+def test_a_text_encoder_on_disk_may_have_other_prefixes(own, prefix, by, pipe, tmp_path, caplog):
+    pipe.text_encoder, other = Texts(own), Texts(prefix)
+    other.layers = [layer + by for layer in other.layers]
+    save_file(other.state_dict(), tmp_path / "model.safetensors")
+    whole = Whole(denoiser=tuned(), encoders={"text_encoder": tmp_path})
+    Preference(name="x", whole=lambda: whole).apply(pipe, "denoiser", keep=False)
+    assert ("its text_encoder, tuned too, is left out" in caplog.text) == (by > 0)
+    assert "do not tell" not in caplog.text
+
+
+def test_a_text_encoder_whose_names_tell_nothing_is_named_as_that(pipe, tmp_path, caplog):
+    pipe.text_encoder = Texts()
+    save_file({"layers.0.q": torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    whole = Whole(denoiser=tuned(), encoders={"text_encoder": tmp_path})
+    Preference(name="x", whole=lambda: whole).apply(pipe, "denoiser", keep=False)
+    assert "preference x: only its denoiser is taken; whether its text_encoder, which is left out," in caplog.text
+
+
+def network_folder(
+    folder: Path, metadata: dict[str, str] | None = None, suffix: str = "", **more: torch.Tensor
+) -> Path:
+    """A UNet alone."""
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    UNet2DModel(sample_size=8, layers_per_block=1, norm_num_groups=4, **blocks).save_pretrained(folder)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(file), **more}, file, metadata)
+    file.rename(file.with_suffix(f"{suffix}.safetensors"))
+    return folder
+
+
+def found_in(folder: Path) -> Whole:
+    def locate(place: str) -> Source:
+        return Source(name=place, kind="folder", location=place)
+
+    found = preference.find(str(folder), network=UNet2DModel, component="unet", locate=locate, whole=lambda _: None)
+    assert found.whole is not None
+    return found.whole()
+
+
+def test_a_denoiser_alone_says_how_it_predicts(tmp_path):
+    assert found_in(network_folder(tmp_path / "a/unet")).prediction_type is None
+    marked = network_folder(tmp_path / "b/unet", v_pred=torch.zeros(0))
+    assert found_in(marked).prediction_type == "v_prediction"
+    told = network_folder(tmp_path / "c/unet", {"modelspec.prediction_type": "v"}, suffix=".fp16")
+    assert found_in(told).prediction_type == "v_prediction"
+    (told.parent / "scheduler").mkdir()
+    config = told.parent / "scheduler/scheduler_config.json"
+    config.write_text('{"prediction_type": "v_prediction"}')
+    assert found_in(told).prediction_type == "v_prediction"
+    config.write_text("{}")
+    with pytest.raises(InputError, match="says of itself v_prediction, and the scheduler beside it epsilon: correct"):
+        found_in(told)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "words"),
+    [
+        ({}, {"conv_in.weight_scale": torch.ones(1)}, "holds quantised weights"),
+        ({"quantization_config": "x"}, {}, "holds quantised weights"),
+        ({}, {"edm_mean": torch.ones(1)}, "parametrised as EDM"),
+    ],
+)
+def test_a_denoiser_alone_that_is_no_plain_one_is_refused(metadata, tensors, words, tmp_path):
+    folder = network_folder(tmp_path / "unet", metadata, **tensors)
+    with pytest.raises(InputError, match=words) as error:
+        found_in(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_denoiser_alone_whose_configuration_is_of_quantised_weights_is_refused(tmp_path):
+    folder = network_folder(tmp_path / "unet")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json is of quantised weights \(bitsandbytes\)"):
+        found_in(folder)
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,18 @@ from torch import Tensor, nn
 
 from selfnpo_core.adapters.attach import ETA, load_lora
 from selfnpo_core.errors import InputError
+from selfnpo_core.models import quantised
+from selfnpo_core.models.cached import incomplete, is_offline
+from selfnpo_core.models.components import choose, header_of
+from selfnpo_core.models.headers import read_header
 from selfnpo_core.models.hub import files_of
 from selfnpo_core.models.identity import SAME_BASE
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
+from selfnpo_core.models.stated import stated_in
 from selfnpo_core.sampling.options import Negative
 from selfnpo_core.schedule import NoiseSchedule
-from selfnpo_core.system.files import file_sha256, read_header, read_json
+from selfnpo_core.system.files import file_sha256, read_json
 from selfnpo_core.system.paths import user_path
 from selfnpo_core.weights.file_kinds import is_whole, kind_of
 from selfnpo_core.weights.lora_file import ADAPTER_CONFIG, ADAPTER_FILE, is_adapter
@@ -58,8 +63,8 @@ class Preference:
         """Bring the pipeline to θ + η: a LoRA is loaded as the active adapter "eta", whole weights take θ's place.
 
         keep: return η of whole weights (parameter → difference, in the weights' dtype), for a negative side with α ≠ 1.
-        Of a whole model only the denoiser is taken; a text encoder that was tuned too is named. Raises `InputError` for
-        weights of another architecture or prediction type.
+        Of a whole model only the denoiser is taken; a text encoder that was tuned too, or whose weights have names that
+        tell nothing, is named. Raises `InputError` for weights of another architecture or prediction type.
         """
         if self.lora is not None:
             parts = load_lora(pipe, self.lora, ETA)
@@ -74,9 +79,18 @@ class Preference:
         _check_same(self.name, {n: p.shape for n, p in tuned.items()}, {n: p.shape for n, p in own.items()})
         _check_prediction(self.name, whole.prediction_type, pipe)
         encoders = whole.encoders.items()
-        if others := [part for part, encoder in encoders if _is_tuned(getattr(pipe, part, None), encoder)]:
+        found = {part: _is_tuned(getattr(pipe, part, None), encoder) for part, encoder in encoders}
+        if others := [part for part, tuned_too in found.items() if tuned_too]:
             what = component, _all(others)
             log.warning("preference %s: only its %s is taken, and its %s, tuned too, is left out", self.name, *what)
+        if unknown := [part for part, tuned_too in found.items() if tuned_too is None]:
+            what = component, _all(unknown)
+            log.warning(
+                "preference %s: only its %s is taken; whether its %s, which is left out, is tuned too, its names of "
+                "weights do not tell",
+                self.name,
+                *what,
+            )
         eta: dict[str, Tensor] = {}
         for name, parameter in own.items():
             new = tuned.pop(name).to(parameter.device)
@@ -106,7 +120,7 @@ def find(
         return _on_hub(name, source, network, component, whole)
     path = Path(source.location)
     if path.is_file() and path.suffix.lower() == ".safetensors":
-        names, _ = read_header(path)
+        names = read_header(path).shapes
         if is_adapter(names):
             return Preference(name=name, lora=path)
         if not is_whole(names):
@@ -141,6 +155,8 @@ def _on_hub(
             if f"{folder}config.json" in files:
                 patterns = [f"{folder}*.json", f"{folder}*.safetensors"]
                 place = Path(snapshot_download(source.location, allow_patterns=patterns)) / folder
+                if is_offline() and choose(path.name for path in place.glob("*") if path.is_file()) is None:
+                    raise incomplete(source.location, [f"{folder}*.safetensors"])
                 return Preference(name=name, whole=partial(_load, network, place, name))
         loras = [file for file in files if file.endswith(".safetensors") and "/" not in file]
         if len(loras) == 1:
@@ -206,17 +222,27 @@ def prediction_of(scheduler: Any) -> str:
 
 
 def _load(network: Any, folder: Path, name: str) -> Whole:
+    """A denoiser alone. What its weights say of themselves holds, unless a scheduler beside it says otherwise."""
     config = network.load_config(folder)
     if config.get("_class_name", network.__name__) != network.__name__:
         raise InputError(f"preference {name} is a {config['_class_name']}, and the model has a {network.__name__}")
-    if not any(folder.glob("*.safetensors")):
+    quantised.check_config(config, folder / "config.json")
+    weights = choose(path.name for path in folder.glob("*.safetensors"))
+    if weights is None:
         raise InputError(f"preference {name} has no safetensors weights: get it as safetensors")
+    header = header_of(folder, weights)
+    quantised.check_header(header, folder)
+    said, beside = stated_in(header, name).prediction, prediction_beside(folder.resolve().parent)
+    if said is not None and beside not in (None, said):
+        raise InputError(
+            f"preference {name} says of itself {said}, and the scheduler beside it {beside}: correct prediction_type"
+        )
     try:
-        loaded: nn.Module = network.from_pretrained(folder, use_safetensors=True)
+        loaded: nn.Module = network.from_pretrained(folder, use_safetensors=True, variant=weights.variant)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"preference {name} cannot be loaded ({detail}): get it again") from None
-    return Whole(denoiser=loaded, prediction_type=prediction_beside(folder.resolve().parent))
+    return Whole(denoiser=loaded, prediction_type=said or beside)
 
 
 def _check_prediction(name: str, tuned: str | None, pipe: Any) -> None:
@@ -230,12 +256,17 @@ def _check_prediction(name: str, tuned: str | None, pipe: Any) -> None:
         )
 
 
-def _is_tuned(own: nn.Module | None, other: nn.Module | Path) -> bool:
-    """Whether two text encoders differ by more than a change of dtype, by some of their weights."""
+def _is_tuned(own: nn.Module | None, other: nn.Module | Path) -> bool | None:
+    """Whether two text encoders differ by more than a change of dtype, by some of their weights.
+
+    `None` where none of the other's weights is known by its name.
+    """
     if own is None:
         return False
     weights = own.state_dict()
     read = _rows_of(other, weights.keys()) if isinstance(other, Path) else _rows(other.state_dict())
+    if not read:
+        return None
     for name, rows in read.items():
         mine = weights[name][:ROWS].float().cpu() if name in weights else None
         if mine is None or mine.shape != rows.shape or float((mine - rows).norm()) > SAME_BASE * float(rows.norm()):
@@ -248,13 +279,26 @@ def _rows(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rows_of(folder: Path, known: Collection[str]) -> dict[str, Tensor]:
-    """The same of the files in a folder; nothing else of them is read."""
+    """The same of the files in a folder, by the names that are known; nothing else of them is read."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(str(file), framework="pt") as opened:
-            for name in _some(set(opened.keys()) & set(known)):
-                found[name] = opened.get_slice(name)[:ROWS].float()
+            stored = {_known(name, known): name for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            for name in _some([name for name in stored if name is not None]):
+                if opened.get_slice(stored[name]).get_shape():
+                    found[name] = opened.get_slice(stored[name])[:ROWS].float()
     return found
+
+
+def _known(name: str, known: Collection[str]) -> str | None:
+    """What a stored weight is called in the model: libraries put prefixes before names, or take them away.
+
+    `None` where it is called nothing there, or might be several.
+    """
+    if name in known:
+        return name
+    alike = [own for own in known if name.endswith(f".{own}") or own.endswith(f".{name}")]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _some(names: Collection[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -168,16 +168,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} does not exist")
     try:
         return load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None
-
-
-def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
-    """(names of the tensors of a safetensors file, what its header says beside); no tensor is read."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return list(file.keys()), dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         detail = " ".join(str(error).split())
         raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.headers import read_header
 from selfnpo_core.negative import Factors
-from selfnpo_core.system.files import load_tensors, read_header, read_json
+from selfnpo_core.system.files import load_tensors, read_json
 from selfnpo_core.weights.file_kinds import kind_of
 
 METADATA = "lora_adapter_metadata"
@@ -129,7 +130,7 @@ def read_lora(path: Path, tensors: Mapping[str, Tensor] | None = None, *, alphas
     `InputError`, with the format's name, for what is no plain LoRA.
     """
     tensors = load_tensors(path) if tensors is None else tensors
-    _, header = read_header(path)
+    header = dict(read_header(path).metadata)
     _refuse_others(path, tensors)
     parts, bundled = _sorted(path, tensors)
     told = {} if alphas_in else _told(path, header)
