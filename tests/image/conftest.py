@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.model_folders import saved
 from tests.tiny import sd15
 
 from selfnpo_core.commands.running import run
@@ -16,9 +17,7 @@ Command = Callable[..., int]
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of a random model: 16×16 latents, 32×32 pictures."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    sd15().save_pretrained(path)
-    return path
+    return saved(sd15(), tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

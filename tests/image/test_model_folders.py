@@ -1,6 +1,5 @@
 """Models as people have them: what a folder or a file lacks, says of itself, or is instead."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -8,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from tests.image.conftest import Command
 from tests.image.ldm import single_file
+from tests.model_folders import copied, edit, publish_t5, saved
 from tests.tiny import sd3, sd15, sdxl
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from selfnpo_core.errors import InputError
 from selfnpo_image.drawing import Settings, draw
@@ -24,25 +24,18 @@ from selfnpo_image.sd3 import SD3
 from selfnpo_image.sd15 import SD15
 
 Change = Callable[[Path], None]
+MOST = "max_position_embeddings"
 
 
 @pytest.fixture(scope="session")
 def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SD3 model."""
-    path = tmp_path_factory.mktemp("models") / "sd3"
-    sd3().save_pretrained(path)
-    return path
+    return saved(sd3(), tmp_path_factory.mktemp("models") / "sd3")
 
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def edit(file: Path, **changes: Any) -> None:
-    """Change fields of a JSON file; a field that is changed to `...` is dropped."""
-    values = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+    return copied(folder, tmp_path / "copy")
 
 
 def network_file(folder: Path) -> Path:
@@ -55,7 +48,7 @@ def add(file: Path, metadata: dict[str, str] | None = None, **tensors: torch.Ten
 
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2", "tokenizer_3"])
 def test_a_lost_vocabulary(joint: Path, tmp_path: Path, part: str) -> None:
-    copy = Path(shutil.copytree(joint, tmp_path / "copy"))
+    copy = copied(joint, tmp_path / "copy")
     for file in (copy / part).glob("tokenizer.json"):
         file.unlink()
     with pytest.raises(InputError, match=f"lacks the vocabulary of its {part}, which knows"):
@@ -66,15 +59,8 @@ def test_a_lost_vocabulary(joint: Path, tmp_path: Path, part: str) -> None:
 
 def test_t5_as_it_is_published(joint: Path, tmp_path: Path) -> None:
     """`spiece.model`, and no tokenizer.json."""
-    copy = Path(shutil.copytree(joint, tmp_path / "copy"))
-    model = io.BytesIO()
-    lines, ids = ["a red fox on a boat", "two blue hats"] * 20, {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, vocab_size=45, hard_vocab_limit=False, minloglevel=2, **ids
-    )
-    (copy / "tokenizer_3/tokenizer.json").unlink()
-    (copy / "tokenizer_3/spiece.model").write_bytes(model.getvalue())
-    edit(copy / "tokenizer_3/tokenizer_config.json", extra_ids=100, extra_special_tokens=...)
+    copy = copied(joint, tmp_path / "copy")
+    publish_t5(copy / "tokenizer_3")
     backbone = SD3(find_base(str(copy)), device="cpu")
     backbone.embed(["a red fox", "two blue hats"])
     one, other = backbone._table[0][:2, 77:]
@@ -153,8 +139,28 @@ def test_a_tokenizer_that_does_not_say_how_many_tokens(copy: Path, length: Any) 
     assert backbone._table[0].shape[1] == 77
 
 
+@pytest.mark.parametrize("length", [None, ..., 1e30])
+@pytest.mark.parametrize("positions", [24, 96])
+def test_the_encoders_positions_decide_where_the_tokenizer_is_silent(
+    tmp_path: Path, length: Any, positions: int
+) -> None:
+    """As a model to train, as a sketch, and as a pipeline."""
+    pipe = sd15()
+    pipe.text_encoder = CLIPTextModel(CLIPTextConfig(**pipe.text_encoder.config.to_dict() | {MOST: positions}))
+    pipe.save_pretrained(tmp_path)
+    edit(tmp_path / "tokenizer/tokenizer_config.json", model_max_length=length)
+    base = find_base(str(tmp_path))
+    backbone, sketch = SD15(base, device="cpu"), SD15.sketch(base)
+    backbone.embed(["a fox " * 100])
+    assert backbone._table[0].shape[1] == positions
+    assert sketch is not None
+    assert sketch._row_shapes == backbone._row_shapes
+    ((_, picture),) = draw(load_pipeline(base), ["a fox " * 100], [0], Settings(steps=1, guidance_scale=2.0))
+    assert picture.size == (32, 32)
+
+
 def test_timesteps_that_shift_by_resolution(joint: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(joint, tmp_path / "copy"))
+    copy = copied(joint, tmp_path / "copy")
     edit(copy / "scheduler/scheduler_config.json", use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
     base = find_base(str(copy))
     pipe, backbone = load_pipeline(base), SD3(base, height=48, width=32, device="cpu")

@@ -1,16 +1,14 @@
 """Video models as people have them: what a folder lacks, says of itself, or is instead."""
 
-import io
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
+from tests.model_folders import edit, publish_t5, saved
 from tests.tiny import cogvideox
 
 from selfnpo_core.errors import InputError
@@ -21,12 +19,6 @@ from selfnpo_video.loading import load_network, load_pipeline, load_tokenizer, s
 from selfnpo_video.shapes import ClipSize
 
 NETWORK = "transformer/diffusion_pytorch_model.safetensors"
-
-
-def edit(file: Path, **changes: Any) -> None:
-    """Change fields of a JSON file; a field that is changed to `...` is dropped."""
-    values = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
 
 
 def refused(folder: Path, words: str) -> None:
@@ -48,14 +40,7 @@ def test_a_lost_vocabulary(damaged: Path) -> None:
 
 def test_a_tokenizer_as_it_is_published(damaged: Path) -> None:
     """`spiece.model`, and no tokenizer.json."""
-    model = io.BytesIO()
-    lines, ids = ["a red fox on a boat", "two blue hats"] * 20, {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, vocab_size=45, hard_vocab_limit=False, minloglevel=2, **ids
-    )
-    (damaged / "tokenizer/tokenizer.json").unlink()
-    (damaged / "tokenizer/spiece.model").write_bytes(model.getvalue())
-    edit(damaged / "tokenizer/tokenizer_config.json", extra_ids=100, extra_special_tokens=...)
+    publish_t5(damaged / "tokenizer")
     backbone = CogVideoX(find_base(str(damaged)), device="cpu")
     backbone.embed(["a red fox", "two blue hats"])
     assert backbone._table is not None
@@ -86,7 +71,7 @@ def test_fields_that_are_absent_null_or_a_list(damaged: Path, place: str, change
 
 def test_a_null_size_is_not_needed_where_one_is_given(tmp_path: Path) -> None:
     """Rotary positions know no size."""
-    cogvideox("5b").save_pretrained(tmp_path)
+    saved(cogvideox("5b"), tmp_path)
     edit(tmp_path / "transformer/config.json", sample_height=None, sample_width=None)
     base = find_base(str(tmp_path))
     assert CogVideoX(base, frames=9, height=32, width=32, device="cpu").size == ClipSize(frames=9, height=32, width=32)

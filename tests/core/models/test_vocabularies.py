@@ -1,11 +1,10 @@
 """A tokenizer without its files is empty, and the libraries say nothing of it."""
 
-import io
 import json
 import shutil
 
 import pytest
-import sentencepiece
+from tests.model_folders import spiece_model
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, T5Tokenizer
 
@@ -20,15 +19,10 @@ T5, CLIP = {"vocab_size": 256}, {"vocab_size": 516, "max_position_embeddings": 7
 def published(tmp_path_factory):
     """The layouts that are on the hub: `spiece.model` alone for T5, vocab.json and merges.txt for CLIP."""
     folder = tmp_path_factory.mktemp("tokenizers")
-    model = io.BytesIO()
     lines = [f"{text} number {n} of many" for n in range(50) for text in TEXTS]
-    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2, **ids
-    )
     t5 = {"extra_ids": 100, "model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
     (folder / "t5").mkdir()
-    (folder / "t5/spiece.model").write_bytes(model.getvalue())
+    (folder / "t5/spiece.model").write_bytes(spiece_model(lines, 60))
     (folder / "t5/tokenizer_config.json").write_text(json.dumps(t5))
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
@@ -90,6 +84,14 @@ def test_tokens_are_cut_at_the_encoders_positions(published, said, length):
     limit_length(tokenizer, CLIP)
     assert tokenizer.model_max_length == length
     assert len(tokenizer("red " * 100, padding="max_length", truncation=True).input_ids) == length
+
+
+@pytest.mark.parametrize("said", [None, -1, True, "77", [77]])
+def test_positions_that_are_none_are_as_usual(published, said):
+    tokenizer = CLIPTokenizer.from_pretrained(published / "clip")
+    tokenizer.model_max_length = None
+    limit_length(tokenizer, {"max_position_embeddings": said})
+    assert tokenizer.model_max_length == 77
 
 
 def test_t5_has_no_positions(published):

@@ -70,6 +70,6 @@ def _number(config: Mapping[str, Any], key: str, usual: int) -> int:
     """Of an encoder's configuration, or of the text's part in one of a whole CLIP."""
     inner = config.get("text_config")
     for some in (config, inner if isinstance(inner, Mapping) else {}):
-        if isinstance(value := some.get(key), int):
+        if isinstance(value := some.get(key), int) and not isinstance(value, bool) and value > 0:
             return value
     return usual
