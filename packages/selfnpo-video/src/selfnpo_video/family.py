@@ -55,7 +55,12 @@ clip_options = stack(
     click.option("--fps", type=click.IntRange(min=1), help="Frames a second. Default: the model's."),
     click.option("--format", type=click.Choice(["mp4", "webp", "gif", "frames"]), default="mp4", show_default=True),
     click.option("--attention", type=ATTENTION, default="auto", show_default=True, help="What computes attention."),
-    click.option("--image", type=PATH, metavar="FILE", help="First frame, for image-to-video models."),
+    click.option(
+        "--image",
+        type=PATH,
+        metavar="FILE",
+        help="First frame, for image-to-video models. In a table of prompts a column `image` has one a prompt.",
+    ),
     click.option(
         "--dynamic-guidance", is_flag=True, help="A guidance scale that depends on the timestep, as CogVideoX's own."
     ),

@@ -86,8 +86,7 @@ def _draw_cell(prepared: Prepared, arm: Job, folder: SampleFolder, own: Sequence
         return
     indices = [k // cells for k in own]
     with attached(prepared, arm):
-        some = [arm.prompts[i] for i in indices], [arm.seeds[i] for i in indices]
-        for index, write in drawn(prepared.pipe, arm, *some):
+        for index, write in drawn(prepared.pipe, arm, indices):
             folder.add(own[index], write)
             bar.update()
 

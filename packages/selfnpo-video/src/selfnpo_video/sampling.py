@@ -1,5 +1,6 @@
 """`sample`: what its options ask for, as a job, and the clips of a job into a folder."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.lengths import say_what_is_cut
+from selfnpo_core.models.prompt_tables import PICTURES
+from selfnpo_core.models.prompts import picture_column, read_pictures
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
 from selfnpo_core.sampling.options import dtype_of, scale_of
@@ -28,6 +31,8 @@ from selfnpo_video.prompts import load_prompts
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.video_files import write_video
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job(job.Job[VideoBase, Settings]):
@@ -38,8 +43,8 @@ class Job(job.Job[VideoBase, Settings]):
     tiling: bool = False
     """Decode tile by tile: less memory, and slightly other pixels at the tiles' borders."""
     attention: str = "auto"
-    image: Path | None = None
-    """First frame, for image-to-video checkpoints."""
+    images: Sequence[Path] | None = None
+    """A first frame a prompt, for image-to-video checkpoints."""
 
     def load(self) -> Prepared:
         pipe = load_pipeline(self.base, dtype=DTYPES[self.dtype])
@@ -58,10 +63,10 @@ def plan(options: Mapping[str, Any]) -> Job:
     """A job from the options of the command line."""
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
-    shared, npo_config = job.asked(options, load_prompts)  # before anything is asked of a hub
+    shared, npo_config = job.asked(options, partial(load_prompts, apart=PICTURES))  # before a hub is asked anything
     base = find_base(options["model"], options["model_config"])
-    device, negative, image = shared["device"], shared["negative"], options["image"]
-    if image is not None:
+    device, negative, images = shared["device"], shared["negative"], first_frames(base, options, len(shared["prompts"]))
+    for image in dict.fromkeys(images or ()):
         read_picture(image)
     _check_request(base, options)  # before it is fetched
     base = local(base)
@@ -95,7 +100,7 @@ def plan(options: Mapping[str, Any]) -> Job:
         format=options["format"],
         tiling=options["tiling"],
         attention=options["attention"],
-        image=None if image is None else Path(image),
+        images=images,
         **shared,
     )
 
@@ -125,9 +130,11 @@ def draw_into(prepared: Prepared, asked: Job, output: str | Path) -> int:
         return job.fill(output, records(asked, prepared.pipe), partial(drawn, prepared.pipe, asked), "clip")
 
 
-def drawn(pipe: Any, asked: Job, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
-    """Index and what writes the clip, in order."""
-    for index, latents in latent_clips(pipe, prompts, seeds, asked.settings, image=asked.image):
+def drawn(pipe: Any, asked: Job, numbers: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
+    """Of clips of the job by their numbers: index among these and what writes the clip, in order."""
+    prompts, seeds = [asked.prompts[i] for i in numbers], [asked.seeds[i] for i in numbers]
+    images = None if asked.images is None else [asked.images[i] for i in numbers]
+    for index, latents in latent_clips(pipe, prompts, seeds, asked.settings, images=images):
         frames = frames_of(pipe, latents, name=f"the clip of seed {seeds[index]}")
         yield index, partial(write_video, frames=frames, fps=asked.fps, format=asked.format)
 
@@ -147,7 +154,7 @@ def attached(prepared: Prepared, asked: Job) -> Iterator[None]:
 
 def records(asked: Job, pipe: Any) -> list[dict[str, Any]]:
     """A line of metadata.jsonl a clip."""
-    settings, size, image = asked.settings, asked.settings.size, asked.image
+    settings, size, images = asked.settings, asked.settings.size, asked.images
     how = {
         "dynamic_guidance": settings.dynamic_guidance,
         "steps": settings.steps,
@@ -159,20 +166,44 @@ def records(asked: Job, pipe: Any) -> list[dict[str, Any]]:
         "fps": asked.fps,
         "tiling": asked.tiling,
     }
-    given = {
-        "image": None if image is None else str(image),
-        "image_sha256": None if image is None else file_sha256(image),
-    }
+    hashes = {image: file_sha256(image) for image in dict.fromkeys(images or ())}
+    given = [
+        {"image": None if image is None else str(image), "image_sha256": None if image is None else hashes[image]}
+        for image in images or [None] * len(asked.prompts)
+    ]
     return job.records(asked, pipe, suffix=asked.format, how=how, given=given)
 
 
+def first_frames(base: VideoBase, options: Mapping[str, Any], count: int) -> list[Path] | None:
+    """A first frame for each of `count` clips: --image for all, or what the table of prompts has beside each.
+
+    None for text to video. Raises `InputError` for one that is missing or too many.
+    """
+    name, image, table = base.name, options["image"], options["prompts"]
+    column = picture_column(table) if table not in (None, "builtin") else None
+    if not base.from_image:
+        if image is not None:
+            raise InputError(f"model {name} takes no image: leave --image out, or use an image-to-video model")
+        if column is not None:
+            log.info("prompts: column '%s' of %s is not used, as model %s takes no image", column, table, name)
+        return None
+    if image is not None and column is not None:
+        raise InputError(
+            f"--image is a first frame for all, and the column '{column}' of {table} has one a prompt: give one of both"
+        )
+    if column is not None:
+        return [each for each in read_pictures(table, column) for _ in range(options["count"])]
+    if image is None:
+        raise InputError(
+            f"model {name} turns an image into a video: give the first frame as --image FILE, or a column 'image' in a "
+            "table of prompts"
+        )
+    return [Path(image)] * count
+
+
 def _check_request(base: VideoBase, options: Mapping[str, Any]) -> ClipSize:
-    """The clips' size. Raises `InputError` for one that the model cannot draw, or an image missing or too many."""
-    name, image, window = base.name, options["image"], options["window"]
-    if base.from_image and image is None:
-        raise InputError(f"model {name} turns an image into a video: give the first frame as --image FILE")
-    if not base.from_image and image is not None:
-        raise InputError(f"model {name} takes no image: leave --image out, or use an image-to-video model")
+    """The clips' size. Raises `InputError` for one that the model cannot draw."""
+    name, window = base.name, options["window"]
     if base.from_image and window is not None:
         raise InputError(f"--window is for text to video: {name} knows its first frame only there")
     size = base.size_of(options["frames"], options["height"], options["width"])
