@@ -213,3 +213,20 @@ def test_what_reads_is_named() -> None:
     assert reader().startswith("ffmpeg ")
     assert "Pillow" in reader()
     assert {".mp4", ".mkv", ".mov", ".webm", ".avi"} <= SUFFIXES
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webp", "clip.gif"])
+def test_a_pointer_and_a_page_are_called_so(tmp_path: Path, name: str) -> None:
+    for data, words in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (b"<html>", "a web page"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=f"{name} is .*{words}"):
+            read_video(tmp_path / name)
+
+
+def test_sound_alone_is_called_so(tmp_path: Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "sine=d=1", tmp_path / "clip.mp4")
+    with pytest.raises(InputError, match="holds no pictures that move, such as sound alone"):
+        read_video(tmp_path / "clip.mp4")

@@ -11,8 +11,10 @@ from PIL import Image
 from tests.tiny import cogvideox
 
 from selfnpo_core.commands.running import run
+from selfnpo_core.models.prompts import picture_column
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.families import find_base
+from selfnpo_video.prompts import load_prompts
 from selfnpo_video.sampling import first_frames
 from selfnpo_video.video_files import read_video
 
@@ -74,7 +76,9 @@ def test_each_row_has_its_own_first_frame(model: Path, place: Path) -> None:
 def test_the_column_and_several_clips_a_row(model: Path, place: Path, column: str) -> None:
     rows = [{"prompt": row["prompt"], column: row["image"]} for row in TWO]
     options = {"prompts": str(table(place, rows)), "image": None, "count": 2}
-    found = first_frames(find_base(str(model)), options, 4)
+    chosen = picture_column(options["prompts"])
+    assert chosen == column
+    found = first_frames(find_base(str(model)), options, chosen, 4)
     assert found == [place / str(row["image"]) for row in TWO for _ in range(2)]
 
 
@@ -110,6 +114,13 @@ def test_text_to_video_says_that_it_takes_none(small: Path, place: Path, caplog)
         assert sample(small, place / "out", "--prompts", table(place, TWO)) == 0
     assert "column 'image' of" in caplog.text
     assert "is not used, as model" in caplog.text
+
+
+def test_of_two_columns_the_other_is_named(place: Path, caplog) -> None:
+    rows = [{"prompt": "a fox", "image": "one.png", "first_frame": "more/two.png"}]
+    with caplog.at_level("INFO"):
+        assert load_prompts(str(table(place, rows)), "x", apart=("image",)) == ["a fox"]
+    assert "not used: first_frame (" in caplog.text
 
 
 def test_arms_with_other_first_frames_are_no_pair(model: Path, place: Path, capsys) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.lengths import say_what_is_cut
-from selfnpo_core.models.prompt_tables import PICTURES
 from selfnpo_core.models.prompts import picture_column, read_pictures
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
@@ -63,9 +62,13 @@ def plan(options: Mapping[str, Any]) -> Job:
     """A job from the options of the command line."""
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
-    shared, npo_config = job.asked(options, partial(load_prompts, apart=PICTURES))  # before a hub is asked anything
+    table = options["prompts"]
+    column = None if table in (None, "builtin") else picture_column(table)
+    load = partial(load_prompts, apart=() if column is None else (column,))
+    shared, npo_config = job.asked(options, load)  # before anything is asked of a hub
     base = find_base(options["model"], options["model_config"])
-    device, negative, images = shared["device"], shared["negative"], first_frames(base, options, len(shared["prompts"]))
+    device, negative = shared["device"], shared["negative"]
+    images = first_frames(base, options, column, len(shared["prompts"]))
     for image in dict.fromkeys(images or ()):
         read_picture(image)
     _check_request(base, options)  # before it is fetched
@@ -174,13 +177,12 @@ def records(asked: Job, pipe: Any) -> list[dict[str, Any]]:
     return job.records(asked, pipe, suffix=asked.format, how=how, given=given)
 
 
-def first_frames(base: VideoBase, options: Mapping[str, Any], count: int) -> list[Path] | None:
-    """A first frame for each of `count` clips: --image for all, or what the table of prompts has beside each.
+def first_frames(base: VideoBase, options: Mapping[str, Any], column: str | None, count: int) -> list[Path] | None:
+    """A first frame for each of `count` clips: --image for all, or what the table of prompts has in `column`.
 
     None for text to video. Raises `InputError` for one that is missing or too many.
     """
     name, image, table = base.name, options["image"], options["prompts"]
-    column = picture_column(table) if table not in (None, "builtin") else None
     if not base.from_image:
         if image is not None:
             raise InputError(f"model {name} takes no image: leave --image out, or use an image-to-video model")

@@ -64,6 +64,10 @@ def find_weights(folder: Path, part: str, name: str) -> Weights:
             problem = "only quantised weights (GGUF)"
         raise InputError(f"model {name} has {problem} in {part}: get it as safetensors")
     _check_shards(weights, part, name)
+    if any("-of-" in file for file in weights.files) and not any(place.glob("*.index*.json")):
+        raise InputError(
+            f"model {name} lacks the index of the weights in {part} (….safetensors.index.json): get it too"
+        )
     for file in weights.files:
         quantised.check_header(_header(place / file, name), place / file)
     return weights

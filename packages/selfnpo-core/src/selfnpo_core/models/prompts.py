@@ -14,6 +14,7 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.prompt_tables import READERS, Row, choose_column, choose_pictures, looks_like_table, rows_of
+from selfnpo_core.system.foreign import foreign_text
 from selfnpo_core.system.paths import user_path
 from selfnpo_core.system.text import decoded, is_text
 
@@ -108,6 +109,8 @@ def _readable(path: Path) -> str:
     kind = next((what for mark, what in _BEGINNINGS.items() if data.startswith(mark)), None)
     if kind is not None:
         raise InputError(_not_read(path, kind))
+    if words := foreign_text(data[:64]):
+        raise InputError(f"prompts file {path} {words}")
     return _text(path, data)
 
 
@@ -172,7 +175,7 @@ def _of_table(path: Path, text: str, wanted: str | None, apart: Collection[str])
 def _say_column(path: Path, column: str, rows: Sequence[Row], apart: Collection[str]) -> None:
     """Which column is used, where another could have been meant."""
     names = dict.fromkeys(key for row in rows for key in row.value)
-    others = [str(name) for name in names if name != column and name.strip().lower() not in apart]
+    others = [str(name) for name in names if name != column and name not in apart]
     if others and os.environ.get("RANK", "0") == "0":
         few = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
         log.info("prompts: column '%s' of %s; not used: %s (FILE:COLUMN chooses another)", column, path, few)
