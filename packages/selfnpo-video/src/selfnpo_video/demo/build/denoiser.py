@@ -20,7 +20,6 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from selfnpo_core.system.files import write_tensors
 from selfnpo_core.worlds.building import fingerprint, load, progress, train_averaged
-from selfnpo_core.worlds.shapes import COLOURS, SHAPES
 from selfnpo_core.worlds.things import to_uint8
 from selfnpo_video.demo import world
 from selfnpo_video.positions import window_at
@@ -36,7 +35,8 @@ INNER_SHARE = 0.5
 
 def build_tokenizer() -> T5Tokenizer:
     """T5's unigram tokenizer, every word of the world one token, and letters for all others."""
-    words = {w for text in (*world.MOTIONS, *world.OPENINGS, "a an that") for w in text.split()} | {*COLOURS, *SHAPES}
+    texts = (*world.THINGS, *world.DIRECTIONS, *world.SPEEDS, *world.OPENINGS, "a an that moves")
+    words = {word for text in texts for word in text.split()}
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in sorted(words))]
     pieces += [("▁", -20.0), *((letter, -20.0) for letter in "abcdefghijklmnopqrstuvwxyz")]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
@@ -61,8 +61,8 @@ def build_transformer() -> CogVideoXTransformer3DModel:
     return CogVideoXTransformer3DModel(
         num_attention_heads=6,
         attention_head_dim=32,
-        in_channels=8,
-        out_channels=8,
+        in_channels=16,
+        out_channels=16,
         time_embed_dim=128,
         text_embed_dim=TEXT_WIDTH,
         num_layers=6,
@@ -167,7 +167,7 @@ def _loss(
 ) -> Tensor:
     """Squared error of the predicted v at a uniform timestep. x0: (B, F, C, 8, 8), labels: (B, 3).
 
-    In terms of x̂0 this weighs by SNR + 1, here by no more than 5, so that colour and motion, decided where little
+    In terms of x̂0 this weighs by SNR + 1, here by no more than 5, so that place and motion, decided where little
     signal is left, are not drowned by the last details (the idea of min-SNR weights, 2303.09556).
     """
     captions = world.draw_captions(labels, generator)
