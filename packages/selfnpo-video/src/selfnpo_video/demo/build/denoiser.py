@@ -4,7 +4,7 @@ A CogVideoXTransformer3DModel predicts v under CogVideoX's own schedule (SNR shi
 reads captions of at most 16 tokens, one a word. 15 % of the captions are dropped, so that the null prompt means
 something. What ships is the exponential moving average of the weights.
 
-Half of the batches are clips; the others are windows as long, cut from within longer clips and put at place `INNER`
+Three batches in four are clips; the others are windows as long, cut from within longer clips and put at place `INNER`
 rather than 0. A clip's first latent frame is one picture, any other stands for four: by the place the model knows which
 it has before it, and so it can draw long clips window by window.
 """
@@ -30,7 +30,7 @@ TEXT_WIDTH = 96
 MAX_WEIGHT = 5.0
 INNER = 1
 """Latent frame at which a window from within a longer clip is said to begin, wherever it does: motions go on alike."""
-INNER_SHARE = 0.5
+INNER_SHARE = 0.25
 
 
 def build_tokenizer() -> T5Tokenizer:
@@ -174,12 +174,13 @@ def _loss(
     dropped = torch.rand(len(captions), generator=generator) < PROMPT_DROPOUT
     captions = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]
     tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    context = net["text_encoder"](tokens.input_ids)[0]
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
     x_t = scheduler.add_noise(x0, noise, t)
-    output = net["transformer"](hidden_states=x_t, encoder_hidden_states=context, timestep=t, return_dict=False)[0]
-    error = (output - scheduler.get_velocity(x0, noise, t)).square().flatten(1).mean(dim=1)
+    with torch.autocast("cpu", torch.bfloat16):  # 1.6 times as fast where the processor multiplies them
+        context = net["text_encoder"](tokens.input_ids)[0]
+        output = net["transformer"](hidden_states=x_t, encoder_hidden_states=context, timestep=t, return_dict=False)[0]
+    error = (output.float() - scheduler.get_velocity(x0, noise, t)).square().flatten(1).mean(dim=1)
     sigma2 = 1 - scheduler.alphas_cumprod[t]  # 1 / (SNR + 1)
     return (error * (MAX_WEIGHT * sigma2).clamp(max=1)).mean()
 
