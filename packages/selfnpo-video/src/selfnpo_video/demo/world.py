@@ -68,7 +68,8 @@ def draw_clips(labels: Tensor, generator: torch.Generator, frames: int = FRAMES)
     first = uniform(0.0, 1.0, count, 1) * (LONGEST - frames)
     time = (first + torch.arange(frames) - (LONGEST - 1) / 2) / (FRAMES - 1)  # (B, F)
     ahead = _AHEAD[labels[:, 1]]
-    along = time * uniform(*_WAY[labels[:, 2]].unbind(dim=1))[:, None]
+    least, most = _WAY[labels[:, 2]].unbind(dim=1)
+    along = time * uniform(least, most)[:, None]
     middle = uniform(-5.0, 5.0, count, 2)
     middle = middle * (1 - 0.7 * ahead.abs())  # there is less room along the way
     return Clips(
