@@ -77,7 +77,7 @@ def test_motions_go_on_through_the_whole_of_the_longest_clip():
 
 
 def test_a_clip_longer_than_the_motions_go_on_is_refused():
-    with pytest.raises(InputError, match="33"):
+    with pytest.raises(InputError, match="17"):
         world.draw_clips(world.draw_labels(1, generator()), generator(), world.LONGEST + 1)
 
 
