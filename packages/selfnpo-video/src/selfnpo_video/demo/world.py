@@ -32,7 +32,7 @@ ATTRIBUTES = {"thing": THINGS, "direction": DIRECTIONS, "speed": SPEEDS}
 """In the order of the columns of labels (B, 3)."""
 
 _AHEAD = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
-_WAY = torch.tensor([[1.5, 2.3], [5.2, 6.2]])
+_WAY = torch.tensor([[1.8, 2.6], [7.0, 8.5]])
 """Least and most pixels from the first to the last of `FRAMES`, by speed."""
 _EXTENT = (19.0, 21.0)
 """Least and most pixels of the thing's tile."""
