@@ -64,7 +64,7 @@ def test_things_move_where_and_as_fast_as_the_caption_says(direction, axis, sign
         moved = path[:, -1] - path[:, 0]
         assert (sign * moved[:, axis] > least).all()
         assert (sign * moved[:, axis] < most).all()
-        assert (sign * path.diff(dim=1)[..., axis] > 0).all()
+        assert (sign * path.diff(dim=1)[..., axis] > -0.1).all()
         assert moved[:, 1 - axis].abs().max() < 0.3
 
 
