@@ -84,7 +84,7 @@ def train(
     vae: AutoencoderKLCogVideoX,
     oracle: VideoOracle,
     *,
-    steps: int = 2500,
+    steps: int = 1600,
     batch: int = 64,
     count: int = 4096,
     seed: int = 5,
