@@ -148,9 +148,9 @@ REFUSED = {
         "high dynamic range",
     ),
     "wide.mp4": (coded(*X264, "-vf", "setsar=4/3"), "not square"),
-    "sound.mp4": (lambda clip, path: ffmpeg(*SOUND, "-c:a", "aac", path), "cannot be read as a video"),
+    "sound.mp4": (lambda clip, path: ffmpeg(*SOUND, "-c:a", "aac", path), "holds no pictures that move"),
     "text.mp4": (lambda clip, path: path.write_text("hello"), "cannot be read as a video"),
-    "empty.mp4": (lambda clip, path: path.write_bytes(b""), "cannot be read as a video"),
+    "empty.mp4": (lambda clip, path: path.write_bytes(b""), "is empty"),
     "list.mp4": (lambda clip, path: path.write_text(f"ffconcat version 1.0\nfile '{clip}'\n"), "cannot be read"),
 }
 
