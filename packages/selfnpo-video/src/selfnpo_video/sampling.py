@@ -170,9 +170,10 @@ def records(asked: Job, pipe: Any) -> list[dict[str, Any]]:
         "tiling": asked.tiling,
     }
     hashes = {image: file_sha256(image) for image in dict.fromkeys(images or ())}
+    each: Sequence[Path | None] = images or [None] * len(asked.prompts)
     given = [
         {"image": None if image is None else str(image), "image_sha256": None if image is None else hashes[image]}
-        for image in images or [None] * len(asked.prompts)
+        for image in each
     ]
     return job.records(asked, pipe, suffix=asked.format, how=how, given=given)
 
