@@ -14,6 +14,7 @@ from benchmarks.common import command, machine, threads_option, use_threads, wri
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from tqdm import tqdm
 
 from selfnpo_core.adapters import NegativeDelta, NegativeLayers, attach_npo
@@ -133,11 +134,11 @@ def _seconds(pipe: StableDiffusionPipeline, side: int, steps: int) -> float:
 
 
 def _tensor_bytes() -> int:
-    """Of all tensors that are alive, each storage once."""
+    """Of all tensors that are alive and hold numbers, each storage once."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
+        if isinstance(thing, torch.Tensor) and not isinstance(thing, FakeTensor) and thing.device.type != "meta":
             storage = thing.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
