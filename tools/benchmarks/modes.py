@@ -14,10 +14,10 @@ from benchmarks.common import command, machine, threads_option, use_threads, wri
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from tqdm import tqdm
 
 from selfnpo_core.adapters import NegativeDelta, NegativeLayers, attach_npo
+from selfnpo_core.system import private
 from selfnpo_image.backbone import save_lora
 from selfnpo_image.sd15 import SD15
 
@@ -138,7 +138,7 @@ def _tensor_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and not isinstance(thing, FakeTensor) and thing.device.type != "meta":
+        if isinstance(thing, torch.Tensor) and not private.is_fake(thing) and thing.device.type != "meta":
             storage = thing.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
