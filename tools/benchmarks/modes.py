@@ -138,7 +138,7 @@ def _tensor_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and not private.is_fake(thing) and thing.device.type != "meta":
+        if isinstance(thing, torch.Tensor) and not private.is_fake_tensor(thing) and thing.device.type != "meta":
             storage = thing.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
