@@ -55,6 +55,13 @@ clip_options = stack(
     click.option("--fps", type=click.IntRange(min=1), help="Frames a second. Default: the model's."),
     click.option("--format", type=click.Choice(["mp4", "webp", "gif", "frames"]), default="mp4", show_default=True),
     click.option("--attention", type=ATTENTION, default="auto", show_default=True, help="What computes attention."),
+    click.option(
+        "--scheduler",
+        type=click.Choice(["auto", "ddim", "dpm"]),
+        default="auto",
+        show_default=True,
+        help="auto: the model's own; ddim, dpm: with trailing timesteps, as CogVideoX's own sampling has them.",
+    ),
     click.option("--image", type=PATH, metavar="FILE", help="First frame, for image-to-video models."),
     click.option(
         "--dynamic-guidance", is_flag=True, help="A guidance scale that depends on the timestep, as CogVideoX's own."

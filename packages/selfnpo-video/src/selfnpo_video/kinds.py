@@ -56,6 +56,10 @@ class VideoKind:
         """As model_index.json names them."""
         return self.pipeline.__name__, self.from_image.__name__
 
+    def scheduler_named(self, word: str) -> Any:
+        """Class of the scheduler that goes by a short word, such as dpm."""
+        return next(made for name, made in self.schedulers.items() if word in name.lower())
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoBase(Base):
@@ -115,6 +119,12 @@ class VideoBase(Base):
                 "in transformer/config.json): give frames, height and width"
             )
         return ClipSize(frames=frames, height=height * space, width=width * space)
+
+    @property
+    def trained_frames(self) -> int | None:
+        """Of the clips that it was trained on; `None` where nothing says so."""
+        frames: int | None = self.known.size.frames if self.known is not None else self.transformer.sample_frames
+        return frames
 
     def size_of(self, frames: int | None, height: int | None, width: int | None) -> ClipSize:
         """A clip as it was asked for; `None` is what the model was made for."""

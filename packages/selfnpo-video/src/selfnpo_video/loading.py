@@ -74,6 +74,16 @@ def load_pipeline(base: VideoBase, *, dtype: torch.dtype = torch.float32, **comp
     raise InputError(f"model {base.name} has a {found}: {base.kind.title} wants {base.kind.wants}")
 
 
+def use_scheduler(pipe: Any, kind: VideoKind, name: str) -> None:
+    """Give a pipeline the scheduler "ddim" or "dpm", with trailing timesteps as CogVideoX's own sampling has them.
+
+    "auto" leaves it the model's own.
+    """
+    if name != "auto":
+        made = kind.scheduler_named(name).from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        pipe.register_modules(scheduler=made)
+
+
 def load_network(base: VideoBase, dtype: torch.dtype | None = None) -> nn.Module:
     """A local model's transformer alone; without a dtype in float32."""
     with quiet(), one_line_errors(base.source):

@@ -1,5 +1,6 @@
 """`sample`: what its options ask for, as a job, and the clips of a job into a folder."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,12 +22,15 @@ from selfnpo_video.attention import use_attention
 from selfnpo_video.clips import Settings, frames_of, latent_clips
 from selfnpo_video.families import base_of, find_base
 from selfnpo_video.kinds import VideoBase
-from selfnpo_video.loading import load_network, load_pipeline, local
+from selfnpo_video.loading import load_network, load_pipeline, local, stored_dtype, use_scheduler
 from selfnpo_video.long import windowed
 from selfnpo_video.models import KNOWN, find_source
 from selfnpo_video.prompts import load_prompts
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.video_files import write_video
+
+log = logging.getLogger(__name__)
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +42,14 @@ class Job(job.Job[VideoBase, Settings]):
     tiling: bool = False
     """Decode tile by tile: less memory, and slightly other pixels at the tiles' borders."""
     attention: str = "auto"
+    scheduler: str = "auto"
+    """ "ddim", "dpm", or the model's own."""
     image: Path | None = None
     """First frame, for image-to-video checkpoints."""
 
     def load(self) -> Prepared:
         pipe = load_pipeline(self.base, dtype=DTYPES[self.dtype])
+        use_scheduler(pipe, self.base.kind, self.scheduler)
         tokens = int(self.base.transformer.max_text_seq_length)
         say_what_is_cut(self.texts, {"text_encoder": (pipe.tokenizer, tokens)})
         prepared = with_preference(pipe, "transformer", self, lambda name: find_preference(name, self.base))
@@ -67,7 +74,9 @@ def plan(options: Mapping[str, Any]) -> Job:
     base = local(base)
     size = _check_request(base, options)
     known = base.known or KNOWN[base.kind.example]
-    dtype = dtype_of(options["dtype"], device, known.dtype)
+    best = known.dtype if base.known else _DTYPE_NAMES.get(stored_dtype(base), known.dtype)
+    dtype = dtype_of(options["dtype"], device, best)
+    _say_what_is_unusual(base, options, size)
     scale = scale_of(options, npo_config, known.guidance_scale)
     memory.Sampler(
         base=base,
@@ -95,6 +104,7 @@ def plan(options: Mapping[str, Any]) -> Job:
         format=options["format"],
         tiling=options["tiling"],
         attention=options["attention"],
+        scheduler=options["scheduler"],
         image=None if image is None else Path(image),
         **shared,
     )
@@ -180,3 +190,18 @@ def _check_request(base: VideoBase, options: Mapping[str, Any]) -> ClipSize:
     if window is not None:
         base.compression.latent_window(window)
     return size
+
+
+def _say_what_is_unusual(base: VideoBase, options: Mapping[str, Any], size: ClipSize) -> None:
+    """In a line each, what can be asked for and seldom gives good clips."""
+    trained, seen = base.trained_frames, min(size.frames, options["window"] or size.frames)
+    if trained is not None and seen > trained:
+        instead = "" if base.from_image else f": --window {trained} draws them piece by piece"
+        log.warning(
+            "model %s was trained on %d frames, and is to see %d at a time%s", base.name, trained, seen, instead
+        )
+    own = str(base.scheduler.get("_class_name")).lower()
+    if options["dynamic_guidance"] and "ddim" in (own if options["scheduler"] == "auto" else options["scheduler"]):
+        log.warning(
+            "dynamic guidance is used with DPM in CogVideoX's own sampling, and here with DDIM: --scheduler dpm"
+        )
