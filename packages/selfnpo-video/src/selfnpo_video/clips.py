@@ -14,6 +14,7 @@ from torch import Tensor
 from selfnpo_core.sampling import job
 from selfnpo_core.system import private
 from selfnpo_core.system.pictures import read_picture
+from selfnpo_video.first_frame import fitted
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream
 from selfnpo_video.video_files import to_frames
@@ -32,6 +33,8 @@ class Settings(job.Settings):
     """Frames that the model sees at a time, for clips longer than it was trained for (`selfnpo_video.long`)."""
     window_place: int = 0
     """Latent frame of a clip at which the model takes windows but the first to begin."""
+    fit: str = "crop"
+    """How a first frame is brought to the clip's size: of `first_frame.FITS`."""
 
 
 def draw(
@@ -67,7 +70,7 @@ def latent_clips(
     pipe.set_progress_bar_config(desc="denoise", leave=False)
     size, config = settings.size, pipe.transformer.config
     batch = 1 if isinstance(pipe.scheduler, CogVideoXDPMScheduler) else settings.batch_size
-    picture = None if image is None else read_picture(image)
+    picture = None if image is None else fitted(read_picture(image), size, settings.fit)
     for start in range(0, len(prompts), batch):
         part = slice(start, min(start + batch, len(prompts)))
         count = part.stop - part.start

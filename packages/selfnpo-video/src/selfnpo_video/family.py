@@ -64,6 +64,13 @@ clip_options = stack(
     ),
     click.option("--image", type=PATH, metavar="FILE", help="First frame, for image-to-video models."),
     click.option(
+        "--fit",
+        type=click.Choice(["crop", "pad", "stretch"]),
+        default="crop",
+        show_default=True,
+        help="How --image is brought to the clip's size. CogVideoX-1.5 takes the size from the image by default.",
+    ),
+    click.option(
         "--dynamic-guidance", is_flag=True, help="A guidance scale that depends on the timestep, as CogVideoX's own."
     ),
 )

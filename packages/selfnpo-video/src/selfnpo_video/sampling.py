@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.lengths import say_what_is_cut
@@ -21,6 +21,7 @@ from selfnpo_video import memory
 from selfnpo_video.attention import use_attention
 from selfnpo_video.clips import Settings, frames_of, latent_clips
 from selfnpo_video.families import base_of, find_base
+from selfnpo_video.first_frame import say_what_is_lost, size_from
 from selfnpo_video.kinds import VideoBase
 from selfnpo_video.loading import load_network, load_pipeline, local, stored_dtype, use_scheduler
 from selfnpo_video.long import windowed
@@ -28,6 +29,9 @@ from selfnpo_video.models import KNOWN, find_source
 from selfnpo_video.prompts import load_prompts
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.video_files import write_video
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 log = logging.getLogger(__name__)
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -68,11 +72,12 @@ def plan(options: Mapping[str, Any]) -> Job:
     shared, npo_config = job.asked(options, load_prompts)  # before anything is asked of a hub
     base = find_base(options["model"], options["model_config"])
     device, negative, image = shared["device"], shared["negative"], options["image"]
-    if image is not None:
-        read_picture(image)
-    _check_request(base, options)  # before it is fetched
+    picture = None if image is None else read_picture(image)
+    _check_request(base, options, picture)  # before it is fetched
     base = local(base)
-    size = _check_request(base, options)
+    size = _check_request(base, options, picture)
+    if picture is not None:
+        say_what_is_lost(picture, size, options["fit"])
     known = base.known or KNOWN[base.kind.example]
     best = known.dtype if base.known else _DTYPE_NAMES.get(stored_dtype(base), known.dtype)
     dtype = dtype_of(options["dtype"], device, best)
@@ -98,6 +103,7 @@ def plan(options: Mapping[str, Any]) -> Job:
             batch_size=options["batch_size"] or 1,
             window=options["window"],
             window_place=known.window_place if options["window_place"] is None else options["window_place"],
+            fit=options["fit"],
         ),
         dtype=dtype,
         fps=options["fps"] or known.fps,
@@ -172,11 +178,12 @@ def records(asked: Job, pipe: Any) -> list[dict[str, Any]]:
     given = {
         "image": None if image is None else str(image),
         "image_sha256": None if image is None else file_sha256(image),
+        "fit": None if image is None else settings.fit,
     }
     return job.records(asked, pipe, suffix=asked.format, how=how, given=given)
 
 
-def _check_request(base: VideoBase, options: Mapping[str, Any]) -> ClipSize:
+def _check_request(base: VideoBase, options: Mapping[str, Any], picture: "Image | None") -> ClipSize:
     """The clips' size. Raises `InputError` for one that the model cannot draw, or an image missing or too many."""
     name, image, window = base.name, options["image"], options["window"]
     if base.from_image and image is None:
@@ -185,7 +192,11 @@ def _check_request(base: VideoBase, options: Mapping[str, Any]) -> ClipSize:
         raise InputError(f"model {name} takes no image: leave --image out, or use an image-to-video model")
     if base.from_image and window is not None:
         raise InputError(f"--window is for text to video: {name} knows its first frame only there")
-    size = base.size_of(options["frames"], options["height"], options["width"])
+    if picture is None or (options["height"] and options["width"]):
+        size = base.size_of(options["frames"], options["height"], options["width"])
+    else:
+        own = base.size_of(options["frames"], None, None)
+        size = size_from(picture, own, base.compression, (options["height"], options["width"]))
     base.compression.check(size)
     if window is not None:
         base.compression.latent_window(window)
