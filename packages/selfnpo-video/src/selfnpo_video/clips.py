@@ -45,13 +45,21 @@ def draw(
     *,
     embeddings: Tensor | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Index and frames (F, H, W, 3) uint8, in order. embeddings: as of `latent_clips`."""
+    """Index and frames (F, H, W, 3) uint8, in order. embeddings: as of `latent_batches`."""
     for index, latents in latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings):
         yield index, np.stack(list(frames_of(pipe, latents, name=f"the clip of seed {seeds[index]}")))
 
 
-@torch.no_grad()
 def latent_clips(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, **options: Any
+) -> Iterator[tuple[int, Tensor]]:
+    """Index and latents (1, F, C, h, w), in order. options: of `latent_batches`."""
+    for batch in latent_batches(pipe, prompts, seeds, settings, **options):
+        yield from batch
+
+
+@torch.no_grad()
+def latent_batches(
     pipe: Any,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -60,8 +68,8 @@ def latent_clips(
     image: Path | None = None,
     embeddings: Tensor | None = None,
     padded: bool = False,
-) -> Iterator[tuple[int, Tensor]]:
-    """Index and latents (1, F, C, h, w), in order. The pipeline is called as it is, a batch at a time.
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """Batches of index and latents (1, F, C, h, w), in order. The pipeline is called as it is, once a batch.
 
     Every clip has its own generator. The DPM scheduler draws noise from one for the whole batch, so there the batch is
     one clip. embeddings: (N + 1, L, D) of the prompts and the null prompt, for a pipeline without T5. padded: with the
@@ -100,8 +108,7 @@ def latent_clips(
             output_type="latent",
         ).frames
         padding = latents.shape[1] - ((size.frames - 1) // pipe.vae_scale_factor_temporal + 1)
-        for offset, clip in enumerate(latents[:, 0 if padded else padding :].split(1)):
-            yield start + offset, clip
+        yield list(enumerate(latents[:, 0 if padded else padding :].split(1), start))
 
 
 @torch.no_grad()

@@ -3,12 +3,15 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfnpo_core.errors import InputError
+import torch
+from torch import Tensor
+
+from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
@@ -19,9 +22,10 @@ from selfnpo_core.system.files import file_sha256
 from selfnpo_core.system.pictures import read_picture
 from selfnpo_video import memory
 from selfnpo_video.attention import use_attention
-from selfnpo_video.clips import Settings, frames_of, latent_clips
+from selfnpo_video.clips import Settings, frames_of, latent_batches
 from selfnpo_video.families import base_of, find_base
 from selfnpo_video.first_frame import say_what_is_lost, size_from
+from selfnpo_video.kept_latents import KeptLatents
 from selfnpo_video.kinds import VideoBase
 from selfnpo_video.loading import load_network, load_pipeline, local, stored_dtype, use_scheduler
 from selfnpo_video.long import windowed
@@ -43,13 +47,17 @@ class Job(job.Job[VideoBase, Settings]):
 
     fps: int
     format: str = "mp4"
-    tiling: bool = False
-    """Decode tile by tile: less memory, and slightly other pixels at the tiles' borders."""
+    tiling: bool | None = None
+    """Decode tile by tile: less memory, and slightly other pixels at the tiles' borders. `None`: where memory asks."""
+    tiled: bool = False
+    """Whether memory asks for it from the first clip on."""
     attention: str = "auto"
     scheduler: str = "auto"
     """ "ddim", "dpm", or the model's own."""
     image: Path | None = None
     """First frame, for image-to-video checkpoints."""
+    originals: Sequence[str] | None = None
+    """What each prompt was enhanced from."""
 
     def load(self) -> Prepared:
         pipe = load_pipeline(self.base, dtype=DTYPES[self.dtype])
@@ -58,7 +66,7 @@ class Job(job.Job[VideoBase, Settings]):
         say_what_is_cut(self.texts, {"text_encoder": (pipe.tokenizer, tokens)})
         prepared = with_preference(pipe, "transformer", self, lambda name: find_preference(name, self.base))
         use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
-        if self.tiling:
+        if self.tiling or self.tiled:
             pipe.vae.enable_tiling()
         if self.device.type != "cpu":  # T5 and transformer do not fit together
             pipe.enable_model_cpu_offload(device=self.device)
@@ -71,6 +79,7 @@ def plan(options: Mapping[str, Any]) -> Job:
         raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
     shared, npo_config = job.asked(options, load_prompts)  # before anything is asked of a hub
     base = find_base(options["model"], options["model_config"])
+    originals = _originals(options, shared["prompts"])
     device, negative, image = shared["device"], shared["negative"], options["image"]
     picture = None if image is None else read_picture(image)
     _check_request(base, options, picture)  # before it is fetched
@@ -83,15 +92,19 @@ def plan(options: Mapping[str, Any]) -> Job:
     dtype = dtype_of(options["dtype"], device, best)
     _say_what_is_unusual(base, options, size)
     scale = scale_of(options, npo_config, known.guidance_scale)
-    memory.Sampler(
+    sampler = memory.Sampler(
         base=base,
         rows=(2 if scale > 1 else 1) * (options["batch_size"] or 1),
         dtype=DTYPES[dtype],
         device=device,
         window=options["window"],
         full_negative=negative is not None and negative.full,
-        tiling=options["tiling"],
-    ).check(size)
+        tiling=bool(options["tiling"]),
+    )
+    tiled = options["tiling"] is None and sampler.wants_tiles(size)
+    if tiled:
+        log.warning("clips of %s are decoded tile by tile: whole ones do not fit on %s (--no-tiling)", size, device)
+    replace(sampler, tiling=sampler.tiling or tiled).check(size)
     return Job(
         base=base,
         settings=Settings(
@@ -109,9 +122,11 @@ def plan(options: Mapping[str, Any]) -> Job:
         fps=options["fps"] or known.fps,
         format=options["format"],
         tiling=options["tiling"],
+        tiled=tiled,
         attention=options["attention"],
         scheduler=options["scheduler"],
         image=None if image is None else Path(image),
+        originals=originals,
         **shared,
     )
 
@@ -137,15 +152,74 @@ def sample(asked: Job, output: str | Path) -> int:
 
 def draw_into(prepared: Prepared, asked: Job, output: str | Path) -> int:
     """As `sample`, on a pipeline that is loaded already."""
+    output = Path(output)
+    lines = records(asked, prepared.pipe)
+
+    def draw(numbers: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
+        return drawn(prepared.pipe, asked, numbers, output, [lines[i] for i in numbers])
+
     with attached(prepared, asked):
-        return job.fill(output, records(asked, prepared.pipe), partial(drawn, prepared.pipe, asked), "clip")
+        count = job.fill(output, lines, draw, "clip")
+    KeptLatents(output).clear()
+    return count
 
 
-def drawn(pipe: Any, asked: Job, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
-    """Index and what writes the clip, in order."""
-    for index, latents in latent_clips(pipe, prompts, seeds, asked.settings, image=asked.image):
-        frames = frames_of(pipe, latents, name=f"the clip of seed {seeds[index]}")
-        yield index, partial(write_video, frames=frames, fps=asked.fps, format=asked.format)
+def drawn(
+    pipe: Any, asked: Job, numbers: Sequence[int], output: Path, wanted: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[int, job.Write]]:
+    """Of clips of the job by their numbers: index among these and what writes the clip.
+
+    wanted: their records in the folder `output`, where a batch's latents are before any is decoded, and until its clip
+    is written. What is denoised already comes first.
+    """
+    kept, todo = KeptLatents(output), []
+    for index, record in enumerate(wanted):
+        if (latents := kept.read(record)) is None:
+            todo.append(index)
+            continue
+        yield index, partial(_write, pipe, asked, latents, record)
+        kept.drop(record)
+    if len(todo) < len(wanted):
+        log.info("%d clips were denoised before, and were only decoded", len(wanted) - len(todo))
+    left = [numbers[index] for index in todo]
+    some = [asked.prompts[i] for i in left], [asked.seeds[i] for i in left]
+    for batch in latent_batches(pipe, *some, asked.settings, image=asked.image):
+        for index, latents in batch:
+            kept.keep(wanted[todo[index]], latents)
+        for index, latents in batch:
+            record = wanted[todo[index]]
+            yield todo[index], partial(_write, pipe, asked, latents, record)
+            kept.drop(record)
+
+
+def _write(pipe: Any, asked: Job, latents: Tensor, record: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """Decode a clip into a file, by tiles if whole frames do not fit. Returns what its line says of that."""
+    name = f"the clip of seed {record['seed']}"
+    for _ in range(2):
+        if _is_written(pipe, asked, latents, name, path):
+            return {"tiled": True} if pipe.vae.use_tiling and not asked.tiling else {}
+        if pipe.vae.use_tiling or asked.tiling is False:
+            break
+        log.warning("out of memory while decoding %s: it and what follows is decoded tile by tile", name)
+        pipe.vae.enable_tiling()
+    how = "whole: leave --no-tiling out" if asked.tiling is False else "tile by tile: free some memory"
+    raise RunError(
+        f"out of memory while decoding {name} {how}, and repeat the command; what is denoised is kept, and is only "
+        "decoded then"
+    )
+
+
+def _is_written(pipe: Any, asked: Job, latents: Tensor, name: str, path: Path) -> bool:
+    """False if that took more memory than there is; nothing of it is held then."""
+    try:
+        write_video(path, frames_of(pipe, latents, name=name), fps=asked.fps, format=asked.format)
+    except torch.OutOfMemoryError:
+        pass
+    else:
+        return True
+    if asked.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return False
 
 
 @contextmanager
@@ -173,14 +247,31 @@ def records(asked: Job, pipe: Any) -> list[dict[str, Any]]:
         "window": settings.window,
         "window_place": None if settings.window is None else settings.window_place,
         "fps": asked.fps,
-        "tiling": asked.tiling,
+        "tiling": bool(asked.tiling),
     }
     given = {
         "image": None if image is None else str(image),
         "image_sha256": None if image is None else file_sha256(image),
         "fit": None if image is None else settings.fit,
     }
-    return job.records(asked, pipe, suffix=asked.format, how=how, given=given)
+    lines = job.records(asked, pipe, suffix=asked.format, how=how, given=given)
+    if asked.originals is None:
+        return lines
+    return [{**line, "original_prompt": text} for line, text in zip(lines, asked.originals, strict=True)]
+
+
+def _originals(options: Mapping[str, Any], prompts: Sequence[str]) -> list[str] | None:
+    """--original-prompts, one for each of the prompts. Raises `InputError` for more or fewer."""
+    name, count = options["original_prompts"], options["count"]
+    if name is None:
+        return None
+    found = load_prompts(name, options["model"])
+    if len(found) * count != len(prompts):
+        raise InputError(
+            f"--original-prompts {name} has {len(found)} prompts, and there are {len(prompts) // count} to draw: give "
+            "one for each, in their order"
+        )
+    return [text for text in found for _ in range(count)]
 
 
 def _check_request(base: VideoBase, options: Mapping[str, Any], picture: "Image | None") -> ClipSize:

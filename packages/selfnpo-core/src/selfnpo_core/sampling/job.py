@@ -105,18 +105,17 @@ Write = Callable[[Path], object]
 def fill(
     output: str | Path,
     wanted: Sequence[Record],
-    draw: Callable[[Sequence[str], Sequence[int]], Iterator[tuple[int, Write]]],
+    draw: Callable[[Sequence[int]], Iterator[tuple[int, Write]]],
     unit: str,
 ) -> int:
     """Draw what is missing of the wanted samples into a folder; returns how many were drawn now.
 
-    draw: (prompts, seeds) → index and writer, in order. unit: what a sample is called.
+    draw: numbers of samples → index among these and writer. unit: what a sample is called.
     """
     with SampleFolder(output, wanted) as folder:
         todo = folder.missing
         if len(todo) < len(wanted):
             log.warning("%s: %d %ss are there already", output, len(wanted) - len(todo), unit)
-        drawn = draw([wanted[i]["prompt"] for i in todo], [wanted[i]["seed"] for i in todo])
-        for index, write in tqdm(drawn, total=len(todo), desc=Path(output).name, unit=unit, disable=not todo):
+        for index, write in tqdm(draw(todo), total=len(todo), desc=Path(output).name, unit=unit, disable=not todo):
             folder.add(todo[index], write)
     return len(todo)
