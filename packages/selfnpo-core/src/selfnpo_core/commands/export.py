@@ -62,7 +62,8 @@ def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
         done = exporting.to_neon(npo, backbone, output, strength=strength, into=into, rank=rank)
     click.echo(f"{form} in {done.path}")
     if options["push_to_hub"] is not None:
-        written = [done.path, *done.path.parent.glob(f"{done.path.stem}.comfyui.*")] if form == "kohya" else [done.path]
+        beside = (done.path.with_suffix(suffix) for suffix in (".comfyui.json", ".comfyui.txt"))
+        written = [done.path, *(path for path in beside if form == "kohya")]
         click.echo(f"and in {push(written, options['push_to_hub'], private=options['private'])}")
     if done.notes:
         click.echo(done.notes.rstrip())
