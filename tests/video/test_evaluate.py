@@ -271,7 +271,7 @@ def test_clips_of_enhanced_prompts_go_by_the_original_ones(small: Path, tmp_path
     named = zip(results["per_sample"]["value_files"], scores, strict=True)
     seeds = {record["file"]: (record["prompt"], record["seed"]) for record in records}
     found = {seeds[name]: value for name, value in named if value is not None}
-    assert found == {("a blue star moves up", 0): 1.0, ("a red circle moves left", 13): 0.5}
+    assert found == {("a blue star moves up", 0): 1.0, ("a red circle moves left", 14): 0.5}
 
 
 def test_original_prompts_must_be_as_many(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
