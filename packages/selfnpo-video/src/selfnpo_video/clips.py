@@ -65,20 +65,20 @@ def latent_batches(
     seeds: Sequence[int],
     settings: Settings,
     *,
-    image: Path | None = None,
+    images: Sequence[Path] | None = None,
     embeddings: Tensor | None = None,
     padded: bool = False,
 ) -> Iterator[list[tuple[int, Tensor]]]:
     """Batches of index and latents (1, F, C, h, w), in order. The pipeline is called as it is, once a batch.
 
     Every clip has its own generator. The DPM scheduler draws noise from one for the whole batch, so there the batch is
-    one clip. embeddings: (N + 1, L, D) of the prompts and the null prompt, for a pipeline without T5. padded: with the
-    frames in front that the network sees and the VAE does not.
+    one clip. images: a first frame a prompt, for image-to-video pipelines. embeddings: (N + 1, L, D) of the prompts and
+    the null prompt, for a pipeline without T5. padded: with the frames in front that the network sees and the VAE does
+    not.
     """
     pipe.set_progress_bar_config(desc="denoise", leave=False)
     size, config = settings.size, pipe.transformer.config
     batch = 1 if isinstance(pipe.scheduler, CogVideoXDPMScheduler) else settings.batch_size
-    picture = None if image is None else fitted(read_picture(image), size, settings.fit)
     for start in range(0, len(prompts), batch):
         part = slice(start, min(start + batch, len(prompts)))
         count = part.stop - part.start
@@ -96,7 +96,9 @@ def latent_batches(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
         latents = pipe(
             **texts,
-            **({} if picture is None else {"image": [picture] * count}),
+            **(
+                {} if images is None else {"image": [fitted(read_picture(i), size, settings.fit) for i in images[part]]}
+            ),
             num_frames=size.frames,
             height=size.height,
             width=size.width,

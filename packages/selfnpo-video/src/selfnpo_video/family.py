@@ -63,13 +63,18 @@ clip_options = stack(
     click.option("--format", type=click.Choice(["mp4", "webp", "gif", "frames"]), default="mp4", show_default=True),
     click.option("--attention", type=ATTENTION, default="auto", show_default=True, help="What computes attention."),
     click.option(
+        "--image",
+        type=PATH,
+        metavar="FILE",
+        help="First frame, for image-to-video models. In a table of prompts a column `image` has one a prompt.",
+    ),
+    click.option(
         "--scheduler",
         type=click.Choice(["auto", "ddim", "dpm"]),
         default="auto",
         show_default=True,
         help="auto: the model's own; ddim, dpm: with trailing timesteps, as CogVideoX's own sampling has them.",
     ),
-    click.option("--image", type=PATH, metavar="FILE", help="First frame, for image-to-video models."),
     click.option(
         "--fit",
         type=click.Choice(["crop", "pad", "stretch"]),

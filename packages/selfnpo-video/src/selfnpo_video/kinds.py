@@ -111,7 +111,7 @@ class VideoBase(Base):
         """What it was made for: a known model's own size, else what its configuration says."""
         if self.known is not None:
             return self.known.size
-        space, config = 8, self.transformer
+        space, config = self.compression.space, self.transformer
         frames, height, width = config.sample_frames, config.sample_height, config.sample_width
         if frames is None or height is None or width is None:
             raise InputError(

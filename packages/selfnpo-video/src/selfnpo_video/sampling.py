@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.lengths import say_what_is_cut
+from selfnpo_core.models.prompts import picture_column, read_pictures
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
 from selfnpo_core.sampling.options import dtype_of, scale_of
@@ -54,8 +55,8 @@ class Job(job.Job[VideoBase, Settings]):
     attention: str = "auto"
     scheduler: str = "auto"
     """ "ddim", "dpm", or the model's own."""
-    image: Path | None = None
-    """First frame, for image-to-video checkpoints."""
+    images: Sequence[Path] | None = None
+    """A first frame a prompt, for image-to-video checkpoints."""
     originals: Sequence[str] | None = None
     """What each prompt was enhanced from."""
 
@@ -77,16 +78,21 @@ def plan(options: Mapping[str, Any]) -> Job:
     """A job from the options of the command line."""
     if not options["model"]:
         raise InputError("--model is missing: give a known name (see `models`), a diffusers folder or a hub id")
-    shared, npo_config = job.asked(options, load_prompts)  # before anything is asked of a hub
+    table = options["prompts"]
+    column = None if table in (None, "builtin") else picture_column(table)
+    load = partial(load_prompts, apart=() if column is None else (column,))
+    shared, npo_config = job.asked(options, load)  # before anything is asked of a hub
     base = find_base(options["model"], options["model_config"])
     originals = _originals(options, shared["prompts"])
-    device, negative, image = shared["device"], shared["negative"], options["image"]
-    picture = None if image is None else read_picture(image)
+    device, negative = shared["device"], shared["negative"]
+    images = first_frames(base, options, column, len(shared["prompts"]))
+    pictures = [read_picture(image) for image in dict.fromkeys(images or ())]
+    picture = pictures[0] if pictures else None  # its shape is the clips', where a model takes more than one
     _check_request(base, options, picture)  # before it is fetched
     base = local(base)
     size = _check_request(base, options, picture)
-    if picture is not None:
-        say_what_is_lost(picture, size, options["fit"])
+    for shown in {each.size: each for each in pictures}.values():
+        say_what_is_lost(shown, size, options["fit"])
     known = base.known or KNOWN[base.kind.example]
     best = known.dtype if base.known else _DTYPE_NAMES.get(stored_dtype(base), known.dtype)
     dtype = dtype_of(options["dtype"], device, best)
@@ -125,8 +131,8 @@ def plan(options: Mapping[str, Any]) -> Job:
         tiled=tiled,
         attention=options["attention"],
         scheduler=options["scheduler"],
-        image=None if image is None else Path(image),
         originals=originals,
+        images=images,
         **shared,
     )
 
@@ -183,7 +189,8 @@ def drawn(
         log.info("%d clips were denoised before, and were only decoded", len(wanted) - len(todo))
     left = [numbers[index] for index in todo]
     some = [asked.prompts[i] for i in left], [asked.seeds[i] for i in left]
-    for batch in latent_batches(pipe, *some, asked.settings, image=asked.image):
+    images = None if asked.images is None else [asked.images[i] for i in left]
+    for batch in latent_batches(pipe, *some, asked.settings, images=images):
         for index, latents in batch:
             kept.keep(wanted[todo[index]], latents)
         for index, latents in batch:
@@ -237,7 +244,7 @@ def attached(prepared: Prepared, asked: Job) -> Iterator[None]:
 
 def records(asked: Job, pipe: Any) -> list[dict[str, Any]]:
     """A line of metadata.jsonl a clip."""
-    settings, size, image = asked.settings, asked.settings.size, asked.image
+    settings, size, images = asked.settings, asked.settings.size, asked.images
     how = {
         "dynamic_guidance": settings.dynamic_guidance,
         "steps": settings.steps,
@@ -249,11 +256,16 @@ def records(asked: Job, pipe: Any) -> list[dict[str, Any]]:
         "fps": asked.fps,
         "tiling": bool(asked.tiling),
     }
-    given = {
-        "image": None if image is None else str(image),
-        "image_sha256": None if image is None else file_sha256(image),
-        "fit": None if image is None else settings.fit,
-    }
+    hashes = {image: file_sha256(image) for image in dict.fromkeys(images or ())}
+    each: Sequence[Path | None] = images or [None] * len(asked.prompts)
+    given = [
+        {
+            "image": None if image is None else str(image),
+            "image_sha256": None if image is None else hashes[image],
+            "fit": None if image is None else settings.fit,
+        }
+        for image in each
+    ]
     lines = job.records(asked, pipe, suffix=asked.format, how=how, given=given)
     if asked.originals is None:
         return lines
@@ -274,13 +286,35 @@ def _originals(options: Mapping[str, Any], prompts: Sequence[str]) -> list[str] 
     return [text for text in found for _ in range(count)]
 
 
+def first_frames(base: VideoBase, options: Mapping[str, Any], column: str | None, count: int) -> list[Path] | None:
+    """A first frame for each of `count` clips: --image for all, or what the table of prompts has in `column`.
+
+    None for text to video. Raises `InputError` for one that is missing or too many.
+    """
+    name, image, table = base.name, options["image"], options["prompts"]
+    if not base.from_image:
+        if image is not None:
+            raise InputError(f"model {name} takes no image: leave --image out, or use an image-to-video model")
+        if column is not None:
+            log.info("prompts: column '%s' of %s is not used, as model %s takes no image", column, table, name)
+        return None
+    if image is not None and column is not None:
+        raise InputError(
+            f"--image is a first frame for all, and the column '{column}' of {table} has one a prompt: give one of both"
+        )
+    if column is not None:
+        return [each for each in read_pictures(table, column) for _ in range(options["count"])]
+    if image is None:
+        raise InputError(
+            f"model {name} turns an image into a video: give the first frame as --image FILE, or a column 'image' in a "
+            "table of prompts"
+        )
+    return [Path(image)] * count
+
+
 def _check_request(base: VideoBase, options: Mapping[str, Any], picture: "Image | None") -> ClipSize:
-    """The clips' size. Raises `InputError` for one that the model cannot draw, or an image missing or too many."""
-    name, image, window = base.name, options["image"], options["window"]
-    if base.from_image and image is None:
-        raise InputError(f"model {name} turns an image into a video: give the first frame as --image FILE")
-    if not base.from_image and image is not None:
-        raise InputError(f"model {name} takes no image: leave --image out, or use an image-to-video model")
+    """The clips' size, where a picture tells it that of the first. Raises `InputError` for one that cannot be drawn."""
+    name, window = base.name, options["window"]
     if base.from_image and window is not None:
         raise InputError(f"--window is for text to video: {name} knows its first frame only there")
     if picture is None or (options["height"] and options["width"]):

@@ -23,6 +23,7 @@ from torch import Tensor
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.system import pictures
 from selfnpo_core.system.files import named_aside
+from selfnpo_core.system.foreign import foreign_kind
 from selfnpo_video import decoding, decord_frames
 from selfnpo_video.decoding import address
 from selfnpo_video.loops import is_picture, read_loop, write_loop
@@ -79,6 +80,8 @@ def read_video(path: str | Path, *, limit: int | None = None, reader: str = "ffm
         raise InputError(f"video {path} does not exist: give a video file, or a folder of its frames")
     of_files = READERS[reader].read_frames
     read = _read_folder if path.is_dir() else read_loop if is_picture(path) else of_files
+    if not path.is_dir() and (what := foreign_kind(path)):
+        raise InputError(f"{path} {what}")
     try:
         frames, fps = read(path, limit)
     except InputError:

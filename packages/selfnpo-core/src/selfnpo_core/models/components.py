@@ -77,6 +77,10 @@ def find_weights(folder: Path, part: str, name: str, variant: str | None = None)
             "model %s has no variant %s in %s: %s is taken", name, variant, part, weights.variant or "the plain one"
         )
     _check_shards(weights, part, name)
+    if any("-of-" in file for file in weights.files) and not any(place.glob("*.index*.json")):
+        raise InputError(
+            f"model {name} lacks the index of the weights in {part} (….safetensors.index.json): get it too"
+        )
     for file in weights.files:
         quantised.check_header(_header(place / file, name), place / file)
     return weights

@@ -75,11 +75,17 @@ def asked(
 
 
 def records(
-    job: Job[Any, Any], pipe: Any, *, suffix: str, how: Mapping[str, Any], given: Mapping[str, Any] | None = None
+    job: Job[Any, Any],
+    pipe: Any,
+    *,
+    suffix: str,
+    how: Mapping[str, Any],
+    given: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Record]:
     """A line of metadata.jsonl a sample: all that is needed to draw it again.
 
-    how: the family's settings beside the negative prompt and the scale. given: what else the model was given.
+    how: the family's settings beside the negative prompt and the scale. given: of each sample, what else the model
+    was given.
     """
     shared = {
         "negative_prompt": job.settings.negative_prompt,
@@ -88,13 +94,14 @@ def records(
         "scheduler": type(pipe.scheduler).__name__,
         "model": job.base.name,
         "dtype": job.dtype,
-        **(given or {}),
         **preference.record(job.preference),
         **(job.negative.record if job.negative else NO_NEGATIVE),
     }
     return [
-        {"file": sample_name(index, seed, suffix), "prompt": prompt, "seed": seed, **shared}
-        for index, (prompt, seed) in enumerate(zip(job.prompts, job.seeds, strict=True))
+        {"file": sample_name(index, seed, suffix), "prompt": prompt, "seed": seed, **own, **shared}
+        for index, (prompt, seed, own) in enumerate(
+            zip(job.prompts, job.seeds, given or [{}] * len(job.prompts), strict=True)
+        )
     ]
 
 

@@ -19,7 +19,7 @@ from selfnpo_core.system.text import decoded, parse_json, writable
 METADATA = "metadata.jsonl"
 REPORT, FIGURES = "report.html", "figures.json"
 """What `report`, and `evaluate` if told so, put into a folder of samples that may still grow."""
-ALIKE = ("steps", "scheduler", "height", "width", "frames", "fps")
+ALIKE = ("steps", "scheduler", "height", "width", "frames", "fps", "image_sha256")
 """Of a record: what two arms must have in common to be compared; models, scales and negative weights may differ."""
 OUTCOME = ("tiled",)
 """Of a line: how drawing went, which nobody knew before."""
