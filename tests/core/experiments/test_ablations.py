@@ -35,6 +35,12 @@ def test_a_change_is_of_the_demos_own_recipe(name, changes):
     assert changes_of(DEMO, name) == {"train": "lora", **changes}
 
 
+def test_samples_that_a_recipe_leaves_open_are_as_many_as_its_updates_take():
+    preset = {**LORA, "samples": None, "steps": 600, "batch_size": 16}
+    demo = SimpleNamespace(kind="lora", presets={"lora": preset})
+    assert changes_of(demo, "half-the-samples") == {"train": "lora", "samples": 480, "uses": 20}
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [("magic", "no change 'magic'"), ("guidance-3+magic", "no change 'magic'"), ("lora", "is this demo's recipe")],

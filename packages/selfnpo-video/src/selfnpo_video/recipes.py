@@ -68,7 +68,6 @@ _SAMPLED_DEMO: dict[str, Any] = {
     **SAMPLED,
     "steps": 600,
     "batch_size": 16,
-    "samples": 1000,
     "embeddings_cache": None,
     "samples_cache": None,
 }

@@ -54,10 +54,17 @@ def changes_of(demo: Demo, name: str) -> dict[str, Any]:
     preset = demo.presets[str(changes["train"])]
     for key in TIMES:
         if key in changes:
-            changes[key] = round(changes[key] * preset.get(key, 10))
+            changes[key] = round(changes[key] * _usual(preset, key))
     if name != RECIPE and all({**preset, "train": demo.kind}.get(key) == value for key, value in changes.items()):
         raise InputError(f"'{name}' is this demo's recipe as it is: leave it out")
     return changes
+
+
+def _usual(preset: Mapping[str, Any], key: str) -> float:
+    """What a preset has; samples that it leaves open are as many as its updates take."""
+    uses = preset.get("uses", 10)
+    open_ = preset["steps"] * preset.get("batch_size", 1) / uses
+    return float({"uses": uses, "samples": preset.get("samples") or open_}.get(key) or preset[key])
 
 
 def possible(demo: Demo) -> list[str]:
