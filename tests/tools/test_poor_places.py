@@ -32,15 +32,17 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "sample": ("sample", "--model", "demo", "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], *DRAW, "--output", "a"),
     "sample with": ("sample", "--model", "demo", "--npo", "run", "--prompts", "p.txt", *DRAW, "--output", "b"),
     "compare": ("compare", "--model", "demo", "--npo", "run", "--prompts", "p.csv", *DRAW, "--output", "c"),
-    "evaluate": ("evaluate", "b", "--against", "a", "--metrics", "{metric}", "--json", "figures.json"),
+    "sample a caption": ("sample", "--model", "demo", "--prompt", "{caption}", *DRAW, "--output", "d"),
+    "evaluate": ("evaluate", "{drawn}", "--metrics", "{metric}", "--json", "figures.json"),
     "report": ("report", "c", "--markdown", "c.md"),
     "report of a run": ("report", "run"),
     "export": ("export", "--npo", "run", "--format", "diffusers", "--output", "exported"),
 }
 PROGRAMS = {
-    "image": (("-m", "selfnpo_image.cli"), "oracle"),
-    "video": (("-m", "selfnpo_video.cli"), "motion"),
+    "image": (("-m", "selfnpo_image.cli"), {"metric": "oracle", "drawn": "d"}),  # which reads captions of its world
+    "video": (("-m", "selfnpo_video.cli"), {"metric": "motion", "drawn": "b"}),
 }
+CAPTION = "a small cat on a blue ground"
 MADE = ("run/npo/npo_config.json", "a/metadata.jsonl", "c/metadata.jsonl", "figures.json", "c/report.html", "exported")
 
 
@@ -72,17 +74,18 @@ def wrong(done: subprocess.CompletedProcess[bytes]) -> str | None:
 def test_the_main_commands(name: str, tmp_path: Path) -> None:
     """With all of it at once: what is written is UTF-8, whatever the place is."""
     write_prompts(tmp_path)
-    start, metric = PROGRAMS[name]
+    start, names = PROGRAMS[name]
     found = {}
     for step, words in CHAIN.items():
-        words = [word.format(metric=metric) for word in words]
+        words = [word.format(caption=CAPTION, **names) for word in words]
         found[step] = wrong(process([*start, *words], tmp_path, {**TERMINAL, **LOCALE, **OFFLINE}))
     assert not {step: told for step, told in found.items() if told}
     assert not [name for name in MADE if not (tmp_path / name).exists()]
     records = [json.loads(line) for line in (tmp_path / "a/metadata.jsonl").read_text("utf-8").splitlines()]
     assert tuple(record["prompt"] for record in records) == PROMPTS
     assert (tmp_path / "run/prompts.txt").read_text("utf-8").split("\n")[:2] == list(PROMPTS)
-    assert PROMPTS[0] in (tmp_path / "c.md").read_text("utf-8")
+    assert "with against without" in (tmp_path / "c.md").read_text("utf-8")
+    assert PROMPTS[0] in (tmp_path / "c/report.html").read_text("utf-8")
 
 
 @pytest.mark.slow
@@ -98,7 +101,7 @@ def test_each_alone(home: str, tmp_path: Path) -> None:
 def test_the_tools(tmp_path: Path) -> None:
     write_prompts(tmp_path)
     for tool, words in {
-        "render.py": ("--model", "demo", "--prompts", "p.txt", *DRAW, "--scales", "1,2", "--output", "clips"),
+        "render.py": ("--model", "demo", "--prompts", "p.txt", *DRAW, "--scales", "2", "--output", "clips"),
         "evaluate.py": ("--family", "video", "clips", "--metrics", "motion", "--json", "figures.json"),
         "train.py": ("--family", "video", *CHAIN["dry run"][1:]),
     }.items():

@@ -1,14 +1,13 @@
 """The shipped video model, and the demo on it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from selfnpo_core.adapters import NegativeAdapters
+from selfnpo_core.commands.demo import tell
 from selfnpo_core.experiments.arms import make_arm, train_arm
 from selfnpo_core.experiments.measure import judge, sample
 from selfnpo_core.worlds.world import Task
@@ -16,6 +15,7 @@ from selfnpo_video.demo import assets, moving, world
 from selfnpo_video.demo.build import pack
 from selfnpo_video.families import find_base
 from selfnpo_video.loading import load_pipeline
+from selfnpo_video.recipes import DEMO
 from selfnpo_video.video_files import read_video
 
 SMALL = {"steps": 2, "batch_size": 4, "pool_size": 8, "grid_steps": 5, "rank": 4, "learning_rate": 1e-3}
@@ -87,17 +87,15 @@ def test_every_arm_samples_and_leaves_the_pipeline_as_it_was(pipe, run):
         assert torch.equal(base, drawn(pipe, task)), name
 
 
-@pytest.mark.slow
-def test_the_demo_tells_its_whole_story(tmp_path):
-    """The whole command, with few samples, from a folder that knows nothing of the project."""
-    command = [sys.executable, "-m", "selfnpo_video.cli", "demo", "--samples", "16", "--output", "demo"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=880, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_the_demo_tells_its_whole_story(tmp_path, capsys):
+    """All of the command, with few samples and a short training by its own recipe."""
+    short = {**DEMO["lora"], "steps": 4, "batch_size": 8, "samples": 16, "sample_grid_steps": 2}
+    tell(moving.demo(presets={"lora": short}), output=tmp_path / "demo", full=False, seed=0, samples=16)
     cells = json.loads((tmp_path / "demo" / "demo.json").read_text())["cells"]
-    wanted = [(arm, scale) for scale in LORA.scales for arm in ("cfg", "npo-s0")]
+    wanted = [(arm, scale) for scale in (2.0, 3.0, 5.0) for arm in ("cfg", "npo-s0")]
     assert [(cell["arm"], cell["scale"]) for cell in cells] == wanted
     assert all(cell["fvd"][0] > 0 and 0 < cell["accuracy"][0] <= 1 for cell in cells)
-    assert "At plain guidance's best scale" in done.stdout
+    assert "At plain guidance's best scale" in capsys.readouterr().out
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count("<video") == len(list((tmp_path / "demo" / "clips").glob("*.mp4"))) == moving.SHOWN
     assert (tmp_path / "demo" / "curves.png").is_file()

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from selfnpo_core.adapters import NegativeDelta, NegativeLayers, attach_npo
+from selfnpo_core.system import private
 from selfnpo_image.backbone import save_lora
 from selfnpo_image.sd15 import SD15
 
@@ -133,11 +134,11 @@ def _seconds(pipe: StableDiffusionPipeline, side: int, steps: int) -> float:
 
 
 def _tensor_bytes() -> int:
-    """Of all tensors that are alive, each storage once."""
+    """Of all tensors that are alive and hold numbers, each storage once."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
+        if isinstance(thing, torch.Tensor) and not private.is_fake(thing) and thing.device.type != "meta":
             storage = thing.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
