@@ -144,7 +144,7 @@ REFUSED = {
     ),
     "clear.mov": (lambda clip, path: ffmpeg("-i", clip, "-c:v", "qtrle", "-pix_fmt", "argb", path), "transparency"),
     "bright.mp4": (
-        coded(*X264, "-x264-params", "transfer=arib-std-b67:colorprim=bt2020:colormatrix=bt2020nc"),
+        coded(*X264, "-vf", "setparams=color_trc=arib-std-b67:color_primaries=bt2020:colorspace=bt2020nc"),
         "high dynamic range",
     ),
     "wide.mp4": (coded(*X264, "-vf", "setsar=4/3"), "not square"),

@@ -230,6 +230,57 @@ def test_to_vbench_and_back(copied: Path, caplog: pytest.LogCaptureFixture) -> N
     assert all("p_holm" in each for each in found.values())
 
 
+def test_clips_of_enhanced_prompts_go_by_the_original_ones(small: Path, tmp_path: Path) -> None:
+    """Also where two of them were enhanced from the same."""
+    originals = ["a blue star", "a red circle", "a red circle"]
+    enhanced = ["a blue star moves up", "a red circle grows", "a red circle moves left"]
+    (tmp_path / "short.txt").write_text("\n".join(originals))
+    (tmp_path / "long.txt").write_text("\n".join(enhanced))
+    words = ("sample", "--model", small, "--prompts", tmp_path / "long.txt", "--steps", 1, "--guidance-scale", 1)
+    words += (
+        "--frames",
+        1,
+        "--height",
+        16,
+        "--width",
+        16,
+        "--count",
+        5,
+        "--format",
+        "gif",
+        "--batch-size",
+        15,
+        "--output",
+        tmp_path / "clips",
+    )
+    assert command(*words, "--original-prompts", tmp_path / "short.txt") == 0
+    records = read_records(tmp_path / "clips" / "metadata.jsonl")
+    assert [(r["original_prompt"], r["prompt"]) for r in records[::5]] == list(zip(originals, enhanced, strict=True))
+    out = tmp_path / "out"
+    assert command("evaluate", tmp_path / "clips", "--vbench-export", out) == 0
+    names = sorted(file.name for file in (out / "videos").iterdir())
+    expected = [*(f"a blue star-{i}.gif" for i in range(5)), *(f"a red circle-{i}.gif" for i in range(10))]
+    assert names == sorted(expected)
+    assert (out / "prompts.txt").read_text().splitlines() == ["a blue star", "a red circle"]
+    assert json.loads((out / "prompts.json").read_text())[str(out / "videos" / "a red circle-9.gif")] == "a red circle"
+    vbench_results(out, tmp_path / "results.json", {"color": {0: 1.0, 14: 0.5}})
+    words = ("evaluate", tmp_path / "clips", "--metrics", "vbench", "--json", tmp_path / "r.json")
+    assert command(*words, "--vbench-results", tmp_path / "results.json") == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    scores = results["per_sample"]["value"]["vbench_color"]
+    named = zip(results["per_sample"]["value_files"], scores, strict=True)
+    seeds = {record["file"]: (record["prompt"], record["seed"]) for record in records}
+    found = {seeds[name]: value for name, value in named if value is not None}
+    assert found == {("a blue star moves up", 0): 1.0, ("a red circle moves left", 14): 0.5}
+
+
+def test_original_prompts_must_be_as_many(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "short.txt").write_text("a star\na circle")
+    words = ("sample", "--model", small, "--prompt", "a red circle grows", "--output", tmp_path / "clips")
+    assert command(*words, "--original-prompts", tmp_path / "short.txt") == 2
+    assert "short.txt has 2 prompts, and there are 1 to draw" in capsys.readouterr().err
+
+
 def test_an_index_stays_when_a_clip_is_left_out(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = [r for r in read_records(copied / "a" / "metadata.jsonl") if r["prompt"] == "a rose moves quickly down"]
     (copied / "a" / records[1]["file"]).write_bytes(b"")

@@ -10,8 +10,8 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.headers import read_header
 
 PACKAGES = Path(__file__).parents[3] / "packages"
-OWN_FORMATS = {"headers.py", "embeddings.py", "sample_store.py"}
-"""The function's own file, and two of files that this project alone writes and reads, with their rows at once."""
+OWN_FORMATS = {"headers.py", "embeddings.py", "sample_store.py", "kept_latents.py"}
+"""The function's own file, and three of files that this project alone writes and reads, with their rows at once."""
 
 
 def test_names_shapes_dtypes_and_what_is_beside(tmp_path):

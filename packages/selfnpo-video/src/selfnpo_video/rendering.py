@@ -84,9 +84,9 @@ def _arm(job: Job, cell: Cell) -> Job:
 def _draw_cell(prepared: Prepared, arm: Job, folder: SampleFolder, own: Sequence[int], cells: int, bar: Any) -> None:
     if not own:
         return
-    indices = [k // cells for k in own]
     with attached(prepared, arm):
-        for index, write in drawn(prepared.pipe, arm, indices):
+        lines = [folder.records[k] for k in own]
+        for index, write in drawn(prepared.pipe, arm, [k // cells for k in own], folder.path, lines):
             folder.add(own[index], write)
             bar.update()
 

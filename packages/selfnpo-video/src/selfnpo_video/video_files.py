@@ -3,6 +3,9 @@
 Frames are uint8 RGB arrays (H, W, 3). Both ways go through imageio's ffmpeg: H.264 in yuv420p, which every browser
 plays, is written, and what `decoding` names is read, by decord only where it is asked for (`decord_frames`). Animated
 pictures go through Pillow (`loops`).
+
+Colours are converted by BT.709's matrix, and the file says so. ffmpeg's default is BT.601 without a mark, which players
+take for BT.709 where the picture is large: (200, 60, 30) then comes out as (212, 70, 26).
 """
 
 import errno
@@ -31,12 +34,17 @@ READERS = {"ffmpeg": decoding, "decord": decord_frames}
 """Of video files; the first is the default. Animated pictures and folders have no other than Pillow."""
 _LITTLE_SPACE = 1 << 20
 """Bytes; where fewer are free, a video that could not be written is the full disk's fault."""
+_BT709 = (
+    "scale=ceil(iw/2)*2:ceil(ih/2)*2:out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_inp,"
+    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+)
+"""In place of imageio's own filter, which makes odd sides even and converts by BT.601."""
 _H264: dict[str, Any] = {
     "codec": "libx264",
     "quality": None,
     "pixelformat": "yuv420p",
     "macro_block_size": 2,
-    "output_params": ["-crf", "20", "-movflags", "+faststart"],
+    "output_params": ["-crf", "20", "-movflags", "+faststart", "-vf", _BT709],
 }
 
 

@@ -94,7 +94,7 @@ class Samples:
     def model(self) -> Mapping[str, Any]:
         """What one record says of how the samples were made, without what differs from one to the next."""
         record = self.good[0].record if self.good else {}
-        return {key: value for key, value in record.items() if key not in ("file", "prompt", "seed")}
+        return {key: value for key, value in record.items() if key not in ("file", "prompt", "seed", "original_prompt")}
 
 
 def read_samples(path: str | Path, medium: Medium) -> Samples:

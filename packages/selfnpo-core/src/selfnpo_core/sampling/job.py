@@ -117,7 +117,7 @@ def fill(
 ) -> int:
     """Draw what is missing of the wanted samples into a folder; returns how many were drawn now.
 
-    draw: numbers of samples → index among these and writer, in order. unit: what a sample is called.
+    draw: numbers of samples → index among these and writer. unit: what a sample is called.
     """
     with SampleFolder(output, wanted) as folder:
         todo = folder.missing
