@@ -212,10 +212,10 @@ def build_sdxl(work: Path, steps: int, samples: int, threads: int) -> None:
 @click.option("--steps", default=4000, show_default=True, help="Updates of the denoiser.")
 @click.option("--samples", default=256, show_default=True, help="Clips at each guidance scale for the check.")
 def build_video(output: Path, samples: int, **shared: Any) -> None:
-    """The CogVideoX-class model of moving shapes."""
+    """The CogVideoX-class model of moving things."""
     build = Build(**shared)
     work = build.begin()
-    world = moving.MovingShapes()
+    world = moving.MovingThings()
     eyes = video_oracle.train(work / "oracle.safetensors")
     autoencoder = video_vae.train(work / "vae.safetensors")
     moments = reference(world, eyes, video_pack.REFERENCE_CLIPS)

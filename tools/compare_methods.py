@@ -21,6 +21,7 @@ import torch
 from selfnpo_core.commands.running import run
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.cells import Table
+from selfnpo_core.experiments.controls import CONTROLS
 from selfnpo_core.experiments.equal_cost import Entry, fill
 from selfnpo_core.experiments.frontier import write_frontier_page
 from selfnpo_core.experiments.methods import METHODS, TrainedArms, available
@@ -49,7 +50,9 @@ Value = TypeVar("Value")
 @click.option(
     "--stage", type=click.Choice(["choose", "claim"]), help="One of the two sets. Default: one, then the other."
 )
-@click.option("--controls/--no-controls", default=True, show_default=True, help="Of the second set.")
+@click.option(
+    "--controls", default="all", show_default=True, help=f"Of the second set: none, or of {', '.join(CONTROLS)}."
+)
 @click.option("--shard", default="", help="K/N: every N-th cell of the stage from the K-th, and no page.")
 @click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
 def main(
@@ -63,7 +66,7 @@ def main(
     seeds: str,
     earlier: Path | None,
     stage: str | None,
-    controls: bool,
+    controls: str,
     shard: str,
     threads: int,
 ) -> None:
@@ -81,7 +84,7 @@ def main(
         budgets=numbers(budget, int),
         seeds=numbers(seeds, int),
         scales=numbers(scales, float) if scales else None,
-        controls=controls,
+        controls=wanted_controls(controls),
     )
     choices = protocol.choices()
     trained = TrainedArms(demo=demo, work=work, seed=protocol.seeds[0], earlier=earlier)
@@ -89,7 +92,7 @@ def main(
     told = {"arms": arms, "budget": budget, "scales": scales, "seeds": seeds}
     command = f"python tools/compare_methods.py --world {world}"
     command += "".join(f" --{key} {value}" for key, value in told.items() if value)
-    command += "" if controls else " --no-controls"
+    command += "" if controls == "all" else f" --controls {controls}"
     if stage != "claim":
         _draw(protocol.choose, trained, pipe, part(choices, shard))
         if not shard:
@@ -118,6 +121,14 @@ def _draw(table: Table, trained: TrainedArms, pipe: Any, wanted: Sequence[Entry]
         rows = cell[f"rows_per_{table.world.unit}"]
         distance = cell[table.world.distance][0]
         click.echo(f"{entry.name}: {rows:g} rows, distance {distance:.2f}, accuracy {cell['accuracy'][0]:.3f}")
+
+
+def wanted_controls(text: str) -> Sequence[str]:
+    """Of `CONTROLS`: all, none, or those that are named."""
+    named = {"all": CONTROLS, "none": ()}.get(text) or [name for name in text.split(",") if name != "none"]
+    if strays := [name for name in named if name not in CONTROLS]:
+        raise InputError(f"--controls: there is no {strays[0]}, use all, none, or some of {', '.join(CONTROLS)}")
+    return named
 
 
 def numbers(text: str, kind: Callable[[str], Value]) -> list[Value]:

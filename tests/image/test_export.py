@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,30 @@ def test_a_lora_leaves_as_it_is(lora_run: Path, tmp_path: Path, command: Command
     assert command("export", "--npo", lora_run, "--format", "diffusers", "--output", tmp_path / "out") == 0
     for file in (lora_run / "npo").iterdir():
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_an_export_is_pushed(
+    lora_run: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    taken: list[Any] = []
+    api = SimpleNamespace(
+        create_repo=lambda repo, **options: taken.append((repo, options["private"])) or f"https://hub/{repo}",
+        create_commit=lambda repo, added, **_: taken.extend(sorted(each.path_in_repo for each in added)),
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    words = ("export", "--npo", lora_run, "--format", "diffusers", "--output")
+    assert command(*words, tmp_path / "out", "--push-to-hub", "someone/negative", "--private") == 0
+    assert taken == [("someone/negative", True), *sorted(file.name for file in (tmp_path / "out").iterdir())]
+    assert "README.md" in taken
+    assert "and in https://hub/someone/negative" in capsys.readouterr().out
+    assert command(*words, tmp_path / "none", "--private") == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_lora_of_whole_weights(

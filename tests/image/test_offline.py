@@ -138,7 +138,7 @@ def test_a_token_that_is_refused_behind_another_error(monkeypatch: pytest.Monkey
 
 
 def test_a_refused_token_does_not_hide_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(repo: str) -> list[str]:
+    def refuse(repo: str, **_: object) -> list[str]:
         raise refusal(401)
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", refuse)

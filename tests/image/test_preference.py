@@ -105,13 +105,13 @@ def test_what_the_hub_has(
     kinds = {"whole/model": tuned, "unet/only": tmp_path / "only", "lora/only": finished_run / "npo"}
     load_pipeline(find_base(str(tuned))).unet.save_pretrained(kinds["unet/only"] / "unet")
 
-    def files(repo: str) -> list[str]:
+    def files(repo: str, **_: Any) -> list[str]:
         return [str(p.relative_to(kinds[repo])) for p in kinds[repo].rglob("*") if p.is_file() and p.suffix != ".md"]
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", files)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, allow_patterns: str(kinds[repo]))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: str(kinds[repo] / file))
-    monkeypatch.setattr(loading, "hf_hub_download", lambda repo, file: str(kinds[repo] / file))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **_: str(kinds[repo]))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, **_: str(kinds[repo] / file))
+    monkeypatch.setattr(loading, "hf_hub_download", lambda repo, file, **_: str(kinds[repo] / file))
     monkeypatch.setattr(StableDiffusionPipeline, "download", lambda repo, **_: str(kinds[repo]))
     base = find_base(str(tuned))
     wanted = load_pipeline(base).unet.state_dict()
@@ -122,7 +122,7 @@ def test_what_the_hub_has(
     lora = find_preference("lora/only", base).lora
     assert lora is not None
     assert lora.samefile(finished_run / "npo" / "pytorch_lora_weights.safetensors")
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: ["README.md"])
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, **_: ["README.md"])
     with pytest.raises(InputError, match="neither a model, nor a unet, nor one LoRA"):
         find_preference("some/thing", base)
 

@@ -54,6 +54,7 @@ def test_shards_of_one_set_then_of_the_other_then_the_pages(tmp_path, capsys):
         (["--stage", "claim"], "cells of the first set are not drawn"),
         (["--arms", "apg"], "have cfg among"),
         (["--arms", "cfg,magic"], "'magic' is unknown"),
+        (["--controls", "rest,magic"], "there is no magic"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, words, told):

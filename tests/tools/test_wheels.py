@@ -234,7 +234,7 @@ def test_the_video_package_works_from_its_wheels_alone(wheels, tmp_path):
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
         "from selfnpo_video.cli import selfnpo_video\n"
         "from selfnpo_video.demo import moving\n"
-        "moving.demo().pipeline(), moving.MovingShapes().judges\n"
+        "moving.demo().pipeline(), moving.MovingThings().judges\n"
         "selfnpo_video(['models'], standalone_mode=False)\n"
         "ours = {n: m.__file__ for n, m in sys.modules.items() if n.startswith('selfnpo') and m.__file__}\n"
         "print(*ours.values(), sep='\\n')\n"

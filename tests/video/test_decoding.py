@@ -144,13 +144,13 @@ REFUSED = {
     ),
     "clear.mov": (lambda clip, path: ffmpeg("-i", clip, "-c:v", "qtrle", "-pix_fmt", "argb", path), "transparency"),
     "bright.mp4": (
-        coded(*X264, "-x264-params", "transfer=arib-std-b67:colorprim=bt2020:colormatrix=bt2020nc"),
+        coded(*X264, "-vf", "setparams=color_trc=arib-std-b67:color_primaries=bt2020:colorspace=bt2020nc"),
         "high dynamic range",
     ),
     "wide.mp4": (coded(*X264, "-vf", "setsar=4/3"), "not square"),
-    "sound.mp4": (lambda clip, path: ffmpeg(*SOUND, "-c:a", "aac", path), "cannot be read as a video"),
+    "sound.mp4": (lambda clip, path: ffmpeg(*SOUND, "-c:a", "aac", path), "holds no pictures that move"),
     "text.mp4": (lambda clip, path: path.write_text("hello"), "cannot be read as a video"),
-    "empty.mp4": (lambda clip, path: path.write_bytes(b""), "cannot be read as a video"),
+    "empty.mp4": (lambda clip, path: path.write_bytes(b""), "is empty"),
     "list.mp4": (lambda clip, path: path.write_text(f"ffconcat version 1.0\nfile '{clip}'\n"), "cannot be read"),
 }
 
@@ -213,3 +213,20 @@ def test_what_reads_is_named() -> None:
     assert reader().startswith("ffmpeg ")
     assert "Pillow" in reader()
     assert {".mp4", ".mkv", ".mov", ".webm", ".avi"} <= SUFFIXES
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webp", "clip.gif"])
+def test_a_pointer_and_a_page_are_called_so(tmp_path: Path, name: str) -> None:
+    for data, words in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (b"<html>", "a web page"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=f"{name} is .*{words}"):
+            read_video(tmp_path / name)
+
+
+def test_sound_alone_is_called_so(tmp_path: Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "sine=d=1", tmp_path / "clip.mp4")
+    with pytest.raises(InputError, match="holds no pictures that move, such as sound alone"):
+        read_video(tmp_path / "clip.mp4")

@@ -13,7 +13,7 @@ from selfnpo_video.demo.build import denoiser, pack, vae
 from selfnpo_video.demo.build import judge as judging
 from selfnpo_video.demo.build.oracle import real_batch
 from selfnpo_video.demo.judges import VideoJudge, VideoOracle
-from selfnpo_video.demo.moving import MovingShapes
+from selfnpo_video.demo.moving import MovingThings
 
 
 def test_every_word_is_a_token():
@@ -50,9 +50,9 @@ def test_a_short_training_makes_a_pipeline_that_draws(tmp_path):
     path = tmp_path / "denoiser.safetensors"
     pipe = denoiser.train(path, autoencoder, steps=8, until=2, snapshots=(1,), batch=2, count=32)
     assert 2e6 < sum(p.numel() for p in pipe.transformer.parameters()) < 8e6
-    world_, task = MovingShapes(), Task.draw(MovingShapes(), 2, 5)
+    world_, task = MovingThings(), Task.draw(MovingThings(), 2, 5)
     clips = sample(world_, pipe, task, guidance_scale=2.0, steps=2)
-    assert clips.data.shape == (2, 3, 9, 64, 64)
+    assert clips.data.shape == (2, 3, 9, 32, 32)
     assert clips.forward_rows == 8
     before = denoiser.train(snapshot_path(path, 1), autoencoder)
     assert fingerprint(before.transformer) != fingerprint(pipe.transformer)
@@ -94,7 +94,7 @@ def test_rated_clips_carry_what_was_done_to_them(monkeypatch):
     torch.manual_seed(0)
     autoencoder = vae.with_scale(vae.build().eval())
     rated = judging.rated_clips(autoencoder, 8, torch.Generator().manual_seed(1))
-    assert rated.data.shape == (8, 3, 9, 64, 64)
+    assert rated.data.shape == (8, 3, 9, 32, 32)
     assert rated.data.dtype == torch.uint8
     assert 0 < rated.wrong.float().mean() < 1
     assert VideoJudge()(rated.data[:2] / 255, rated.asked[:2]).shape == (2,)

@@ -111,7 +111,7 @@ def test_feature_networks_that_are_refused(tmp_path: Path) -> None:
 def arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two arms of the demo's model, two prompts of five seeds each, and real clips of its world."""
     root = tmp_path_factory.mktemp("arms")
-    prompts = [word for text in ("a red circle grows", "a blue star moves up") for word in ("--prompt", text)]
+    prompts = [word for text in ("a rose moves quickly down", "a car moves slowly up") for word in ("--prompt", text)]
     for name, scale in (("a", 3), ("b", 1)):
         words = ("--count", 5, "--steps", 2, "--guidance-scale", scale, "--batch-size", 10, "--format", "gif")
         assert command("sample", "--model", "demo", *prompts, *words, "--output", root / name) == 0
@@ -132,7 +132,7 @@ def features(folder: Path) -> torch.Tensor:
     files = sorted(folder.glob("*.gif"))
     x = torch.stack([torch.from_numpy(read_video(file)[0]).permute(3, 0, 1, 2) for file in files]) / 255
     with torch.no_grad():
-        return moving.MovingShapes().judges.oracle.features(x)
+        return moving.MovingThings().judges.oracle.features(x)
 
 
 def test_end_to_end_on_the_demos_model(copied: Path) -> None:
@@ -187,7 +187,7 @@ def test_to_vbench_and_back(copied: Path, caplog: pytest.LogCaptureFixture) -> N
         assert command("evaluate", copied / arm, "--vbench-export", copied / f"out-{arm}") == 0
     assert "expects" not in caplog.text
     out = copied / "out-a"
-    prompts = ["a blue star moves up", "a red circle grows"]
+    prompts = ["a car moves slowly up", "a rose moves quickly down"]
     names = sorted(file.name for file in (out / "videos").iterdir())
     assert names == [f"{prompt}-{i}.gif" for prompt in prompts for i in range(5)]
     assert sorted((out / "prompts.txt").read_text().splitlines()) == prompts
@@ -230,12 +230,63 @@ def test_to_vbench_and_back(copied: Path, caplog: pytest.LogCaptureFixture) -> N
     assert all("p_holm" in each for each in found.values())
 
 
+def test_clips_of_enhanced_prompts_go_by_the_original_ones(small: Path, tmp_path: Path) -> None:
+    """Also where two of them were enhanced from the same."""
+    originals = ["a blue star", "a red circle", "a red circle"]
+    enhanced = ["a blue star moves up", "a red circle grows", "a red circle moves left"]
+    (tmp_path / "short.txt").write_text("\n".join(originals))
+    (tmp_path / "long.txt").write_text("\n".join(enhanced))
+    words = ("sample", "--model", small, "--prompts", tmp_path / "long.txt", "--steps", 1, "--guidance-scale", 1)
+    words += (
+        "--frames",
+        1,
+        "--height",
+        16,
+        "--width",
+        16,
+        "--count",
+        5,
+        "--format",
+        "gif",
+        "--batch-size",
+        15,
+        "--output",
+        tmp_path / "clips",
+    )
+    assert command(*words, "--original-prompts", tmp_path / "short.txt") == 0
+    records = read_records(tmp_path / "clips" / "metadata.jsonl")
+    assert [(r["original_prompt"], r["prompt"]) for r in records[::5]] == list(zip(originals, enhanced, strict=True))
+    out = tmp_path / "out"
+    assert command("evaluate", tmp_path / "clips", "--vbench-export", out) == 0
+    names = sorted(file.name for file in (out / "videos").iterdir())
+    expected = [*(f"a blue star-{i}.gif" for i in range(5)), *(f"a red circle-{i}.gif" for i in range(10))]
+    assert names == sorted(expected)
+    assert (out / "prompts.txt").read_text().splitlines() == ["a blue star", "a red circle"]
+    assert json.loads((out / "prompts.json").read_text())[str(out / "videos" / "a red circle-9.gif")] == "a red circle"
+    vbench_results(out, tmp_path / "results.json", {"color": {0: 1.0, 14: 0.5}})
+    words = ("evaluate", tmp_path / "clips", "--metrics", "vbench", "--json", tmp_path / "r.json")
+    assert command(*words, "--vbench-results", tmp_path / "results.json") == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    scores = results["per_sample"]["value"]["vbench_color"]
+    named = zip(results["per_sample"]["value_files"], scores, strict=True)
+    seeds = {record["file"]: (record["prompt"], record["seed"]) for record in records}
+    found = {seeds[name]: value for name, value in named if value is not None}
+    assert found == {("a blue star moves up", 0): 1.0, ("a red circle moves left", 14): 0.5}
+
+
+def test_original_prompts_must_be_as_many(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "short.txt").write_text("a star\na circle")
+    words = ("sample", "--model", small, "--prompt", "a red circle grows", "--output", tmp_path / "clips")
+    assert command(*words, "--original-prompts", tmp_path / "short.txt") == 2
+    assert "short.txt has 2 prompts, and there are 1 to draw" in capsys.readouterr().err
+
+
 def test_an_index_stays_when_a_clip_is_left_out(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
-    records = [r for r in read_records(copied / "a" / "metadata.jsonl") if r["prompt"] == "a red circle grows"]
+    records = [r for r in read_records(copied / "a" / "metadata.jsonl") if r["prompt"] == "a rose moves quickly down"]
     (copied / "a" / records[1]["file"]).write_bytes(b"")
     assert command("evaluate", copied / "a", "--vbench-export", copied / "out", "--skip-bad") == 0
     names = {file.name for file in (copied / "out" / "videos").iterdir()}
-    assert {name for name in names if "red" in name} == {f"a red circle grows-{i}.gif" for i in (0, 2, 3, 4)}
+    assert {name for name in names if "rose" in name} == {f"a rose moves quickly down-{i}.gif" for i in (0, 2, 3, 4)}
     assert "VBench expects 5 clips a prompt" in caplog.text
 
 
@@ -271,7 +322,7 @@ def test_mistakes(
 
 def test_names_that_files_cannot_have(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metadata = copied / "a" / "metadata.jsonl"
-    metadata.write_text(metadata.read_text().replace("a red circle grows", "either/or"))
+    metadata.write_text(metadata.read_text().replace("a rose moves quickly down", "either/or"))
     assert command("evaluate", copied / "a", "--vbench-export", copied / "out") == 2
     assert "'either/or' cannot" in capsys.readouterr().err
     assert not (copied / "out").exists()

@@ -44,7 +44,7 @@ def test_of_another_model_on_the_hub_the_configurations_are_fetched(
     """And its weights when it is wanted on this disk."""
     asked = []
 
-    def fetch(location: str, allow_patterns: list[str]) -> str:
+    def fetch(location: str, allow_patterns: list[str], revision: str | None) -> str:
         asked.append((location, any("safetensors" in pattern for pattern in allow_patterns)))
         return str(small)
 

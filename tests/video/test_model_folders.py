@@ -172,13 +172,36 @@ def test_of_a_hub_repository_one_variant_is_fetched(small: Path, monkeypatch: py
     names = [path.relative_to(small).as_posix() for path in small.rglob("*") if path.is_file()]
     names += [NETWORK.replace(".safetensors", ".fp16.safetensors"), "text_encoder/model.fp16.safetensors"]
     asked: list[str] = []
+    revisions: set[str | None] = set()
 
-    def fetch(_location: str, allow_patterns: list[str]) -> str:
+    def fetch(_location: str, allow_patterns: list[str], revision: str | None) -> str:
         asked[:] = allow_patterns
+        revisions.add(revision)
         return str(shutil.copytree(small, small.parent / "fetched", dirs_exist_ok=True))
 
     monkeypatch.setattr(loading, "snapshot_download", fetch)
-    monkeypatch.setattr(loading, "list_repo_files", lambda _: names)
+    monkeypatch.setattr(loading, "list_repo_files", lambda _, revision: revisions.add(revision) or names)
     assert loading.local(find_base("someone/model")).source.kind == "folder"
     assert NETWORK in asked
     assert not [name for name in asked if "fp16" in name]
+    assert revisions == {None}
+    revisions.clear()
+    pinned = loading.local(find_base("someone/model@v2:fp16"))
+    assert (revisions, pinned.name, pinned.source.kind) == ({"v2"}, "someone/model@v2:fp16", "folder")
+    weights = [name for name in asked if name.endswith(".safetensors")]
+    assert [("fp16" in name, name.partition("/")[0]) for name in sorted(weights)] == [
+        (True, "text_encoder"),
+        (True, "transformer"),
+        (False, "vae"),
+    ]
+
+
+def test_a_variant_that_is_asked_for_is_taken(damaged: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where both are; and said where it is not."""
+    half = load_pipeline(find_base(str(damaged))).transformer.half()
+    half.save_pretrained(damaged / "transformer", variant="fp16")
+    assert find_base(str(damaged)).variants == {}
+    base = find_base(f"{damaged}:fp16")
+    assert base.variants == {"transformer": "fp16"}
+    assert "has no variant fp16 in vae: the plain one is taken" in caplog.text
+    assert stored_dtype(base) == torch.float16

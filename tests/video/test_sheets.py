@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from selfnpo_video.sheets import INDEX, beside, grid, strip, write_sheet
+from selfnpo_core.training.pictures import strip
+from selfnpo_video.sheets import INDEX, beside, grid, write_sheet
 
 
 def clip(frames: int, tone: int, height: int = 4, width: int = 6) -> np.ndarray:

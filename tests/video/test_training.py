@@ -20,6 +20,7 @@ from selfnpo_core.training.updates import check_window, draw_windows, noised_loo
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.families import find_base
+from selfnpo_video.video_files import read_video
 
 PROMPTS = ["a red circle moves left", "a blue square grows"]
 SMALL = {"steps": 2, "batch_size": 2, "pool_size": 6, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
@@ -234,4 +235,7 @@ def test_sample_grids_of_prompts_that_are_not_trained_with(folder, tmp_path):
     assert len(read) == 1
     assert len(backbone._table) == len(PROMPTS) + len(shown["sample_prompts"]) + 1
     assert (tmp_path / "run" / "samples" / "step-000002.png").exists()
+    frames, fps = read_video(tmp_path / "run" / "samples" / "step-000002.mp4")
+    assert (len(frames), fps) == (backbone.size.frames, 8)
+    assert frames.shape[1:3] == (14 + 2 * backbone.size.height, 2 * backbone.size.width)
     assert (tmp_path / "run" / "prompts.txt").read_text().split("\n")[:2] == PROMPTS

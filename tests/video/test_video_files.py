@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 from selfnpo_core.errors import InputError
@@ -30,6 +31,47 @@ def test_mp4_round_trip(tmp_path, clip):
     assert np.abs(frames.astype(int) - clip).mean() < 6  # lossy
     assert len(read_video(tmp_path / "clip.mp4", limit=3)[0]) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mp4"]
+
+
+COLOURS = ((200, 60, 30), (30, 200, 60), (20, 30, 220), (255, 255, 255), (0, 0, 0))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (63, 97)])
+def test_colours_of_an_mp4_are_those_of_bt709(tmp_path, size):
+    """As a player sees them that goes by BT.709, whatever the file says of itself, and as the file says."""
+    file = tmp_path / "clip.mp4"
+    for colour in COLOURS:
+        write_video(file, np.full((9, *size, 3), colour, np.uint8), fps=8)
+        played = [
+            "-vf",
+            "scale=in_color_matrix=bt709:in_range=tv:flags=bicubic+accurate_rnd+full_chroma_int",
+            "-pix_fmt",
+            "rgb24",
+        ]
+        asked = [get_ffmpeg_exe(), "-v", "error", "-i", str(file), *played, "-f", "rawvideo", "-"]
+        pixels = np.frombuffer(subprocess.run(asked, capture_output=True, check=True).stdout, np.uint8)
+        assert len(pixels) == 9 * 64 * (size[1] + size[1] % 2) * 3
+        assert np.abs(pixels.reshape(-1, 3).astype(int) - colour).max() <= 2
+        assert np.abs(read_video(file)[0].astype(int) - colour).max() <= 2
+    said = subprocess.run([get_ffmpeg_exe(), "-i", str(file)], capture_output=True, text=True).stderr
+    assert "yuv420p(tv, bt709, progressive)" in said
+
+
+@pytest.mark.parametrize(("matrix", "mark"), [("bt709", "bt709"), ("bt601", "smpte170m"), ("bt601", None)])
+def test_a_clip_is_read_as_it_says_and_else_by_bt601(tmp_path, matrix, mark):
+    mark = [] if mark is None else ["-colorspace", mark]
+    source = [
+        "-f",
+        "lavfi",
+        "-i",
+        "color=0xC83C1E:s=96x64:d=1:r=8,format=rgb24",
+        "-vf",
+        f"scale=out_color_matrix={matrix}",
+    ]
+    file = tmp_path / "clip.mp4"
+    written = [get_ffmpeg_exe(), "-v", "error", *source, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10"]
+    subprocess.run([*written, *mark, str(file)], check=True)
+    assert np.abs(read_video(file)[0].astype(int) - COLOURS[0]).max() <= 2
 
 
 @pytest.mark.parametrize("suffix", ["webp", "gif"])

@@ -28,7 +28,9 @@ REAL = "parts of real clips as long"
 @click.command("long")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("docs/results/video-long.json"))
 @click.option("--clips", default=128, show_default=True)
-@click.option("--frames", default=33, show_default=True, help="9 latent frames; the demo model was trained on 3.")
+@click.option(
+    "--frames", default=world.LONGEST, show_default=True, help="5 latent frames; the demo model was trained on 3."
+)
 @click.option("--guidance-scale", default=3.0, show_default=True)
 @click.option("--steps", type=int, help="Denoising steps. Default: the demo's.")
 @click.option("--overlap", type=int, help="Latent frames that windows share. Default: half a window.")

@@ -199,7 +199,7 @@ def test_votes_of_these_folders(arms: tuple[Path, Path], tmp_path: Path) -> None
         ("new", {"figures": ("short.json",)}, "per_sample has 1 scores red of 2 files"),
         ("new", {"figures": ("strange.json",)}, "per_sample has green, which is no metric"),
         ("new", {"figures": ("one-arm.json",)}, "per_sample is not of these arms"),
-        ("elsewhere", {}, "which is no file of that folder"),
+        ("elsewhere", {}, "metadata.jsonl names no file of this folder"),
         ("new", {"by": "red"}, "no figures with scores of single samples"),
         ("new", {"output": "mine.html"}, "mine.html is no report, and is not written over"),
         ("new", {"markdown": "mine.html"}, "mine.html is no report"),

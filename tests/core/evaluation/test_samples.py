@@ -183,3 +183,15 @@ def test_a_reference_needs_no_metadata(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match="holds no picture"):
         read_reference(tmp_path / "nothing", MEDIA)
+
+
+@pytest.mark.parametrize("name", ["{folder}/00001-11.png", "./00001-11.png", "../a/00001-11.png", "x//y.png", ".", ""])
+def test_a_record_that_names_no_file_of_the_folder(tmp_path: Path, name: str) -> None:
+    a = folder(tmp_path / "a", count=3)
+    lines = lines_of(a)
+    rewrite(a, [lines[0], {**lines[1], "file": name.format(folder=a)}, lines[2]])
+    samples = read_samples(a, MEDIA)
+    assert seeds(samples) == [10, 12]
+    assert "metadata.jsonl names no file of this folder" in reasons(samples).values()
+    with pytest.raises(InputError, match="names no file of this folder"):
+        refuse_bad([samples], skip=False)

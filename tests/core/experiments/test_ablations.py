@@ -8,8 +8,13 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.ablations import CHANGES, RECIPE, changes_of, possible
 
 LORA = {
-    **{"samples": 2000, "steps": 600, "rank": 16, "targets": "all", "average": 0.15},
-    **{"sample_guidance": 2.0, "sample_grid_steps": 10},
+    "samples": 2000,
+    "steps": 600,
+    "rank": 16,
+    "targets": "all",
+    "average": 0.15,
+    "sample_guidance": 2.0,
+    "sample_grid_steps": 10,
 }
 DEMO = SimpleNamespace(kind="lora", presets={"lora": LORA, "full": {"samples": 500, "steps": 100, "uses": 4}})
 

@@ -170,7 +170,7 @@ def test_the_page_says_what_was_asked_for(run, tmp_path):
         scales=(),
         samples=1,
     )
-    without = replace(run, controls=False)
+    without = replace(run, controls=())
     assert [entry for entry in without.claims() if entry.control] == []
     page = write_frontier_page(demo, without, tmp_path, "make it", Eager())
     assert page.count("The controls are not drawn") == 2

@@ -34,6 +34,10 @@ def test_the_weights_of_a_component(names, variant, files):
     ("files", "words"),
     [
         (["model-00001-of-00002.safetensors"], "lacks part 2 of 2 of the weights in unet"),
+        (
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            "lacks the index of the weights in unet",
+        ),
         (["model.bin"], "only pickled weights"),
         (["model.CKPT"], "only pickled weights"),
         (["model.gguf"], "only quantised weights"),

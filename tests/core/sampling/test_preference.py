@@ -263,12 +263,12 @@ def test_of_pefts_repository_the_configuration_is_fetched_too(files, wanted, tmp
     """It says alpha, and is read beside the weights."""
     fetched = []
 
-    def download(repo, name):
+    def download(repo, name, **_):
         fetched.append(name)
         return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(preference, "files_of", lambda repo: files)
+    monkeypatch.setattr(preference, "files_of", lambda *_: files)
     source = Source(name="someone/lora", kind="hub", location="someone/lora")
     found = preference.find(
         "someone/lora", network=nn.Linear, component="unet", locate=lambda _: source, whole=lambda _: None

@@ -157,7 +157,7 @@ REFUSED = {
     "deep-key.png": "transparent colour of 16 bits",
     "text.png": "cannot be read",
     "cut.png": "cannot be read",
-    "gone.png": "cannot be read",
+    "gone.png": "does not exist",
     "program.png": "cannot be read",
 }
 

@@ -1,9 +1,13 @@
 """A whole run: its folder, its pictures, its trackers, and the ways in which it stops."""
 
+import io
 import json
 import resource
+import sys
 import threading
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +17,7 @@ from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 from selfnpo_core import InputError, RunError
 from selfnpo_core.system.disk import is_disk_full
 from selfnpo_core.system.files import save_tensors, written_aside
-from selfnpo_core.training import train
+from selfnpo_core.training import train, trainer
 from selfnpo_core.training.checkpoint import newest_checkpoint
 from selfnpo_core.training.spread import LIMITS
 from selfnpo_core.weights.npo_folder import load_npo
@@ -48,6 +52,50 @@ def test_pictures_with_and_without_the_negative_weights(tmp_path, kind):
     assert {"loss", "drift", "lr"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
     assert events.Tags()["images"] == ["samples/0"] or events.Tags()["images"] == ["samples"]
+
+
+class MovingToy(ToyBackbone):
+    """Its samples are clips of three frames, each darker than the last."""
+
+    fps = 8
+
+    def draw_clips(self, prompts, seeds, **how):
+        pictures = [np.asarray(picture.convert("RGB")) for picture in self.draw_samples(prompts, seeds, **how)]
+        return [np.stack([pixels // share for share in (1, 2, 4)]) for pixels in pictures]
+
+    def write_clip(self, path, frames):
+        path.write_bytes(b"mp4")
+        self.written = np.stack(list(frames))
+
+
+def test_samples_that_move_are_kept_and_shown_as_clips(tmp_path, monkeypatch):
+    """A strip of frames as ever, a file that plays, and both in the trackers."""
+    backbone, shown = MovingToy(), []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Video=lambda path, format: (path, format)))
+    wandb = SimpleNamespace(
+        name="wandb",
+        log=lambda values, step: shown.append((step, values)) if "clips" in values else None,
+        log_images=lambda values, step: shown.append((step, values)),
+        finish=lambda: None,
+    )
+    start = trainer.start_trackers
+    monkeypatch.setattr(trainer, "start_trackers", lambda acc, recipe: start(acc, recipe) or acc.trackers.append(wandb))
+    recipe = toy_recipe(steps=2, sample_every=2, sample_guidance_scales=[3.0], trackers="tensorboard")
+    train(backbone, recipe, PROMPTS, tmp_path / "run", progress=False)
+    png, mp4 = tmp_path / "run/samples/step-000002.png", tmp_path / "run/samples/step-000002.mp4"
+    assert Image.open(png).size == (2 * 3 * 32, 14 + 4 * 32)
+    assert mp4.read_bytes() == b"mp4"
+    assert backbone.written.shape == (3, 14 + 4 * 32, 2 * 32, 3)
+    assert np.array_equal(backbone.written[1, 14:], backbone.written[0, 14:] // 2)
+    events = EventAccumulator(str(tmp_path / "run/logs/selfnpo"))
+    events.Reload()
+    (event,) = events.Images("clips")
+    with Image.open(io.BytesIO(event.encoded_image_string)) as animation:
+        assert (event.step, animation.format, animation.n_frames, animation.size) == (2, "GIF", 3, (64, 142))
+        assert animation.info["duration"] == 120
+    assert [step for step, _ in shown] == [2, 2]
+    assert shown[0][1]["samples"][0].size == (2 * 3 * 32, 14 + 4 * 32)
+    assert shown[1][1] == {"clips": (str(mp4), "mp4")}
 
 
 def test_pictures_do_not_change_the_run(tmp_path):

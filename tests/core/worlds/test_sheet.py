@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from selfnpo_core.worlds.sheet import GAP, HEAD, WORDS, lay_out
+from selfnpo_core.worlds.sheet import GAP, HEAD, SIDE, WORDS, lay_out
 
-SIDE, PLACE = 32, 32 + GAP
+PLACE = SIDE + GAP
 
 
 def arm(*tones: int) -> torch.Tensor:

@@ -62,7 +62,7 @@ def of_folder(source: Source, kind: Kind, known: KnownModel | None) -> ImageBase
             continue
         if (config := folder / part / "config.json").is_file():
             check_config(read_config(config, name), config)
-        weights[part] = find_weights(folder, part, name)
+        weights[part] = find_weights(folder, part, name, source.variant)
     header = header_of(folder / kind.denoiser, weights[kind.denoiser])
     return ImageBase(
         source=source, family=kind.name, known=known, kind=kind, network=network, header=header, weights=weights

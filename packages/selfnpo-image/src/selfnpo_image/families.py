@@ -49,7 +49,7 @@ def look(source: Source) -> ImageBase:
 
     Raises `InputError` for one that is of no family, or has pickled weights only.
     """
-    known = next((model for model in KNOWN.values() if source.name in (model.name, model.hub_id)), None)
+    known = next((model for model in KNOWN.values() if source.plain in (model.name, model.hub_id)), None)
     if source.kind != "hub":
         with one_line_errors(source):
             return _look_into_file(source, known) if source.kind == "file" else _look_into_folder(source, known)

@@ -64,7 +64,7 @@ def local(base: ImageBase) -> ImageBase:
         return base
     check_network(kind, fetched_config(source, f"{kind.denoiser}/config.json"), base.name)
     with quiet(), one_line_errors(source):
-        folder = _fetched(source.location, kind)
+        folder = _fetched(source, kind)
         optional = [*kind.optional, *(part.replace("text_encoder", "tokenizer") for part in kind.optional)]
         check_cached(source.location, folder, optional)
         here = of_folder(replace(source, kind="folder", location=str(folder)), kind, base.known)
@@ -72,22 +72,24 @@ def local(base: ImageBase) -> ImageBase:
     return here
 
 
-def _fetched(repo: str, kind: Kind) -> Path:
+def _fetched(source: Source, kind: Kind) -> Path:
     """A repository's folder; of components that have their weights as variants only, one of these."""
     try:
-        return Path(kind.pipeline.download(repo, use_safetensors=True, **kind.left_out))
+        pinned = {"revision": source.revision, "variant": source.variant}
+        return Path(kind.pipeline.download(source.location, use_safetensors=True, **pinned, **kind.left_out))
     except OSError as problem:  # so diffusers says that a component has no weights without a variant
         try:
-            wanted = wanted_files(list_repo_files(repo), kind.parts)
+            names = list_repo_files(source.location, revision=source.revision)
+            wanted = wanted_files(names, kind.parts, source.variant)
         except Exception:
             raise problem from None
-    return Path(snapshot_download(repo, allow_patterns=wanted))
+    return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=wanted))
 
 
 def fetched_config(source: Source, place: str) -> dict[str, Any]:
     """One configuration of a model on the hub."""
     with quiet(), one_line_errors(source):
-        return read_config(Path(hf_hub_download(source.location, place)), source.name)
+        return read_config(Path(hf_hub_download(source.location, place, revision=source.revision)), source.name)
 
 
 def network_config(base: ImageBase) -> Mapping[str, Any]:

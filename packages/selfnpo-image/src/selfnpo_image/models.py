@@ -92,7 +92,7 @@ def find_source(name: str, config: str | Path | None = None) -> Source:
 
 def is_known(source: Source) -> bool:
     """Whether a model is in the table, by its name there or by its hub id."""
-    return any(source.name in (model.name, model.hub_id) for model in KNOWN.values())
+    return any(source.plain in (model.name, model.hub_id) for model in KNOWN.values())
 
 
 def defaults(base: Base) -> KnownModel:

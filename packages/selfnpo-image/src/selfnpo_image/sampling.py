@@ -67,7 +67,8 @@ def draw_into(prepared: Prepared, asked: Job, output: str | Path) -> int:
     """As `sample`, on a pipeline that is loaded already."""
     pipe = prepared.pipe
 
-    def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
+    def drawn(numbers: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
+        prompts, seeds = [asked.prompts[i] for i in numbers], [asked.seeds[i] for i in numbers]
         return ((index, picture.save) for index, picture in draw(pipe, prompts, seeds, asked.settings))
 
     with asked.negative.attach(pipe, prepared.eta) if asked.negative else nullcontext():

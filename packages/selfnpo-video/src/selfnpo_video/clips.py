@@ -14,6 +14,7 @@ from torch import Tensor
 from selfnpo_core.sampling import job
 from selfnpo_core.system import private
 from selfnpo_core.system.pictures import read_picture
+from selfnpo_video.first_frame import fitted
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream
 from selfnpo_video.video_files import to_frames
@@ -32,6 +33,8 @@ class Settings(job.Settings):
     """Frames that the model sees at a time, for clips longer than it was trained for (`selfnpo_video.long`)."""
     window_place: int = 0
     """Latent frame of a clip at which the model takes windows but the first to begin."""
+    fit: str = "crop"
+    """How a first frame is brought to the clip's size: of `first_frame.FITS`."""
 
 
 def draw(
@@ -42,32 +45,40 @@ def draw(
     *,
     embeddings: Tensor | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Index and frames (F, H, W, 3) uint8, in order. embeddings: as of `latent_clips`."""
+    """Index and frames (F, H, W, 3) uint8, in order. embeddings: as of `latent_batches`."""
     for index, latents in latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings):
         yield index, np.stack(list(frames_of(pipe, latents, name=f"the clip of seed {seeds[index]}")))
 
 
-@torch.no_grad()
 def latent_clips(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, **options: Any
+) -> Iterator[tuple[int, Tensor]]:
+    """Index and latents (1, F, C, h, w), in order. options: of `latent_batches`."""
+    for batch in latent_batches(pipe, prompts, seeds, settings, **options):
+        yield from batch
+
+
+@torch.no_grad()
+def latent_batches(
     pipe: Any,
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: Settings,
     *,
-    image: Path | None = None,
+    images: Sequence[Path] | None = None,
     embeddings: Tensor | None = None,
     padded: bool = False,
-) -> Iterator[tuple[int, Tensor]]:
-    """Index and latents (1, F, C, h, w), in order. The pipeline is called as it is, a batch at a time.
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """Batches of index and latents (1, F, C, h, w), in order. The pipeline is called as it is, once a batch.
 
     Every clip has its own generator. The DPM scheduler draws noise from one for the whole batch, so there the batch is
-    one clip. embeddings: (N + 1, L, D) of the prompts and the null prompt, for a pipeline without T5. padded: with the
-    frames in front that the network sees and the VAE does not.
+    one clip. images: a first frame a prompt, for image-to-video pipelines. embeddings: (N + 1, L, D) of the prompts and
+    the null prompt, for a pipeline without T5. padded: with the frames in front that the network sees and the VAE does
+    not.
     """
     pipe.set_progress_bar_config(desc="denoise", leave=False)
     size, config = settings.size, pipe.transformer.config
     batch = 1 if isinstance(pipe.scheduler, CogVideoXDPMScheduler) else settings.batch_size
-    picture = None if image is None else read_picture(image)
     for start in range(0, len(prompts), batch):
         part = slice(start, min(start + batch, len(prompts)))
         count = part.stop - part.start
@@ -85,7 +96,9 @@ def latent_clips(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
         latents = pipe(
             **texts,
-            **({} if picture is None else {"image": [picture] * count}),
+            **(
+                {} if images is None else {"image": [fitted(read_picture(i), size, settings.fit) for i in images[part]]}
+            ),
             num_frames=size.frames,
             height=size.height,
             width=size.width,
@@ -97,8 +110,7 @@ def latent_clips(
             output_type="latent",
         ).frames
         padding = latents.shape[1] - ((size.frames - 1) // pipe.vae_scale_factor_temporal + 1)
-        for offset, clip in enumerate(latents[:, 0 if padded else padding :].split(1)):
-            yield start + offset, clip
+        yield list(enumerate(latents[:, 0 if padded else padding :].split(1), start))
 
 
 @torch.no_grad()

@@ -33,12 +33,14 @@ from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system import private
 from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.devices import best_device
+from selfnpo_core.training.pictures import strip
 from selfnpo_video import loading, recipes
 from selfnpo_video.attention import use_attention
 from selfnpo_video.clips import Settings, frames_of, latent_clips
 from selfnpo_video.kinds import VideoBase, VideoKind
+from selfnpo_video.models import KNOWN
 from selfnpo_video.positions import Rotary, rotary_positions, window_at
-from selfnpo_video.sheets import strip
+from selfnpo_video.video_files import write_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -183,8 +185,21 @@ class CogVideoX:
         steps: int,
         negative: "NegativeWeights",
     ) -> "Sequence[Image]":
-        """A strip of frames a prompt, each one of `embed`'s. The transformer waits on the CPU while the VAE decodes."""
-        assert self._table is not None, "embed() comes before draw_samples()"
+        """A strip of frames a prompt, each one of `embed`'s."""
+        how: dict[str, Any] = {"guidance_scale": guidance_scale, "steps": steps, "negative": negative}
+        return [strip(clip) for clip in self.draw_clips(prompts, seeds, **how)]
+
+    def draw_clips(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: "NegativeWeights",
+    ) -> Sequence[np.ndarray]:
+        """(F, H, W, 3) a prompt, each one of `embed`'s. The transformer waits on the CPU while the VAE decodes."""
+        assert self._table is not None, "embed() comes before draw_clips()"
         device = next(self.denoiser.parameters()).device
         embeddings = self._table[[*(self._row[prompt] for prompt in prompts), -1]]
         given = {"transformer": self.denoiser, "text_encoder": None, "tokenizer": None}
@@ -195,11 +210,19 @@ class CogVideoX:
             clips = [latents.cpu() for _, latents in drawn]
         self.denoiser.to("cpu")
         named = zip(clips, (f"the clip of seed {seed}" for seed in seeds), strict=True)
-        strips = [strip(np.stack(list(frames_of(pipe, clip, self.device, name=name)))) for clip, name in named]
+        frames = [np.stack(list(frames_of(pipe, clip, self.device, name=name))) for clip, name in named]
         del pipe
         self.denoiser.to(device)
         _empty_cache(self.device)
-        return strips
+        return frames
+
+    def write_clip(self, path: Path, frames: Sequence[np.ndarray]) -> None:
+        write_video(path, frames, fps=self.fps)
+
+    @property
+    def fps(self) -> int:
+        """Frames a second of the known model that it is, or that its family's defaults are from."""
+        return (self._base.known or KNOWN[self.kind.example]).fps
 
     def drawing_facts(self) -> Mapping[str, Any]:
         assert self._table is not None, "embed() comes before drawing_facts()"

@@ -52,9 +52,9 @@ def compare(job: Job, output: str | Path) -> dict[str, Any] | None:
 def judge_demo(prompts: Sequence[str], without: Sequence[Tensor], with_npo: Sequence[Tensor]) -> dict[str, Any]:
     """What the judges of the demo's world say of two arms of clips (3, F, H, W) uint8."""
     from selfnpo_core.experiments.measure import compare_prompts
-    from selfnpo_video.demo.moving import MovingShapes
+    from selfnpo_video.demo.moving import MovingThings
 
-    return compare_prompts(MovingShapes(), prompts, without, with_npo)
+    return compare_prompts(MovingThings(), prompts, without, with_npo)
 
 
 def _clip(file: Path) -> Tensor:

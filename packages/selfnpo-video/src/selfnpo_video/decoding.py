@@ -67,6 +67,8 @@ def read_frames(path: Path, limit: int | None) -> tuple[np.ndarray, float]:
     if damage := [line for line in said.splitlines() if _DAMAGE.search(line)]:
         raise InputError(f"{path} is cut off or damaged ({_words(damage[0])}): make or copy it again")
     if ffmpeg.returncode != 0:
+        if "for option 'map'" in said or "matches no streams" in said:
+            raise InputError(f"{path} holds no pictures that move, such as sound alone: give a video")
         errors = [line for line in said.splitlines() if "[error]" in line] or ["ffmpeg failed"]
         raise InputError(f"{path} cannot be read as a video ({_words(errors[0])}): give another file")
     stream = _stream(said)

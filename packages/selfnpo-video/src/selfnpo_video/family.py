@@ -35,6 +35,12 @@ reader_option = click.option(
 """Of every command that reads clips of whatever origin."""
 
 clip_options = stack(
+    click.option(
+        "--original-prompts",
+        type=PATH,
+        metavar="FILE",
+        help="What the lines of --prompts were enhanced from, line by line: VBench's names go by these.",
+    ),
     click.option("--frames", type=click.IntRange(min=1), help="Of each clip. Default: what the model was made for."),
     click.option(
         "--window",
@@ -48,14 +54,34 @@ clip_options = stack(
         "else 0, a clip's beginning.",
     ),
     click.option(
-        "--tiling",
-        is_flag=True,
-        help="Decode tile by tile: less memory for large frames, slightly other pixels where tiles meet.",
+        "--tiling/--no-tiling",
+        default=None,
+        help="Decode tile by tile: less memory for large frames, slightly other pixels where tiles meet. Default: if "
+        "whole frames do not fit.",
     ),
     click.option("--fps", type=click.IntRange(min=1), help="Frames a second. Default: the model's."),
     click.option("--format", type=click.Choice(["mp4", "webp", "gif", "frames"]), default="mp4", show_default=True),
     click.option("--attention", type=ATTENTION, default="auto", show_default=True, help="What computes attention."),
-    click.option("--image", type=PATH, metavar="FILE", help="First frame, for image-to-video models."),
+    click.option(
+        "--image",
+        type=PATH,
+        metavar="FILE",
+        help="First frame, for image-to-video models. In a table of prompts a column `image` has one a prompt.",
+    ),
+    click.option(
+        "--scheduler",
+        type=click.Choice(["auto", "ddim", "dpm"]),
+        default="auto",
+        show_default=True,
+        help="auto: the model's own; ddim, dpm: with trailing timesteps, as CogVideoX's own sampling has them.",
+    ),
+    click.option(
+        "--fit",
+        type=click.Choice(["crop", "pad", "stretch"]),
+        default="crop",
+        show_default=True,
+        help="How --image is brought to the clip's size. CogVideoX-1.5 takes the size from the image by default.",
+    ),
     click.option(
         "--dynamic-guidance", is_flag=True, help="A guidance scale that depends on the timestep, as CogVideoX's own."
     ),

@@ -56,6 +56,10 @@ class VideoKind:
         """As model_index.json names them."""
         return self.pipeline.__name__, self.from_image.__name__
 
+    def scheduler_named(self, word: str) -> Any:
+        """Class of the scheduler that goes by a short word, such as dpm."""
+        return next(made for name, made in self.schedulers.items() if word in name.lower())
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoBase(Base):
@@ -107,7 +111,7 @@ class VideoBase(Base):
         """What it was made for: a known model's own size, else what its configuration says."""
         if self.known is not None:
             return self.known.size
-        space, config = 8, self.transformer
+        space, config = self.compression.space, self.transformer
         frames, height, width = config.sample_frames, config.sample_height, config.sample_width
         if frames is None or height is None or width is None:
             raise InputError(
@@ -115,6 +119,12 @@ class VideoBase(Base):
                 "in transformer/config.json): give frames, height and width"
             )
         return ClipSize(frames=frames, height=height * space, width=width * space)
+
+    @property
+    def trained_frames(self) -> int | None:
+        """Of the clips that it was trained on; `None` where nothing says so."""
+        frames: int | None = self.known.size.frames if self.known is not None else self.transformer.sample_frames
+        return frames
 
     def size_of(self, frames: int | None, height: int | None, width: int | None) -> ClipSize:
         """A clip as it was asked for; `None` is what the model was made for."""
@@ -141,12 +151,12 @@ def _looked_at(source: Source, folder: Path, kinds: Collection[VideoKind]) -> Vi
             f"model {source.name} has a transformer that is a {transformer['_class_name']}, not {kind.title}'s: give "
             f"one that has, such as {kind.example}"
         )
-    weights = {part: _weights(folder, part, source.name) for part in PARTS} if source.kind == "folder" else {}
+    weights = {part: _weights(folder, part, source) for part in PARTS} if source.kind == "folder" else {}
     base = VideoBase(
         source=source,
         family=kind.name,
         kind=kind,
-        known=known_as(source.name, transformer),
+        known=known_as(source.plain, transformer),
         from_image=pipeline == kind.from_image.__name__,
         transformer=with_defaults(kind.network, transformer),
         vae=with_defaults(kind.vae, vae),
@@ -213,11 +223,11 @@ def _scheduler(kind: VideoKind, config: dict[str, Any], name: str) -> dict[str, 
     return {**config, "timestep_spacing": wanted.config.timestep_spacing}
 
 
-def _weights(folder: Path, part: str, name: str) -> Weights:
+def _weights(folder: Path, part: str, source: Source) -> Weights:
     """Raises `InputError` unless all are there as safetensors, and not quantised."""
     if (folder / part / "config.json").is_file():
-        check_config(read_config(folder, part, name), folder / part / "config.json")
-    return find_weights(folder, part, name)
+        check_config(read_config(folder, part, source.name), folder / part / "config.json")
+    return find_weights(folder, part, source.name, source.variant)
 
 
 def _check_numbers(base: VideoBase) -> None:

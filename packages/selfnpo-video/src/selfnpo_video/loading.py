@@ -33,7 +33,7 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 def fetched(source: Source, files: Sequence[str]) -> Path:
     """Folder with these files of a model on the hub, in the hub's own cache."""
     with quiet(), one_line_errors(source):
-        folder = Path(snapshot_download(source.location, allow_patterns=list(files)))
+        folder = Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(files)))
         if is_offline() and (missing := [name for name in files if "*" not in name and not (folder / name).is_file()]):
             raise incomplete(source.location, missing)
         return folder
@@ -43,15 +43,15 @@ def local(base: VideoBase) -> VideoBase:
     """The same model on this disk: one on the hub is fetched whole, and looked at again."""
     if base.source.kind != "hub":
         return base
-    folder = fetched(base.source, _wanted(base.source.location))
+    folder = fetched(base.source, _wanted(base.source))
     check_cached(base.source.location, folder)
     return look(replace(base.source, kind="folder", location=str(folder)), folder, [base.kind])
 
 
-def _wanted(repo: str) -> Sequence[str]:
+def _wanted(source: Source) -> Sequence[str]:
     """Files of a repository: one variant a component, or where they cannot be listed all that are of use."""
     try:
-        return wanted_files(list_repo_files(repo), PARTS)
+        return wanted_files(list_repo_files(source.location, revision=source.revision), PARTS, source.variant)
     except Exception:  # what cannot be listed cannot be fetched either, and that says why
         return _FILES
 
@@ -72,6 +72,16 @@ def load_pipeline(base: VideoBase, *, dtype: torch.dtype = torch.float32, **comp
         return pipe
     found = type(pipe.scheduler).__name__
     raise InputError(f"model {base.name} has a {found}: {base.kind.title} wants {base.kind.wants}")
+
+
+def use_scheduler(pipe: Any, kind: VideoKind, name: str) -> None:
+    """Give a pipeline the scheduler "ddim" or "dpm", with trailing timesteps as CogVideoX's own sampling has them.
+
+    "auto" leaves it the model's own.
+    """
+    if name != "auto":
+        made = kind.scheduler_named(name).from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        pipe.register_modules(scheduler=made)
 
 
 def load_network(base: VideoBase, dtype: torch.dtype | None = None) -> nn.Module:

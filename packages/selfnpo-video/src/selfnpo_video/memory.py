@@ -100,6 +100,11 @@ class Sampler:
         whole = size.frames * size.height * size.width * 3
         return int(max(factor * height * width + TILES * whole, TILED * whole) * self.dtype.itemsize)
 
+    def wants_tiles(self, size: ClipSize) -> bool:
+        """Whether a clip fits when it is decoded by tiles, and only then."""
+        free = available(self.device)
+        return not self.tiling and self.need(size).peak > free >= replace(self, tiling=True).need(size).peak
+
     def check(self, size: ClipSize) -> None:
         """Raise `InputError` for a clip that will not fit, and say what would.
 

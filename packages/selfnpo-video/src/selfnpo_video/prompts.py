@@ -1,14 +1,18 @@
 """Prompts to train and sample with: a file's, or the built-in list."""
 
+from collections.abc import Collection
 from importlib.resources import files
 
 from selfnpo_core.models.prompts import read_prompts
 
 
-def load_prompts(name: str, model: str) -> list[str]:
-    """`builtin` is the family's list, or for the demo model captions of its own world; anything else is a file."""
+def load_prompts(name: str, model: str, *, apart: Collection[str] = ()) -> list[str]:
+    """`builtin` is the family's list, or for the demo model captions of its own world; anything else is a file.
+
+    apart: as of `read_prompts`.
+    """
     if name != "builtin":
-        return read_prompts(name)
+        return read_prompts(name, apart=apart)
     if model == "demo":
         from selfnpo_video.demo.world import training_captions
 

@@ -84,10 +84,9 @@ def _arm(job: Job, cell: Cell) -> Job:
 def _draw_cell(prepared: Prepared, arm: Job, folder: SampleFolder, own: Sequence[int], cells: int, bar: Any) -> None:
     if not own:
         return
-    indices = [k // cells for k in own]
     with attached(prepared, arm):
-        some = [arm.prompts[i] for i in indices], [arm.seeds[i] for i in indices]
-        for index, write in drawn(prepared.pipe, arm, *some):
+        lines = [folder.records[k] for k in own]
+        for index, write in drawn(prepared.pipe, arm, [k // cells for k in own], folder.path, lines):
             folder.add(own[index], write)
             bar.update()
 

@@ -1,4 +1,4 @@
-"""Clips beside each other for people to look at: strips of frames, pairs, grids, and a page that plays them."""
+"""Clips beside each other for people to look at: pairs, grids, and a page that plays them."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,6 @@ from selfnpo_core.system.files import file_aside
 
 INDEX = "index.html"
 _HEAD, _GAP = 18, 4
-
-
-def strip(frames: np.ndarray, most: int = 5) -> Image.Image:
-    """Up to `most` frames, evenly spaced, side by side."""
-    chosen = np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
-    return Image.fromarray(np.concatenate(list(frames[chosen]), axis=1))
 
 
 def beside(left: np.ndarray, right: np.ndarray, titles: Sequence[str], caption: str) -> Iterator[np.ndarray]:

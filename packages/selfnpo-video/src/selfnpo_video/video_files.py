@@ -3,6 +3,9 @@
 Frames are uint8 RGB arrays (H, W, 3). Both ways go through imageio's ffmpeg: H.264 in yuv420p, which every browser
 plays, is written, and what `decoding` names is read, by decord only where it is asked for (`decord_frames`). Animated
 pictures go through Pillow (`loops`).
+
+Colours are converted by BT.709's matrix, and the file says so. ffmpeg's default is BT.601 without a mark, which players
+take for BT.709 where the picture is large: (200, 60, 30) then comes out as (212, 70, 26).
 """
 
 import errno
@@ -20,6 +23,7 @@ from torch import Tensor
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.system import pictures
 from selfnpo_core.system.files import named_aside
+from selfnpo_core.system.foreign import foreign_kind
 from selfnpo_video import decoding, decord_frames
 from selfnpo_video.decoding import address
 from selfnpo_video.loops import is_picture, read_loop, write_loop
@@ -30,12 +34,17 @@ READERS = {"ffmpeg": decoding, "decord": decord_frames}
 """Of video files; the first is the default. Animated pictures and folders have no other than Pillow."""
 _LITTLE_SPACE = 1 << 20
 """Bytes; where fewer are free, a video that could not be written is the full disk's fault."""
+_BT709 = (
+    "scale=ceil(iw/2)*2:ceil(ih/2)*2:out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_inp,"
+    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+)
+"""In place of imageio's own filter, which makes odd sides even and converts by BT.601."""
 _H264: dict[str, Any] = {
     "codec": "libx264",
     "quality": None,
     "pixelformat": "yuv420p",
     "macro_block_size": 2,
-    "output_params": ["-crf", "20", "-movflags", "+faststart"],
+    "output_params": ["-crf", "20", "-movflags", "+faststart", "-vf", _BT709],
 }
 
 
@@ -71,6 +80,8 @@ def read_video(path: str | Path, *, limit: int | None = None, reader: str = "ffm
         raise InputError(f"video {path} does not exist: give a video file, or a folder of its frames")
     of_files = READERS[reader].read_frames
     read = _read_folder if path.is_dir() else read_loop if is_picture(path) else of_files
+    if not path.is_dir() and (what := foreign_kind(path)):
+        raise InputError(f"{path} {what}")
     try:
         frames, fps = read(path, limit)
     except InputError:

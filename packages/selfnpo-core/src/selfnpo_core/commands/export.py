@@ -11,6 +11,7 @@ import torch
 
 from selfnpo_core.commands.family import AnyFamily
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.hub import check_push, push
 from selfnpo_core.system.paths import check_folder
 from selfnpo_core.training.resolving import build_recipe
 from selfnpo_core.weights import exporting
@@ -60,6 +61,10 @@ def run_export(family: AnyFamily, options: Mapping[str, Any]) -> None:
         strength = options["strength"]
         done = exporting.to_neon(npo, backbone, output, strength=strength, into=into, rank=rank)
     click.echo(f"{form} in {done.path}")
+    if options["push_to_hub"] is not None:
+        beside = (done.path.with_suffix(suffix) for suffix in (".comfyui.json", ".comfyui.txt"))
+        written = [done.path, *(path for path in beside if form == "kohya")]
+        click.echo(f"and in {push(written, options['push_to_hub'], private=options['private'])}")
     if done.notes:
         click.echo(done.notes.rstrip())
     for what, error in done.errors.items():
@@ -79,6 +84,10 @@ def _check_export(npo: Npo, output: Path, options: Mapping[str, Any]) -> None:
         raise InputError(f"{npo.path} is a LoRA already: use --format diffusers or kohya")
     if options["rank"] is not None and form == "merged":
         raise InputError("--rank is for making a LoRA: leave it out")
+    if options["push_to_hub"] is not None:
+        check_push(options["push_to_hub"])
+    elif options["private"]:
+        raise InputError("--private is for --push-to-hub: give the repository, or leave it out")
     check_folder(output.parent)
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise InputError(f"output {output} exists already: choose another")

@@ -182,6 +182,10 @@ export_options = stack(
     click.option("--rank", type=int, help="Rank of the LoRA that is made of a full-weight run."),
     click.option("--beta", type=float, help="θ + β·δ of merged. Default: as the weights recommend."),
     click.option("--strength", type=float, help="w of neon, θ − w·δ."),
+    click.option(
+        "--push-to-hub", metavar="OWNER/NAME", help="Bring what is written to this repository too, made if need be."
+    ),
+    click.option("--private", is_flag=True, help="Make that repository a private one."),
     click.option("--into", type=click.Choice(["lora", "merged"]), help="What neon writes. Default: as the run is."),
     model_options,
 )

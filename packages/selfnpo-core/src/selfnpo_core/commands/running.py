@@ -35,8 +35,10 @@ def run(command: click.Command, args: Sequence[str] | None = None, *, name: str)
     _prepare_streams()
     _prepare_messages()
     try:
-        _check_arguments(sys.argv[1:] if args is None else args)
-        result = command.main(args=None if args is None else list(args), prog_name=name, standalone_mode=False)
+        given = sys.argv[1:] if args is None else list(args)
+        words = [_text_of(word) for word in given]
+        own = None if args is None and words == given else words  # of its own accord click does more on Windows
+        result = command.main(args=own, prog_name=name, standalone_mode=False)
     except BaseException as error:
         code, message = describe_error(error, name)
         if message and os.environ.get("RANK", "0") == "0":  # of processes with the same mistake, one says so
@@ -52,15 +54,21 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _check_arguments(args: Sequence[str]) -> None:
-    """Raise `InputError` for words that no file of ours could hold: bytes that are no text where the system is set up
-    for UTF-8."""
-    for word in args:
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            shown = word.encode("utf-8", "replace").decode()
-            raise InputError(f"'{shown}' is not UTF-8: write it so, or rename the file") from None
+def _text_of(word: str) -> str:
+    """An argument, also where the system is set up for ASCII and has taken UTF-8 for bytes that are no text.
+
+    Raises `InputError` for what is no text: no file of ours could hold it.
+    """
+    try:
+        word.encode()
+        return word
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeError:
+        shown = word.encode("utf-8", "replace").decode()
+        raise InputError(f"'{shown}' is not UTF-8: write it so, or rename the file") from None
 
 
 def _prepare_messages() -> None:
@@ -111,6 +119,9 @@ def describe_error(error: BaseException, name: str) -> tuple[int, str]:
         return 1, _line(name, "the disk is full: free some space and repeat the command; what is written stays")
     if type(error).__name__ == "OutOfMemoryError":
         return 1, _line(name, "out of memory on the device: lower the batch size, or use a 16-bit dtype")
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+        told = f"{error.object} is no path where the system is set up for {error.encoding}"
+        return 2, _line(name, f"{told}: set PYTHONUTF8=1, or a locale of UTF-8")
     if isinstance(error, OSError) and error.filename is not None:
         wrong = isinstance(error, _PATH_ERRORS) or error.errno in _PATH_NUMBERS
         return 2 if wrong else 1, _line(name, f"{error.filename}: {error.strerror}")

@@ -94,7 +94,7 @@ class Samples:
     def model(self) -> Mapping[str, Any]:
         """What one record says of how the samples were made, without what differs from one to the next."""
         record = self.good[0].record if self.good else {}
-        return {key: value for key, value in record.items() if key not in ("file", "prompt", "seed")}
+        return {key: value for key, value in record.items() if key not in ("file", "prompt", "seed", "original_prompt")}
 
 
 def read_samples(path: str | Path, medium: Medium) -> Samples:
@@ -111,6 +111,8 @@ def read_samples(path: str | Path, medium: Medium) -> Samples:
         record = records.get(name)
         if record is None:
             problems.append(Problem(folder=str(path), file=name, reason=f"no line in {METADATA}, so no prompt"))
+        elif not _is_within(name):
+            problems.append(Problem(folder=str(path), file=name, reason=f"{METADATA} names no file of this folder"))
         elif not isinstance(record.get("prompt"), str) or not isinstance(record.get("seed"), int):
             problems.append(Problem(folder=str(path), file=name, reason=f"no prompt or seed in {METADATA}"))
         else:
@@ -201,6 +203,12 @@ def _folder(path: str | Path) -> Path:
     return path
 
 
+def _is_within(name: str) -> bool:
+    """Whether a record's file lies in its folder, and is called in one way only."""
+    path = Path(name)
+    return path.as_posix() == name and not path.is_absolute() and path.parts != () and ".." not in path.parts
+
+
 def _refuse_twice(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
     seen: dict[Key, str] = {}
     for name, record in records.items():
@@ -229,7 +237,7 @@ def _opened(root: Path, files: Sequence[Path], medium: Medium) -> list[tuple[str
     with bar, ThreadPoolExecutor(_THREADS) as pool:
         found = []
         for file, result in zip(files, pool.map(opened, files), strict=True):
-            found.append((str(file.relative_to(root)), result))
+            found.append((file.relative_to(root).as_posix(), result))
             bar.update()
     return found
 

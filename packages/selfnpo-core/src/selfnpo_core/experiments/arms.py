@@ -48,14 +48,12 @@ _SAMPLES = {
     "learning_rate": 1e-3,
     "average": 0.15,
     "rollout": "samples",
-    "samples": 2000,
     "sample_grid_steps": 10,
-    "steps": 600,
     "loss": "denoising",
     "loss_weighting": "snr",
     "recommended": {"beta": 1.0, "guidance_scale": (2.0, 3.0)},
 }
-"""Finished samples, used again and again."""
+"""Finished samples, as many and used as often as the demo's recipe says."""
 TRAINED: Mapping[str, Mapping[str, Any]] = {
     "npo": {},
     "full_simulation": {"rollout": "full"},

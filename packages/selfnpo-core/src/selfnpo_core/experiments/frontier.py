@@ -12,6 +12,7 @@ from typing import Any
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.claims import AGAINST, AGAINST_EQUAL, AGAINST_WHOLE, Claim, Found, compare, found
+from selfnpo_core.experiments.controls import CONTROLS
 from selfnpo_core.experiments.measure import real_features, resampled
 from selfnpo_core.experiments.methods import METHODS
 from selfnpo_core.experiments.pareto import INK, about, name, setting
@@ -96,6 +97,8 @@ def section(budget: int, known: Found, world: World) -> str:
         parts += ["### What is left of it without its parts", controls(known, world)]
     elif any(METHODS[claim.method].weights for claim in known.claims):
         parts += ["The controls are not drawn: how much of this one part of the change makes is not said here."]
+    if missing := [name for name in CONTROLS if known.controls and name not in {c["control"] for c in known.controls}]:
+        parts += [f"Not drawn: {', '.join(missing).replace('_', ' ')}."]
     return "\n\n".join(parts)
 
 

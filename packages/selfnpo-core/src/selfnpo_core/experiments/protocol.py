@@ -13,7 +13,7 @@ Both sets are asked within every budget of rows. Nothing that is seen on the sec
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ Cell = Mapping[str, Any]
 class Protocol:
     """choose, claim: the two sets. seeds: of training. scales: in the place of every method's own.
 
-    controls: whether the second set has them.
+    controls: those that the second set has, of `CONTROLS`.
     """
 
     choose: Table
@@ -42,7 +42,7 @@ class Protocol:
     budgets: Sequence[int]
     seeds: Sequence[int]
     scales: Sequence[float] | None = None
-    controls: bool = True
+    controls: Collection[str] = CONTROLS
 
     def choices(self) -> list[Entry]:
         """What is drawn on the first set."""
@@ -70,11 +70,9 @@ class Protocol:
             whole = [entry for entry in points if not is_plain(entry.method)]
             held = [entry for entry in whole if METHODS[entry.method].weights is not None]
             found += [*plain, *whole]
-            if not self.controls:
-                continue
-            found += [self._control(entry, EQUAL) for entry in held]
-            first = [entry for entry in held if entry.seed == self.seeds[0]]
-            found += [self._control(entry, name) for entry in first for name in CONTROLS if name != EQUAL]
+            found += [self._control(entry, EQUAL) for entry in held if EQUAL in self.controls]
+            first, rest = [entry for entry in held if entry.seed == self.seeds[0]], set(self.controls) - {EQUAL}
+            found += [self._control(entry, name) for entry in first for name in CONTROLS if name in rest]
         return found
 
     def _seeds(self, cell: Cell) -> Sequence[int | None]:

@@ -16,6 +16,7 @@ from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.private import is_fake_tensor
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
     from selfnpo_core.models.embeddings import EmbeddingsCache
@@ -112,6 +113,29 @@ class Backbone(Protocol):
 
         By the stock pipeline's `save_lora_weights`, with raw PEFT keys and the LoRA metadata, in float32.
         """
+
+
+@runtime_checkable
+class MovingBackbone(Backbone, Protocol):
+    """A family whose samples move: a run shows them as clips, and of each a strip of frames."""
+
+    @property
+    def fps(self) -> int:
+        """Frames a second."""
+
+    def draw_clips(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float,
+        steps: int,
+        negative: NegativeWeights,
+    ) -> "Sequence[np.ndarray]":
+        """(F, H, W, 3) uint8 a prompt, all of one shape; else as `draw_samples`, which is not asked then."""
+
+    def write_clip(self, path: Path, frames: "Sequence[np.ndarray]") -> None:
+        """Write path, which ends in .mp4, from frames (H, W, 3) uint8."""
 
 
 @runtime_checkable

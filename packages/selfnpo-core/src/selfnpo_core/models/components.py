@@ -5,6 +5,7 @@ model-00001-of-00002.safetensors                model.bf16-00001-of-00002.safete
                                                 model-00001-of-00002.fp16.safetensors, as of old
 """
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from selfnpo_core.models import quantised
 from selfnpo_core.models.headers import Header, read_header
 from selfnpo_core.system.files import PICKLES
 
+log = logging.getLogger(__name__)
 _NAME = re.compile(
     r"(?P<stem>diffusion_pytorch_model|model)(\.(?P<variant>[A-Za-z]\w*))?"
     r"(-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?(\.(?P<old>[A-Za-z]\w*))?\.safetensors"
@@ -36,25 +38,32 @@ class Weights:
     files: tuple[str, ...]
 
 
-def choose(names: Iterable[str]) -> Weights | None:
-    """Of the names in a component's folder; `None` where no weights are among them."""
+def choose(names: Iterable[str], wanted: str | None = None) -> Weights | None:
+    """Of the names in a component's folder; `None` where no weights are among them.
+
+    wanted: a variant to be taken if it is there.
+    """
     found: dict[str | None, list[str]] = {}
     for name in sorted(names):
         if match := _NAME.fullmatch(name):
             found.setdefault(match["variant"] or match["old"], []).append(name)
     if not found:
         return None
-    variant = min(found, key=lambda v: (_PREFERRED.index(v) if v in _PREFERRED else len(_PREFERRED), str(v)))
+    variant = (
+        wanted
+        if wanted in found
+        else min(found, key=lambda v: (_PREFERRED.index(v) if v in _PREFERRED else len(_PREFERRED), str(v)))
+    )
     return Weights(variant=variant, files=tuple(found[variant]))
 
 
-def find_weights(folder: Path, part: str, name: str) -> Weights:
-    """Of a component of a diffusers folder, whose headers are read.
+def find_weights(folder: Path, part: str, name: str, variant: str | None = None) -> Weights:
+    """Of a component of a diffusers folder, whose headers are read. variant: one that is wanted.
 
     Raises `InputError` for weights that are not there, not whole, pickled or quantised. name: of the model.
     """
     place = folder / part
-    weights = choose(path.name for path in place.glob("*.safetensors"))
+    weights = choose((path.name for path in place.glob("*.safetensors")), variant)
     if weights is None:
         suffixes = {path.suffix.lower() for path in place.glob("*")}
         problem = "no weights"
@@ -63,7 +72,15 @@ def find_weights(folder: Path, part: str, name: str) -> Weights:
         elif ".gguf" in suffixes:
             problem = "only quantised weights (GGUF)"
         raise InputError(f"model {name} has {problem} in {part}: get it as safetensors")
+    if variant not in (None, weights.variant):
+        log.warning(
+            "model %s has no variant %s in %s: %s is taken", name, variant, part, weights.variant or "the plain one"
+        )
     _check_shards(weights, part, name)
+    if any("-of-" in file for file in weights.files) and not any(place.glob("*.index*.json")):
+        raise InputError(
+            f"model {name} lacks the index of the weights in {part} (….safetensors.index.json): get it too"
+        )
     for file in weights.files:
         quantised.check_header(_header(place / file, name), place / file)
     return weights
@@ -82,8 +99,11 @@ def header_of(folder: Path, weights: Weights) -> Header:
     return Header(shapes=shapes, dtypes=dtypes, metadata=metadata)
 
 
-def wanted_files(names: Iterable[str], parts: Sequence[str]) -> list[str]:
-    """Of a repository's files those that a diffusers folder needs: of the parts with weights one variant each."""
+def wanted_files(names: Iterable[str], parts: Sequence[str], variant: str | None = None) -> list[str]:
+    """Of a repository's files those that a diffusers folder needs: of the parts with weights one variant each.
+
+    variant: one that is wanted.
+    """
     kept: list[str] = []
     folders: dict[str, list[str]] = {part: [] for part in parts}
     for name in names:
@@ -93,7 +113,7 @@ def wanted_files(names: Iterable[str], parts: Sequence[str]) -> list[str]:
         elif part in folders and rest.endswith(".safetensors"):
             folders[part].append(rest)
     for part, found in folders.items():
-        if (weights := choose(found)) is not None:
+        if (weights := choose(found, variant)) is not None:
             kept += [f"{part}/{file}" for file in weights.files]
     return kept
 

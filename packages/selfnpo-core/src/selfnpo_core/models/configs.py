@@ -10,4 +10,4 @@ from selfnpo_core.models.sources import Source
 def fetched_configs(source: Source) -> Path:
     """Folder with a repository's configurations and tokenizers, in the hub's own cache."""
     with quiet(), one_line_errors(source):
-        return fetched_folder(source.location, CONFIGS)
+        return fetched_folder(source.location, CONFIGS, source.revision)

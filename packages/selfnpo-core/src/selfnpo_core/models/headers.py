@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.files import not_whole
+from selfnpo_core.system.foreign import foreign_kind
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Floating types of 16 bits and more, as safetensors calls them."""
@@ -33,8 +35,7 @@ def read_header(path: Path) -> Header:
                 metadata=dict(file.metadata() or {}),
             )
     except (SafetensorError, OSError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None
+        raise InputError(f"{path} {foreign_kind(path) or not_whole(error)}") from None
 
 
 def widest_dtype(dtypes: Mapping[str, str]) -> torch.dtype:

@@ -47,6 +47,10 @@ def one_line_errors(source: Source) -> Iterator[None]:
             f"model {source.location} on the hub is no diffusers folder, or not a whole one: give one that is (a LoRA "
             "goes to --npo or --preference)"
         ) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(
+            f"the hub's {source.location} has no revision {source.revision}: give a branch, a tag or a commit"
+        ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         check_token(error, source.location)
         raise InputError(f"the hub has no model {source.location}: check the name, or give a folder") from None

@@ -21,6 +21,9 @@ COLUMNS = ("prompt", "prompts", "caption", "captions", "text", "prompt_en")
 ENHANCED = ("enhanced_prompt", "refined_prompt", "upsampled_prompt", "enhanced", "refined", "extended_prompt")
 """Beside an original, the prompt that was written for a model to be given; taken where none of the above is there."""
 
+PICTURES = ("image", "image_path", "image_name", "first_frame")
+"""Names of the column of pictures beside prompts, the first that is there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -46,9 +49,7 @@ def rows_of(path: Path, text: str) -> list[Row]:
 
 def choose_column(path: Path, rows: Sequence[Row], wanted: str | None) -> str:
     """The name of the column of prompts, as the file writes it. wanted: what the user asked for."""
-    names = [
-        str(key) for key in dict.fromkeys(key for row in rows if isinstance(row.value, Mapping) for key in row.value)
-    ]
+    names = _names(rows)
     found = f"its columns are {', '.join(names[:12]) or 'none'}{', …' if len(names) > 12 else ''}"
     for known in (wanted,) if wanted is not None else (*COLUMNS, *ENHANCED):
         alike = [name for name in names if name == known] or [
@@ -63,6 +64,18 @@ def choose_column(path: Path, rows: Sequence[Row], wanted: str | None) -> str:
     raise InputError(
         f"prompts file {path} has no column {', '.join(COLUMNS[:-1:2])}: {found}; choose one as {path.name}:COLUMN"
     )
+
+
+def choose_pictures(rows: Sequence[Row]) -> str | None:
+    """The name of the column of pictures, as the file writes it, if there is one."""
+    names = {name.strip().lower(): name for name in reversed(_names(rows))}
+    return next((names[known] for known in PICTURES if known in names), None)
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """Of columns, once."""
+    keys = (key for row in rows if isinstance(row.value, Mapping) for key in row.value)
+    return [str(key) for key in dict.fromkeys(keys)]
 
 
 def looks_like_table(lines: Sequence[str]) -> str | None:

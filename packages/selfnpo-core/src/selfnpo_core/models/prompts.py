@@ -8,12 +8,13 @@ are kept. The name's ending says what a file is; see `selfnpo_core.models.prompt
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.prompt_tables import READERS, choose_column, looks_like_table, rows_of
+from selfnpo_core.models.prompt_tables import READERS, Row, choose_column, choose_pictures, looks_like_table, rows_of
+from selfnpo_core.system.foreign import foreign_text
 from selfnpo_core.system.paths import user_path
 from selfnpo_core.system.text import decoded, is_text
 
@@ -36,21 +37,16 @@ _BEGINNINGS = {
 }
 
 
-def read_prompts(name: str | Path) -> list[str]:
+def read_prompts(name: str | Path, *, apart: Collection[str] = ()) -> list[str]:
     """The prompts of a file, without surrounding blanks. Every mistake is a one-line `InputError`.
 
-    name: a file, or FILE:COLUMN for another column of a table than the usual one.
+    name: a file, or FILE:COLUMN for another column of a table than the usual one. apart: columns of which nothing is
+    said here, as the caller reads them too.
     """
     path, column = _split(name)
-    _refuse_kind(path, path.suffix.lower())
-    data = _bytes(path)
-    kind = next((what for mark, what in _BEGINNINGS.items() if data.startswith(mark)), None)
-    if kind is not None:
-        raise InputError(_not_read(path, kind))
-    text = _text(path, data)
-    reader = READERS.get(path.suffix.lower())
-    if reader is not None:
-        return _of_table(path, text, column)
+    text = _readable(path)
+    if path.suffix.lower() in READERS:
+        return _of_table(path, text, column, apart)
     if column is not None:
         raise InputError(
             f"prompts file {path} has no columns: leave :{column} out, or give a {', '.join(READERS)} file"
@@ -59,6 +55,37 @@ def read_prompts(name: str | Path) -> list[str]:
     if ending := looks_like_table(prompts):
         raise InputError(f"prompts file {path} is a table, not a prompt a line: give it the ending {ending}")
     return prompts
+
+
+def picture_column(name: str | Path) -> str | None:
+    """The column of pictures that a file has beside its prompts, if it is a table with one."""
+    path, _ = _split(name)
+    return choose_pictures(rows_of(path, _readable(path))) if path.suffix.lower() in READERS else None
+
+
+def read_pictures(name: str | Path, column: str) -> list[Path]:
+    """The picture beside each prompt of a table, such as a clip's first frame.
+
+    Paths are relative to the table. Every mistake is a one-line `InputError`; the pictures are not opened.
+    """
+    path, _ = _split(name)
+    rows = rows_of(path, _readable(path))
+    return [_picture(path, f"{row.place} in '{column}'", row.value.get(column)) for row in rows]
+
+
+def _picture(path: Path, place: str, value: Any) -> Path:
+    words = "write a picture's path there, relative to the table"
+    if value is None or value == "":
+        raise InputError(f"{place} of the prompts file {path} is empty: {words}")
+    if not is_text(value):
+        what = "half a character" if isinstance(value, str) else type(value).__name__
+        raise InputError(f"{place} of the prompts file {path} is {what}, not a path: {words}")
+    if re.match("[a-z]{2,}:", value):
+        raise InputError(f"{place} of the prompts file {path} is {value[:60]}, which is not fetched: {words}")
+    picture = path.parent / user_path(value.strip())
+    if not picture.is_file():
+        raise InputError(f"{place} of the prompts file {path} is {value}, and there is no {picture}: {words}")
+    return picture
 
 
 def kept_prompts(path: Path) -> list[str]:
@@ -73,6 +100,18 @@ def _split(name: str | Path) -> tuple[Path, str | None]:
     if colon and column and not path.exists() and Path(file).is_file():
         return Path(file), column
     return path, None
+
+
+def _readable(path: Path) -> str:
+    """The text of a file that is no other kind than those that are read."""
+    _refuse_kind(path, path.suffix.lower())
+    data = _bytes(path)
+    kind = next((what for mark, what in _BEGINNINGS.items() if data.startswith(mark)), None)
+    if kind is not None:
+        raise InputError(_not_read(path, kind))
+    if words := foreign_text(data[:64]):
+        raise InputError(f"prompts file {path} {words}")
+    return _text(path, data)
 
 
 def _refuse_kind(path: Path, ending: str) -> None:
@@ -121,7 +160,7 @@ def _of_lines(path: Path, text: str) -> list[str]:
     return prompts
 
 
-def _of_table(path: Path, text: str, wanted: str | None) -> list[str]:
+def _of_table(path: Path, text: str, wanted: str | None, apart: Collection[str]) -> list[str]:
     rows = rows_of(path, text)
     if all(isinstance(row.value, str) for row in rows) and wanted is None:
         values: list[Any] = [row.value for row in rows]
@@ -129,13 +168,14 @@ def _of_table(path: Path, text: str, wanted: str | None) -> list[str]:
     else:
         column = choose_column(path, rows, wanted)
         values, where = [row.value.get(column) for row in rows], f" in '{column}'"
-        _say_column(path, column, rows)
+        _say_column(path, column, rows, apart)
     return [_prompt(path, row.place + where, value) for row, value in zip(rows, values, strict=True)]
 
 
-def _say_column(path: Path, column: str, rows: Sequence[Any]) -> None:
+def _say_column(path: Path, column: str, rows: Sequence[Row], apart: Collection[str]) -> None:
     """Which column is used, where another could have been meant."""
-    others = [str(name) for name in dict.fromkeys(key for row in rows for key in row.value) if name != column]
+    names = dict.fromkeys(key for row in rows for key in row.value)
+    others = [str(name) for name in names if name != column and name not in apart]
     if others and os.environ.get("RANK", "0") == "0":
         few = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
         log.info("prompts: column '%s' of %s; not used: %s (FILE:COLUMN chooses another)", column, path, few)

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from selfnpo_core.system.files import PICKLES
 from selfnpo_core.system.paths import user_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_PINNED = re.compile(r"(?P<plain>.+?)(@(?P<revision>[\w./-]+))?(:(?P<variant>[A-Za-z]\w*))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,29 @@ class Source:
     location: str
     config: Path | None = None
     """For a file: a diffusers folder whose configurations and tokenizer fit it."""
+    revision: str | None = None
+    """On the hub: a branch, a tag or a commit; `None` is its main branch."""
+    variant: str | None = None
+    """Of the weights, such as fp16, where there are several; `None` is the plain one, else the widest."""
+
+    @property
+    def plain(self) -> str:
+        """The name without revision and variant."""
+        return self.name if self.revision is self.variant is None else _pinned(self.name)[0]
+
+
+def _pinned(name: str) -> tuple[str, str | None, str | None]:
+    """NAME[@REVISION][:VARIANT] in its parts."""
+    match = _PINNED.fullmatch(name)
+    return (name, None, None) if match is None else (match["plain"], match["revision"], match["variant"])
+
+
+def _plain(name: str | Path) -> str:
+    return _pinned(str(name))[0]
+
+
+def is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def find_source(
@@ -56,9 +80,13 @@ def find_source(
     """What `--model NAME` stands for; nothing is loaded.
 
     A name is, in this order: one of `known` (one without a hub id is in the folder `shipped`), an existing folder or
-    file, or a hub id "owner/name". config: see `Source`; of one on the hub, `fetch` gives its folder.
+    file, or a hub id "owner/name". `@REVISION` and `:VARIANT` may follow it: see `Source`, also for config; of one on
+    the hub, `fetch` gives its folder.
     """
     path = user_path(name)
+    plain, revision, variant = _pinned(name)
+    if plain != name and name not in known and not path.exists():
+        return _with_pins(find_source(plain, known, shipped, config, fetch), name, revision, variant)
     if name in known:
         hub_id = known[name].hub_id
         source = Source(name=name, kind="hub" if hub_id else "folder", location=hub_id or str(shipped()))
@@ -75,10 +103,18 @@ def find_source(
         return source
     _check_file(source)
     folder = user_path(config)
-    if fetch is not None and not folder.exists() and (str(config) in known or _HUB_ID.fullmatch(str(config))):
+    if fetch is not None and not folder.exists() and (_plain(config) in known or is_hub_id(_plain(config))):
         found = find_source(str(config), known, shipped)
         folder = fetch(found) if found.kind == "hub" else Path(found.location)
     return _with_config(source, folder)
+
+
+def _with_pins(source: Source, name: str, revision: str | None, variant: str | None) -> Source:
+    if revision is not None and source.kind != "hub":
+        raise InputError(f"model {source.name} is on this disk and has no revisions: leave @{revision} out")
+    if variant is not None and source.kind == "file":
+        raise InputError(f"model {source.name} is one file and has no variants: leave :{variant} out")
+    return replace(source, name=name, revision=revision, variant=variant)
 
 
 def _local(name: str, path: Path) -> Source:

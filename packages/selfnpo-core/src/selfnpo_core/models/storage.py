@@ -10,6 +10,8 @@ rounded base, and what was rounded away is not kept anywhere.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,8 +27,8 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def compute_dtype(network: nn.Module) -> torch.dtype:
-    """The type that a network's layers calculate in: of its own weights, not of adapters or of what lies in 8 bits."""
-    own = (p for name, p in network.named_parameters() if ".lora_" not in name)
+    """The type that a network's layers calculate in: of its own weights, not of adapters or of what is fetched."""
+    own = (p for name, p in network.named_parameters() if ".lora_" not in name and not is_kept(name))
     return next(p.dtype for p in own if p.dtype.is_floating_point and p.dtype.itemsize > 1)
 
 
@@ -42,6 +44,66 @@ class _Fetch(nn.Module):
         if self.device is None or kept.is_meta:
             return kept.to(self.dtype)
         return kept.to(self.device, self.dtype, non_blocking=True, copy=True)
+
+
+class _Widen(nn.Module):
+    """The float32 weight of one that is kept in 16 bits without loss, and an offset β·δ that is added on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset: tuple[Tensor, float] | None = None
+
+    def forward(self, kept: Tensor) -> Tensor:
+        wide = kept.float()
+        if self.offset is None:
+            return wide
+        delta, beta = self.offset
+        return wide.add_(delta.to(wide), alpha=beta)
+
+
+@contextmanager
+def narrow(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """A float32 network on a device where it takes half the memory, and calculates bit for bit as it would in float32.
+
+    Weights of layers lie there in 16 bits if that loses nothing, as of checkpoints that were stored so, and are float32
+    only while their layer works. Afterwards the network is on the CPU, as it was.
+    """
+    layers = [m for name, m in network.named_modules() if isinstance(m, LAYERS) and ".lora_" not in name]
+    narrowed = [layer for layer in layers if _keep_narrow(layer)]
+    network.to(device)
+    try:
+        yield
+    finally:
+        network.to("cpu")
+        for layer in narrowed:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            kept: Any = layer.weight
+            layer.weight = nn.Parameter(kept.detach().float(), requires_grad=False)
+
+
+def _keep_narrow(layer: nn.Module) -> bool:
+    weight = layer.weight
+    if not isinstance(weight, nn.Parameter) or weight.dtype != torch.float32 or weight.is_meta:
+        return False
+    for dtype in (torch.bfloat16, torch.float16):
+        kept = weight.detach().to(dtype)
+        if torch.equal(kept.float(), weight.detach()):
+            layer.weight = nn.Parameter(kept, requires_grad=False)
+            parametrize.register_parametrization(layer, "weight", _Widen(), unsafe=True)
+            return True
+    return False
+
+
+@contextmanager
+def widened_with(network: nn.Module, name: str, delta: Tensor, beta: float) -> Iterator[None]:
+    """Within the block a weight that `narrow` keeps is θ + β·δ, of its parameter's name without it."""
+    layer: Any = network.get_submodule(name.rpartition(".")[0])
+    widen = layer.parametrizations.weight[0]
+    before, widen.offset = widen.offset, (delta, beta)
+    try:
+        yield
+    finally:
+        widen.offset = before
 
 
 def store_base(network: nn.Module, storage: str, name: str, offload: torch.device | None = None) -> None:

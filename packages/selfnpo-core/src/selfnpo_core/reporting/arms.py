@@ -118,7 +118,8 @@ def read_arms(folder: Path, against: Path | None, medium: Medium) -> Arms:
 def _check(samples: Samples) -> None:
     """Raise for samples from elsewhere: a page is given to others."""
     if not samples.good:
-        raise InputError(f"{samples.path} has no sample to show: draw some first")
+        why = next((f"{problem.file}: {problem.reason}" for problem in samples.problems), "draw some first")
+        raise InputError(f"{samples.path} has no sample to show: {why}")
     for sample in samples.good:
         if sample.path.parent != samples.path or sample.path.name == "..":
             raise InputError(f"{samples.path / METADATA} names {sample.path}, which is no file of that folder")

@@ -75,11 +75,17 @@ def asked(
 
 
 def records(
-    job: Job[Any, Any], pipe: Any, *, suffix: str, how: Mapping[str, Any], given: Mapping[str, Any] | None = None
+    job: Job[Any, Any],
+    pipe: Any,
+    *,
+    suffix: str,
+    how: Mapping[str, Any],
+    given: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Record]:
     """A line of metadata.jsonl a sample: all that is needed to draw it again.
 
-    how: the family's settings beside the negative prompt and the scale. given: what else the model was given.
+    how: the family's settings beside the negative prompt and the scale. given: of each sample, what else the model
+    was given.
     """
     shared = {
         "negative_prompt": job.settings.negative_prompt,
@@ -88,13 +94,14 @@ def records(
         "scheduler": type(pipe.scheduler).__name__,
         "model": job.base.name,
         "dtype": job.dtype,
-        **(given or {}),
         **preference.record(job.preference),
         **(job.negative.record if job.negative else NO_NEGATIVE),
     }
     return [
-        {"file": sample_name(index, seed, suffix), "prompt": prompt, "seed": seed, **shared}
-        for index, (prompt, seed) in enumerate(zip(job.prompts, job.seeds, strict=True))
+        {"file": sample_name(index, seed, suffix), "prompt": prompt, "seed": seed, **own, **shared}
+        for index, (prompt, seed, own) in enumerate(
+            zip(job.prompts, job.seeds, given or [{}] * len(job.prompts), strict=True)
+        )
     ]
 
 
@@ -105,18 +112,17 @@ Write = Callable[[Path], object]
 def fill(
     output: str | Path,
     wanted: Sequence[Record],
-    draw: Callable[[Sequence[str], Sequence[int]], Iterator[tuple[int, Write]]],
+    draw: Callable[[Sequence[int]], Iterator[tuple[int, Write]]],
     unit: str,
 ) -> int:
     """Draw what is missing of the wanted samples into a folder; returns how many were drawn now.
 
-    draw: (prompts, seeds) → index and writer, in order. unit: what a sample is called.
+    draw: numbers of samples → index among these and writer. unit: what a sample is called.
     """
     with SampleFolder(output, wanted) as folder:
         todo = folder.missing
         if len(todo) < len(wanted):
             log.warning("%s: %d %ss are there already", output, len(wanted) - len(todo), unit)
-        drawn = draw([wanted[i]["prompt"] for i in todo], [wanted[i]["seed"] for i in todo])
-        for index, write in tqdm(drawn, total=len(todo), desc=Path(output).name, unit=unit, disable=not todo):
+        for index, write in tqdm(draw(todo), total=len(todo), desc=Path(output).name, unit=unit, disable=not todo):
             folder.add(todo[index], write)
     return len(todo)

@@ -147,22 +147,23 @@ def _on_hub(
     """A repository with a whole model, a denoiser, or a LoRA alone."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
+    pinned = source.revision
     with quiet(), one_line_errors(source):
-        files = files_of(source.location)
+        files = files_of(source.location, source.revision)
         if "model_index.json" in files:
             return Preference(name=name, whole=partial(whole, source))
         for folder in (f"{component}/", ""):
             if f"{folder}config.json" in files:
                 patterns = [f"{folder}*.json", f"{folder}*.safetensors"]
-                place = Path(snapshot_download(source.location, allow_patterns=patterns)) / folder
+                place = Path(snapshot_download(source.location, revision=pinned, allow_patterns=patterns)) / folder
                 if is_offline() and choose(path.name for path in place.glob("*") if path.is_file()) is None:
                     raise incomplete(source.location, [f"{folder}*.safetensors"])
                 return Preference(name=name, whole=partial(_load, network, place, name))
         loras = [file for file in files if file.endswith(".safetensors") and "/" not in file]
         if len(loras) == 1:
             if loras[0] == ADAPTER_FILE and ADAPTER_CONFIG in files:
-                hf_hub_download(source.location, ADAPTER_CONFIG)  # where alpha is said
-            return Preference(name=name, lora=Path(hf_hub_download(source.location, loras[0])))
+                hf_hub_download(source.location, ADAPTER_CONFIG, revision=pinned)  # where alpha is said
+            return Preference(name=name, lora=Path(hf_hub_download(source.location, loras[0], revision=pinned)))
     raise InputError(
         f"preference {name} on the hub is neither a model, nor a {component}, nor one LoRA: give a file of it"
     )

@@ -19,8 +19,10 @@ from selfnpo_core.system.text import decoded, parse_json, writable
 METADATA = "metadata.jsonl"
 REPORT, FIGURES = "report.html", "figures.json"
 """What `report`, and `evaluate` if told so, put into a folder of samples that may still grow."""
-ALIKE = ("steps", "scheduler", "height", "width", "frames", "fps")
+ALIKE = ("steps", "scheduler", "height", "width", "frames", "fps", "image_sha256")
 """Of a record: what two arms must have in common to be compared; models, scales and negative weights may differ."""
+OUTCOME = ("tiled",)
+"""Of a line: how drawing went, which nobody knew before."""
 Record = Mapping[str, Any]
 
 
@@ -83,18 +85,25 @@ class SampleFolder:
         return self.path / self.records[index]["file"]
 
     def add(self, index: int, write: Callable[[Path], object]) -> None:
-        """Put one sample there: `write` makes the file it is given, which then gets its name and its line."""
+        """Put one sample there: `write` makes the file it is given, which then gets its name and its line.
+
+        A mapping that `write` returns is how it went (`OUTCOME`), and stands in the line too.
+        """
         record = self.records[index]
-        self.put(record["file"], write)
+        outcome = self.put(record["file"], write)
+        line_of = {**record, **outcome} if isinstance(outcome, Mapping) else record
         with open(self.path / METADATA, "ab+") as file:
-            line = writable(json.dumps(record, ensure_ascii=False)) + "\n"
+            line = writable(json.dumps(line_of, ensure_ascii=False)) + "\n"
             file.write((b"" if _ends_whole(file) else b"\n") + line.encode())
         self._done.add(record["file"])
 
-    def put(self, name: str, write: Callable[[Path], object]) -> None:
-        """A file or folder without a line: it has its name when it is whole, and a killed process leaves no part."""
+    def put(self, name: str, write: Callable[[Path], object]) -> object:
+        """A file or folder without a line: it has its name when it is whole, and a killed process leaves no part.
+
+        Returns what `write` does.
+        """
         with named_aside(self.path / name, within=self._aside) as aside:
-            write(aside)
+            return write(aside)
 
     def _refuse_others(self) -> None:
         """Processes that divide the work otherwise would draw the same samples. Raises `InputError` if there are any.
@@ -135,7 +144,7 @@ class SampleFolder:
                 f"output folder {self.path} holds other samples ({old['file']}): choose a new folder, or repeat the "
                 "command that made them to go on with it"
             )
-        for key in {**old, **new}:
+        for key in ({**old, **new}).keys() - set(OUTCOME):
             if old.get(key) != new.get(key):
                 raise InputError(
                     f"output folder {self.path} holds samples made otherwise ({old['file']}: {key} was "

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.foreign import foreign_kind
 from selfnpo_core.system.paths import LONGEST_NAME
 from selfnpo_core.system.text import parse_json, read_text, writable
 
@@ -218,8 +219,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(path))
     except (SafetensorError, OSError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{path} is not a whole safetensors file ({detail}): make or copy it again") from None
+        raise InputError(f"{path} {foreign_kind(path) or not_whole(error)}") from None
+
+
+def not_whole(error: Exception) -> str:
+    """The rest of a message that begins with the file's name, of a file that safetensors does not take."""
+    return f"is not a whole safetensors file ({' '.join(str(error).split())}): make or copy it again"
 
 
 def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -19,6 +19,7 @@ import PIL
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from selfnpo_core.errors import InputError
+from selfnpo_core.system.foreign import foreign_kind
 
 log = logging.getLogger(__name__)
 _REVISION = 1
@@ -47,6 +48,8 @@ def reader() -> str:
 
 def read_picture(path: str | Path) -> Image.Image:
     """A picture file in RGB. Raises `InputError` for what is no whole still picture, or is not understood."""
+    if not Path(path).is_file():
+        raise InputError(f"{path} {'is a folder' if Path(path).is_dir() else 'does not exist'}: give a picture file")
     try:
         with Image.open(path, formats=FORMATS) as picture:
             if getattr(picture, "is_animated", False) and picture.format != "MPO":
@@ -57,6 +60,8 @@ def read_picture(path: str | Path) -> Image.Image:
     except InputError:
         raise
     except Exception as error:  # Pillow raises several kinds
+        if what := foreign_kind(Path(path)):
+            raise InputError(f"{path} {what}") from None
         detail = " ".join(str(error).replace(str(path), "").split())[:100]
         raise InputError(f"{path} cannot be read as a picture ({type(error).__name__}: {detail})") from None
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.system import private
+from selfnpo_core.training.deepspeed_settings import merged, read_settings
 from selfnpo_core.training.recipe import Recipe
 
 AMP = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -88,6 +89,8 @@ def check_engine(recipe: Recipe, processes: int) -> str:
         )
     if not recipe.engine.startswith("zero") and (recipe.offload_optimizer or recipe.offload_parameters):
         raise InputError("offload_optimizer and offload_parameters are DeepSpeed's: use engine zero2 or zero3")
+    if recipe.deepspeed is not None and not recipe.engine.startswith("zero"):
+        raise InputError(f"deepspeed {recipe.deepspeed} is for DeepSpeed's engines: use engine zero1, zero2 or zero3")
     if not split:
         return "ddp" if processes > 1 else "single"
     if fp16:
@@ -105,6 +108,14 @@ def check_engine(recipe: Recipe, processes: int) -> str:
 
 
 def _deepspeed_plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
+    """With the recipe's settings, or what the user's file makes of them."""
+    settings = _zero_settings(recipe, stage)
+    if recipe.deepspeed is not None:
+        settings = merged(settings, read_settings(recipe.deepspeed), recipe.deepspeed)
+    return DeepSpeedPlugin(hf_ds_config=settings)
+
+
+def _zero_settings(recipe: Recipe, stage: int) -> dict[str, Any]:
     """ZeRO's settings (1910.02054). Weights keep their types; autocast is DeepSpeed's, which ends others'."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     cuda = recipe.device != "cpu" and torch.cuda.is_available()
@@ -130,7 +141,7 @@ def _deepspeed_plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
     }
     if (amp := AMP[recipe.mixed_precision]) is not None:
         settings["torch_autocast"] = {"enabled": True, "dtype": str(amp).removeprefix("torch.")}
-    return DeepSpeedPlugin(hf_ds_config=settings)
+    return settings
 
 
 def keep_whole(accelerator: Accelerator, numbers: int) -> None:

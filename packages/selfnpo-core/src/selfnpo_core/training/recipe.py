@@ -165,6 +165,9 @@ class Recipe(BaseModel):
     engine: Literal["auto", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = "auto"
     offload_optimizer: bool = Field(False, description="ZeRO: the optimizer's state in the host's memory")
     offload_parameters: bool = Field(False, description="ZeRO-3: the weights' pieces in the host's memory")
+    deepspeed: str | None = Field(
+        None, description="DeepSpeed's JSON file, merged over the engine's settings; null: none"
+    )
     process_timeout: Positive = Field(
         600,
         description="seconds that processes wait for one another in an update before the run ends on all; those that "

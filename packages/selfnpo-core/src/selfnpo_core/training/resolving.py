@@ -34,6 +34,7 @@ FREE_ON_RESUME = frozenset(
         "engine",
         "offload_optimizer",
         "offload_parameters",
+        "deepspeed",
         "group_offload",
         "process_timeout",
         "other_batch_on_resume",

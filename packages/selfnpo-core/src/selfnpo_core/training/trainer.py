@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from selfnpo_core.errors import InputError, RunError
-from selfnpo_core.models.backbone import Backbone, NegativeWeights
+from selfnpo_core.models.backbone import Backbone, MovingBackbone, NegativeWeights
 from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.models.identity import fingerprint
 from selfnpo_core.system.caches import cache_folder
@@ -31,13 +31,14 @@ from selfnpo_core.training.drawing import Drawing
 from selfnpo_core.training.engine import Engine, Update
 from selfnpo_core.training.estimate import check_pool, out_of_memory
 from selfnpo_core.training.lora_student import lora_target_modules
-from selfnpo_core.training.pictures import sample_grid
+from selfnpo_core.training.pictures import moving_grid, sample_grid, strip
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import unwatched
 from selfnpo_core.training.run_folder import RunFolder, holds_run, prompts_sha256, stored_recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.sources import SampleSource
 from selfnpo_core.training.spread import beyond
+from selfnpo_core.training.trackers import show_samples
 from selfnpo_core.training.updates import check_window
 from selfnpo_core.weights.npo_folder import NpoConfig, write_npo
 
@@ -336,8 +337,8 @@ class Trainer:
 
     @torch.no_grad()
     def _draw(self, step: int) -> None:
-        """samples/step-NNNNNN.png; the pictures without negative weights are drawn once."""
-        columns = []
+        """samples/step-NNNNNN.png, and .mp4 where samples move; those without negative weights are drawn once."""
+        columns: list[tuple[str, Sequence[Any]]] = []
         for scale in self.recipe.sample_guidance_scales:
             if scale not in self._plain:
                 self._plain[scale] = self._samples(scale, None)
@@ -345,13 +346,20 @@ class Trainer:
                 drawn = self._samples(scale, self.engine.student.negative())
             columns += [(f"scale {scale:g}", self._plain[scale]), ("+ negative", drawn)]
         if is_main():
-            grid = sample_grid(columns)
-            self.folder.samples.mkdir(exist_ok=True)
-            grid.save(self.folder.samples / f"step-{step:06d}.png")
-            for tracker in self.accelerator.trackers:
-                if tracker.name == "tensorboard":
-                    pixels = np.asarray(grid)[None]
-                    tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
+            self._show(step, columns)
+
+    def _show(self, step: int, columns: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        """Keep what was drawn, and hand it to the trackers."""
+        backbone, file = self.engine.backbone, self.folder.samples / f"step-{step:06d}.png"
+        file.parent.mkdir(exist_ok=True)
+        clip, frames, fps = None, [], 0
+        if isinstance(backbone, MovingBackbone):
+            clip, frames, fps = file.with_suffix(".mp4"), moving_grid(columns), backbone.fps
+            backbone.write_clip(clip, [np.asarray(frame) for frame in frames])
+            columns = [(title, [strip(sample) for sample in samples]) for title, samples in columns]
+        sheet = sample_grid(columns)
+        sheet.save(file)
+        show_samples(self.accelerator.trackers, sheet, step, clip, frames, fps)
 
     def _samples(self, scale: float, negative: NegativeWeights) -> Sequence[Any]:
         """Each process draws a share; the first one has them all."""
@@ -359,8 +367,10 @@ class Trainer:
 
         def draw(share: Sequence[tuple[int, str]]) -> Sequence[Any]:
             seeds = [self.recipe.sample_seed + i for i, _ in share]
+            backbone = self.engine.backbone
+            draw = backbone.draw_clips if isinstance(backbone, MovingBackbone) else backbone.draw_samples
             with self.engine.student.role("base"), torch.random.fork_rng():
-                return self.engine.backbone.draw_samples(
+                return draw(
                     [prompt for _, prompt in share],
                     seeds,
                     guidance_scale=scale,

@@ -6,7 +6,7 @@ Strength is ‖Δε‖/‖ε‖, the root mean square over predictions at points
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from selfnpo_core.guidance import NULL
+from selfnpo_core.models.storage import narrow, widened_with
 from selfnpo_core.negative import Factors
 from selfnpo_core.prediction import Estimate, to_estimate
 from selfnpo_core.rollout import Step, trajectory
@@ -86,8 +87,7 @@ def on_base(npo: Npo, backbone: "LoadingBackbone", prompts: Sequence[str] = ()) 
     """
     check_base(npo, backbone.denoiser, backbone.name, family=backbone.family)
     backbone.embed(prompts)
-    backbone.denoiser.to(backbone.device)
-    with _switch(backbone, npo) as negative:
+    with _switch(backbone, npo) as negative, narrow(backbone.denoiser, backbone.device):
         yield negative
 
 
@@ -177,10 +177,22 @@ def effect_errors(
     guidance both differences come with the same factor, 1 − g, so it is also the error of the guided output.
     """
     backbone.embed([])
-    device = backbone.device
-    backbone.denoiser.to(device)
+    with narrow(backbone.denoiser, backbone.device):
+        return _effect_errors(backbone, exact, others, rows=rows, steps=steps, seed=seed)
+
+
+def _effect_errors(
+    backbone: "Backbone",
+    exact: Mapping[str, Tensor],
+    others: Mapping[str, Mapping[str, Tensor]],
+    *,
+    rows: int,
+    steps: int,
+    seed: int,
+) -> dict[str, float]:
     changes: list[float] = []
     apart: dict[str, list[float]] = {name: [] for name in others}
+    device = next(backbone.denoiser.parameters()).device
     for step in _unconditional(backbone, device, rows, steps, seed):
         null = torch.full_like(step.index, NULL)
 
@@ -199,11 +211,15 @@ def effect_errors(
 def added(network: nn.Module, offset: Mapping[str, Tensor], beta: float = 1.0) -> Iterator[None]:
     """The network at θ + β·δ; θ is put back bit for bit."""
     parameters = dict(network.named_parameters())
-    before = {name: parameters[name].detach().clone() for name in offset}
+    before = {name: parameters[name].detach().clone() for name in offset if name in parameters}
     try:
-        for name, tensor in offset.items():
-            parameters[name].data.add_(tensor.to(parameters[name]), alpha=beta)
-        yield
+        with ExitStack() as widened:
+            for name, tensor in offset.items():
+                if name in parameters:
+                    parameters[name].data.add_(tensor.to(parameters[name]), alpha=beta)
+                else:
+                    widened.enter_context(widened_with(network, name, tensor, beta))
+            yield
     finally:
         for name, tensor in before.items():
             parameters[name].data.copy_(tensor)

@@ -1,1 +1,1 @@
-"""A world of moving shapes drawn by code, a CogVideoX model of it, and what can be measured there."""
+"""A world of things in motion, drawn by code, a CogVideoX model of it, and what can be measured there."""

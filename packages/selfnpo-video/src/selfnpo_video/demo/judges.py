@@ -1,6 +1,6 @@
 """Two small networks that look at clips of the video demo's world.
 
-`VideoOracle` reads shape, colour and motion, and gives the features for a Fréchet video distance (FVD, 1812.01717,
+`VideoOracle` reads thing, direction and speed, and gives the features for a Fréchet video distance (FVD, 1812.01717,
 with this network in place of I3D). `VideoJudge` scores how well a clip is drawn, moves and fits its caption; the
 difference of two scores is the log-odds that the first would be preferred (Bradley–Terry), so it decides win rates.
 """
@@ -25,8 +25,9 @@ class Trunk(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = (3, width, 2 * width, 3 * width, 4 * width)
-        for before, after in pairwise(channels):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
+        for stride, (before, after) in zip((1, 2, 2, 2), pairwise(channels), strict=True):
+            convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after), nn.GELU()]
         self.frames = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width * 16, self.SEEN))
         seen = self.SEEN
         self.time = nn.Sequential(
@@ -35,7 +36,7 @@ class Trunk(nn.Module):
         self.out = nn.Sequential(nn.Linear(3 * seen, features), nn.GELU())
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 5 → features (B, n)."""
+        """Clips (B, 3, F, 32, 32) in [0, 1], F ≥ 5 → features (B, n)."""
         count, _, frames, _, _ = clips.shape
         seen = self.frames((clips * 2 - 1).transpose(1, 2).flatten(0, 1)).reshape(count, frames, -1)
         steps = self.time(seen.transpose(1, 2))
@@ -56,7 +57,7 @@ class VideoOracle(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(FEATURES, len(values)) for values in ATTRIBUTES.values())
 
     def features(self, clips: Tensor) -> Tensor:
-        """Clips (B, 3, F, 64, 64) in [0, 1], F ≥ 5 → features (B, 64)."""
+        """Clips (B, 3, F, 32, 32) in [0, 1], F ≥ 5 → features (B, 64)."""
         return self.scale * self.trunk(clips)
 
     def forward(self, clips: Tensor) -> list[Tensor]:
@@ -75,7 +76,7 @@ class VideoJudge(nn.Module):
         self.mix = nn.Sequential(nn.Linear(3 * features, features), nn.GELU(), nn.Linear(features, 1))
 
     def forward(self, clips: Tensor, labels: Tensor) -> Tensor:
-        """Clips (B, 3, F, 64, 64) in [0, 1] and labels (B, 3) → scores (B,)."""
+        """Clips (B, 3, F, 32, 32) in [0, 1] and labels (B, 3) → scores (B,)."""
         seen = self.trunk(clips)
         asked = torch.stack([word(labels[:, k]) for k, word in enumerate(self.words)]).sum(dim=0)
         return self.mix(torch.cat([seen, asked, seen * asked], dim=1))[:, 0]

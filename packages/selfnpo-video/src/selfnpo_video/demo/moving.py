@@ -25,11 +25,11 @@ from selfnpo_video.sheets import beside, write_sheet
 from selfnpo_video.video_files import write_video
 
 STEPS = 10
-SHOWN, FEW = 12, 6
+SHOWN, FEW, ZOOM = 12, 6, 4
 
 
-class MovingShapes(World):
-    """Clips of one coloured shape in motion."""
+class MovingThings(World):
+    """Clips of one thing in motion."""
 
     unit = "clip"
     distance = "fvd"
@@ -65,8 +65,8 @@ def demo(*, presets: Mapping[str, Any] = PRESETS, kind: str = KIND) -> Demo:
     """The shipped model, trained as its recipe says unless told otherwise."""
     return Demo(
         title="the video demo's model: a toy, not a real one",
-        about="one coloured shape in motion, nine frames at 64×64",
-        world=MovingShapes(),
+        about="one thing in motion, nine frames at 32×32",
+        world=MovingThings(),
         presets=presets,
         kind=kind,
         backbone=lambda: CogVideoX(find_base("demo")),
@@ -92,7 +92,7 @@ def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) ->
     (left, right), sections = columns.values(), []
     for index, prompt in enumerate(prompts[: min(SHOWN, len(left))]):
         file = f"clips/{index:05d}.mp4"
-        one, other = (clips[index].permute(1, 2, 3, 0).numpy() for clips in (left, right))
+        one, other = (enlarged(clips[index].permute(1, 2, 3, 0).numpy()) for clips in (left, right))
         write_video(folder / file, beside(one, other, list(columns), prompt), fps=KNOWN["demo"].fps)
         sections.append((prompt, [(file, " | ".join(columns))]))
     write_sheet(folder, sections)
@@ -103,3 +103,8 @@ def show(columns: Mapping[str, Tensor], prompts: Sequence[str], folder: Path) ->
     )
     write_video(folder / "clips.webp", sheets, fps=KNOWN["demo"].fps)
     return "index.html with clips side by side"
+
+
+def enlarged(frames: np.ndarray) -> np.ndarray:
+    """A clip (F, H, W, 3) with every pixel a square of `ZOOM`²: 32 pixels are too few for a player."""
+    return frames.repeat(ZOOM, axis=1).repeat(ZOOM, axis=2)

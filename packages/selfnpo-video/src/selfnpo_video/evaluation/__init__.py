@@ -23,11 +23,11 @@ def metric_set() -> MetricSet:
 def metrics(options: Mapping[str, Any]) -> list[Metric]:
     """All of them; no file is read but the demo's own, and a feature network's configuration."""
     from selfnpo_video.demo import assets
-    from selfnpo_video.demo.moving import MovingShapes
+    from selfnpo_video.demo.moving import MovingThings
     from selfnpo_video.evaluation.features import feature_network
     from selfnpo_video.evaluation.motion import motion_network
 
-    oracle, seen, moves = oracle_network(MovingShapes(), assets.FOLDER), clip(), motion_network()
+    oracle, seen, moves = oracle_network(MovingThings(), assets.FOLDER), clip(), motion_network()
     name = options["feature_network"]
     features = oracle if name == "oracle" else feature_network(name)
     return [

@@ -2,6 +2,9 @@
 
 It reads videos/PROMPT-INDEX.mp4, indices from 0, five clips a prompt and 25 for temporal flickering, and writes
 NAME_eval_results.json: {dimension: [mean, [{"video_path": …, "video_results": number}, …]]}.
+
+Its protocol for CogVideoX draws clips from prompts that a language model has enhanced, and calls them by the original
+ones, which it also measures against. `sample --original-prompts` keeps those in metadata.jsonl as `original_prompt`.
 """
 
 from __future__ import annotations
@@ -34,18 +37,24 @@ _LONGEST = 255
 
 
 def names(folder: Path) -> dict[Key, str]:
-    """What VBench calls each sample, without the suffix: its prompt, and its place in the order of seeds.
+    """What VBench calls each sample, without the suffix: its original prompt, and its place in the order of seeds.
 
     Of all that metadata.jsonl tells of, so that a sample that is left out does not move the others.
     """
-    keys: list[Any] = [(record.get("prompt"), record.get("seed")) for record in read_records(folder / METADATA)]
+    keys: list[Any] = [(_original(r), r.get("seed"), r.get("prompt")) for r in read_records(folder / METADATA)]
     found: dict[Key, str] = {}
     counts: dict[str, int] = {}
-    for prompt, seed in sorted(key for key in keys if isinstance(key[0], str) and isinstance(key[1], int)):
-        index = counts.get(prompt, 0)
-        counts[prompt] = index + 1
-        found[prompt, seed] = f"{prompt}-{index}"
+    whole = (key for key in keys if isinstance(key[1], int) and isinstance(key[2], str))
+    for original, seed, prompt in sorted(whole):
+        index = counts.get(original, 0)
+        counts[original] = index + 1
+        found[prompt, seed] = f"{original}-{index}"
     return found
+
+
+def _original(record: Mapping[str, Any]) -> str:
+    """The prompt that a sample's own was enhanced from, or its own."""
+    return str(record.get("original_prompt") or record.get("prompt"))
 
 
 def export(options: Mapping[str, Any]) -> str | None:
@@ -63,11 +72,11 @@ def export(options: Mapping[str, Any]) -> str | None:
     samples = read_samples(options["folder"], medium)
     refuse_bad([samples], skip=options["skip_bad"])
     called = names(samples.path)
-    prompts = list(dict.fromkeys(str(sample.prompt) for sample in samples.good))
+    prompts = list(dict.fromkeys(_original(sample.record) for sample in samples.good))
     _check_names(samples, called)
     for remark in samples.remarks(medium.unit):
         log.warning("%s", remark)
-    counts = set(Counter(sample.prompt for sample in samples.good).values())
+    counts = set(Counter(_original(sample.record) for sample in samples.good).values())
     if counts != {A_PROMPT}:
         told = " or ".join(map(str, sorted(counts)))
         log.warning("VBench expects %d clips a prompt, 25 for temporal flickering; here are %s", A_PROMPT, told)
@@ -77,7 +86,7 @@ def export(options: Mapping[str, Any]) -> str | None:
         for sample in samples.good:
             name = _name(sample, called)
             _put(sample.path, aside / VIDEOS / name)
-            about[str(output / VIDEOS / name)] = sample.prompt
+            about[str(output / VIDEOS / name)] = _original(sample.record)
             origin[name] = {"file": str(sample.path), "seed": sample.seed}
         write_text(aside / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts))
         write_json(aside / FILES, about)
@@ -91,7 +100,7 @@ def _name(sample: Sample, called: Mapping[Key, str]) -> str:
 
 def _check_names(samples: Samples, called: Mapping[Key, str]) -> None:
     for sample in samples.good:
-        name, prompt = _name(sample, called), str(sample.prompt)
+        name, prompt = _name(sample, called), _original(sample.record)
         if "/" in name or "\0" in name or "\n" in name or len(name.encode()) > _LONGEST:
             raise InputError(f"VBench names files by their prompts, which '{prompt[:60]}' cannot: change the prompt")
         if sample.path.suffix.lower() not in (".mp4", ".gif"):

@@ -4,7 +4,7 @@ A CogVideoXTransformer3DModel predicts v under CogVideoX's own schedule (SNR shi
 reads captions of at most 16 tokens, one a word. 15 % of the captions are dropped, so that the null prompt means
 something. What ships is the exponential moving average of the weights.
 
-Half of the batches are clips; the others are windows as long, cut from within longer clips and put at place `INNER`
+Three batches in four are clips; the others are windows as long, cut from within longer clips and put at place `INNER`
 rather than 0. A clip's first latent frame is one picture, any other stands for four: by the place the model knows which
 it has before it, and so it can draw long clips window by window.
 """
@@ -20,7 +20,6 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from selfnpo_core.system.files import write_tensors
 from selfnpo_core.worlds.building import fingerprint, load, progress, train_averaged
-from selfnpo_core.worlds.shapes import COLOURS, SHAPES
 from selfnpo_core.worlds.things import to_uint8
 from selfnpo_video.demo import world
 from selfnpo_video.positions import window_at
@@ -31,12 +30,13 @@ TEXT_WIDTH = 96
 MAX_WEIGHT = 5.0
 INNER = 1
 """Latent frame at which a window from within a longer clip is said to begin, wherever it does: motions go on alike."""
-INNER_SHARE = 0.5
+INNER_SHARE = 0.25
 
 
 def build_tokenizer() -> T5Tokenizer:
     """T5's unigram tokenizer, every word of the world one token, and letters for all others."""
-    words = {w for text in (*world.MOTIONS, *world.OPENINGS, "a an that") for w in text.split()} | {*COLOURS, *SHAPES}
+    texts = (*world.THINGS, *world.DIRECTIONS, *world.SPEEDS, *world.OPENINGS, "a an that moves")
+    words = {word for text in texts for word in text.split()}
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in sorted(words))]
     pieces += [("▁", -20.0), *((letter, -20.0) for letter in "abcdefghijklmnopqrstuvwxyz")]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
@@ -61,8 +61,8 @@ def build_transformer() -> CogVideoXTransformer3DModel:
     return CogVideoXTransformer3DModel(
         num_attention_heads=6,
         attention_head_dim=32,
-        in_channels=8,
-        out_channels=8,
+        in_channels=16,
+        out_channels=16,
         time_embed_dim=128,
         text_embed_dim=TEXT_WIDTH,
         num_layers=6,
@@ -167,19 +167,20 @@ def _loss(
 ) -> Tensor:
     """Squared error of the predicted v at a uniform timestep. x0: (B, F, C, 8, 8), labels: (B, 3).
 
-    In terms of x̂0 this weighs by SNR + 1, here by no more than 5, so that colour and motion, decided where little
+    In terms of x̂0 this weighs by SNR + 1, here by no more than 5, so that place and motion, decided where little
     signal is left, are not drowned by the last details (the idea of min-SNR weights, 2303.09556).
     """
     captions = world.draw_captions(labels, generator)
     dropped = torch.rand(len(captions), generator=generator) < PROMPT_DROPOUT
     captions = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]
     tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    context = net["text_encoder"](tokens.input_ids)[0]
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
     x_t = scheduler.add_noise(x0, noise, t)
-    output = net["transformer"](hidden_states=x_t, encoder_hidden_states=context, timestep=t, return_dict=False)[0]
-    error = (output - scheduler.get_velocity(x0, noise, t)).square().flatten(1).mean(dim=1)
+    with torch.autocast("cpu", torch.bfloat16):  # 1.6 times as fast where the processor multiplies them
+        context = net["text_encoder"](tokens.input_ids)[0]
+        output = net["transformer"](hidden_states=x_t, encoder_hidden_states=context, timestep=t, return_dict=False)[0]
+    error = (output.float() - scheduler.get_velocity(x0, noise, t)).square().flatten(1).mean(dim=1)
     sigma2 = 1 - scheduler.alphas_cumprod[t]  # 1 / (SNR + 1)
     return (error * (MAX_WEIGHT * sigma2).clamp(max=1)).mean()
 

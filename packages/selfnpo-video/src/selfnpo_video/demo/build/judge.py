@@ -26,7 +26,7 @@ CHUNK = 32
 def damage_clips(clips: Tensor, level: Tensor, kind: Tensor, generator: torch.Generator) -> Tensor:
     """Ghosts of another clip, outlines that wobble from frame to frame, blur, or jumps in time, by row.
 
-    clips: (B, 3, F, 64, 64), level: (B,), kind: (B,) int64; further kinds are left as they are.
+    clips: (B, 3, F, 32, 32), level: (B,), kind: (B,) int64; further kinds are left as they are.
     """
     count, frames = len(clips), clips.shape[2]
     strength, kind = level[:, None, None, None, None], kind[:, None, None, None, None]
@@ -37,7 +37,7 @@ def damage_clips(clips: Tensor, level: Tensor, kind: Tensor, generator: torch.Ge
     field = F.interpolate(coarse, size=world.SIDE, mode="bicubic").permute(0, 2, 3, 1) * 0.12 * each
     grid = F.affine_grid(torch.eye(2, 3).expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False)
     wobble = F.grid_sample(pictures, grid + field, padding_mode="border", align_corners=False)
-    small = F.interpolate(F.avg_pool2d(pictures, 5, stride=4, padding=2), size=world.SIDE, mode="bilinear")
+    small = F.interpolate(F.avg_pool2d(pictures, 3, stride=2, padding=1), size=world.SIDE, mode="bilinear")
     blurred = torch.lerp(pictures, small, each)
     wobble, blurred = (x.unflatten(0, (count, frames)).transpose(1, 2) for x in (wobble, blurred))
     jitter = 0.6 * frames * level[:, None] * (torch.rand(count, frames, generator=generator) - 0.5)
@@ -84,7 +84,7 @@ def train(
     vae: AutoencoderKLCogVideoX,
     oracle: VideoOracle,
     *,
-    steps: int = 2500,
+    steps: int = 1600,
     batch: int = 64,
     count: int = 4096,
     seed: int = 5,

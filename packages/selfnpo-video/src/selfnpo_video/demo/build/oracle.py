@@ -11,19 +11,19 @@ from selfnpo_core.worlds.building import load, save
 from selfnpo_core.worlds.oracle import train_oracle
 from selfnpo_video.demo import world
 from selfnpo_video.demo.judges import VideoOracle
-from selfnpo_video.demo.moving import MovingShapes
+from selfnpo_video.demo.moving import MovingThings
 
 
 def real_batch(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Fresh real clips (count, 3, F, 64, 64) in [0, 1], quantised to bytes as stored ones are, and labels."""
-    return batch_of(MovingShapes(), count, generator)
+    """Fresh real clips (count, 3, F, 32, 32) in [0, 1], quantised to bytes as stored ones are, and labels."""
+    return batch_of(MovingThings(), count, generator)
 
 
-class Stills(MovingShapes):
-    """Single frames of the world's clips: shape and colour, no motion."""
+class Stills(MovingThings):
+    """Single frames of the world's clips: the thing, no motion."""
 
     unit = "frame"
-    attributes = MappingProxyType({name: world.ATTRIBUTES[name] for name in ("shape", "colour")})
+    attributes = MappingProxyType({name: world.ATTRIBUTES[name] for name in ("thing",)})
     shape = (3, world.SIDE, world.SIDE)
 
     def draw_real(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ class Stills(MovingShapes):
 
 
 class StillReader(nn.Module):
-    """Reads shape and colour of single frames with what looks at frames in the oracle."""
+    """Reads the thing of single frames with what looks at frames in the oracle."""
 
     def __init__(self, oracle: VideoOracle) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class StillReader(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(oracle.trunk.SEEN, len(values)) for values in Stills.attributes.values())
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures (B, 3, 64, 64) in [0, 1] → logits of shape and of colour."""
+        """Pictures (B, 3, 32, 32) in [0, 1] → logits of the thing."""
         seen = self.frames(pictures * 2 - 1)
         return [head(seen) for head in self.heads]
 
@@ -57,7 +57,7 @@ def train(path: Path, *, stills: int = 1500, steps: int = 500, batch: int = 48, 
         return oracle
     stages = path.with_name("oracle-stills.safetensors"), path.with_name("oracle-clips.safetensors")
     train_oracle(Stills(), StillReader(oracle), stages[0], steps=stills, batch=3 * batch, lr=2e-3, generator=generator)
-    train_oracle(MovingShapes(), oracle.train(), stages[1], steps=steps, batch=batch, lr=2e-3, generator=generator)
+    train_oracle(MovingThings(), oracle.train(), stages[1], steps=steps, batch=batch, lr=2e-3, generator=generator)
     save(with_unit_features(oracle), path)
     return oracle
 
