@@ -22,6 +22,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.sampling.options import negative_words
 from selfnpo_core.sampling.preference import Prepared
 from selfnpo_core.sampling.sample_folder import METADATA, SampleFolder, read_records
+from selfnpo_video.kept_latents import KeptLatents
 from selfnpo_video.sampling import Job, attached, drawn, records
 from selfnpo_video.sheets import INDEX, grid, write_sheet
 from selfnpo_video.video_files import read_video, write_video
@@ -73,6 +74,8 @@ def render(job: Job, scales: Sequence[float], output: str | Path, *, shard: tupl
         if job.format != "frames" and len(cells) > 1:
             _write_grids(folder, wanted, cells, grids, job, shard)
         write_index(output)
+    if all((output / record["file"]).exists() for record in wanted):  # those of other processes too
+        KeptLatents(output).clear()
     return len(todo)
 
 
