@@ -1,10 +1,15 @@
 """What a recipe asks of Accelerate and the optimizer: engines, learning rates, seeds."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from tests.core.training.toy import toy_recipe
+from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
+from tests.tools.launching import environment, free_port
 
 from selfnpo_core import InputError
-from selfnpo_core.training import build_recipe
+from selfnpo_core.training import build_recipe, train
 from selfnpo_core.training.accelerators import learning_rate_at, make_accelerator, seed_for
 
 
@@ -21,6 +26,20 @@ def test_what_cannot_run_here_is_said_before_anything_starts(changes, word, monk
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=word):
         make_accelerator(toy_recipe(**changes))
+
+
+@pytest.mark.parametrize("engine", ["auto", "ddp"])
+def test_torchrun_may_start_one_process(tmp_path, engine):
+    """Which makes the very run that one without a launcher makes."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "1", "--master-port", str(free_port())]
+    start = [sys.executable, *launcher, "--module", "tests.core.training.launched", str(tmp_path / "launched"), engine]
+    done = subprocess.run(
+        start, cwd=Path(__file__).parents[3], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(ToyBackbone(), toy_recipe(), PROMPTS, tmp_path / "plain", progress=False)
+    files = [tmp_path / run / "npo/pytorch_lora_weights.safetensors" for run in ("launched", "plain")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_learning_rate_warms_up_and_then_follows_its_schedule():

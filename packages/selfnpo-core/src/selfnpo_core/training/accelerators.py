@@ -42,7 +42,8 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
     private.forget_accelerator(processes=not dist.is_initialized())
     together: dict[str, Any] = {}
     handlers: list[Any] = []
-    if processes > 1 or engine not in ("single", "ddp"):
+    launched = "RANK" in os.environ  # also with one process, which Accelerate then takes for one of several
+    if launched or processes > 1:
         timeout = timedelta(seconds=recipe.process_timeout)
         handlers.append(InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=timeout))
     if engine.startswith("zero"):
@@ -59,7 +60,8 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
         **together,
     )
     several = {"MULTI_CPU", "MULTI_GPU"}
-    expected = {"single": {"NO"}, "ddp": several, "fsdp2": {*several, "NO"}}.get(engine, {"DEEPSPEED"})
+    alone = {"NO", *several} if launched else {"NO"}
+    expected = {"single": alone, "ddp": several, "fsdp2": {*several, "NO"}}.get(engine, {"DEEPSPEED"})
     if (plugin := accelerator.state.deepspeed_plugin) is not None:
         plugin.dschf = None  # else transformers would load text encoders in pieces too
     got = accelerator.distributed_type.value
