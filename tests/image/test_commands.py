@@ -196,7 +196,7 @@ def test_a_full_disk_is_a_failed_run(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    monkeypatch.setattr(checkpoint, "save_hashed", full)
     code = command("train", "--model", folder, "--prompts", prompts_file, *SETS, "--output", tmp_path / "run")
     refused(capsys, code, ["disk is full", "--resume"], expected=1)
     monkeypatch.undo()

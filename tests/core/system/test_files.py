@@ -6,7 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfnpo_core.system.files import file_aside, named_aside, write_tensors, write_text, written_aside
+from selfnpo_core.system.files import (
+    file_aside,
+    file_sha256,
+    named_aside,
+    save_hashed,
+    write_tensors,
+    write_text,
+    written_aside,
+)
 
 
 class Halt(Exception):
@@ -85,3 +93,22 @@ def test_a_folder_that_a_kill_left_between_two_renames_comes_back(tmp_path: Path
         raise Halt
     assert names(tmp_path) == ["npo"]
     assert (tmp_path / "npo" / "weights").read_text() == "old"
+
+
+def test_tensors_are_hashed_as_they_are_written(tmp_path: Path) -> None:
+    tensors = {
+        "weights": torch.randn(700, 1000),
+        "half": torch.randn(3, 5).bfloat16(),
+        "turned": torch.arange(12.0).reshape(3, 4).T,
+        "eight": torch.arange(5, dtype=torch.uint8),
+        "one": torch.tensor(1.5),
+        "none": torch.empty(0, 4),
+        "count": torch.tensor([1, -2]),
+        "ü": torch.tensor([True, False]),
+    }
+    assert save_hashed(tmp_path / "a.safetensors", tensors) == file_sha256(tmp_path / "a.safetensors")
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items()
+    )

@@ -73,6 +73,17 @@ def test_rows_are_joined_where_they_are_to_be_kept(both):
     assert of(both, "joined") == [[0, 10, 1, 11, 2], None]
 
 
+def test_those_without_work_wait_for_longer_than_those_in_an_update(tmp_path):
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    script = SCRIPT.with_name("patient.py")
+    for process in [
+        subprocess.Popen([sys.executable, script, tmp_path / "store", str(rank), tmp_path / f"{rank}"], env=own)
+        for rank in range(2)
+    ]:
+        assert process.wait(300) == 0
+    assert (tmp_path / "1").read_text() == "done nothing done gave up"
+
+
 def test_alone_everything_is_ones_own():
     rows = torch.arange(3.0)
     assert processes.is_main()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from selfnpo_core import RunError
+from selfnpo_core.system.files import file_sha256
 from selfnpo_core.training.checkpoint import State, damage_of, load_checkpoint, newest_checkpoint, save_checkpoint
 
 
@@ -59,3 +60,14 @@ def test_steps_are_counted_and_not_spelled(tmp_path):
 def test_an_empty_folder_has_none(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(tmp_path / "none") is None
+
+
+def test_what_was_written_is_not_read_again_to_be_hashed(tmp_path, monkeypatch):
+    read = []
+    hashed = file_sha256
+    monkeypatch.setattr(
+        "selfnpo_core.training.checkpoint.file_sha256", lambda path: read.append(path.name) or hashed(path)
+    )
+    saved = save_checkpoint(tmp_path, state(1))
+    assert read == ["state.json"]
+    assert damage_of(saved) is None

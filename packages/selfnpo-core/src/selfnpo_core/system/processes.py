@@ -1,6 +1,12 @@
-"""What processes that train together do for one another: one acts for all, or each takes a share."""
+"""What processes that train together do for one another: one acts for all, or each takes a share.
+
+Numbers are exchanged in the group that trains, whose time-out finds a process that hangs. Where some have work and the
+others have none (one writes a checkpoint, three of eight draw a sample) these wait in a group of their own, on the CPU,
+for as long as it takes; a process that ends is noticed there too.
+"""
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +16,17 @@ from torch import Tensor
 from selfnpo_core.errors import InputError, RunError
 
 Result = TypeVar("Result")
+PATIENCE = timedelta(days=7)
+_patient: list[tuple[Any, Any]] = []
+"""The group that trains, and the one that waits beside it; of the last ones that there were."""
+
+
+def _waiting() -> Any:
+    """The patient group, made by all processes together when they first wait."""
+    trains = dist.group.WORLD
+    if not _patient or _patient[0][0] is not trains:
+        _patient[:] = [(trains, dist.new_group(backend="gloo", timeout=PATIENCE))]
+    return _patient[0][1]
 
 
 def _together() -> bool:
@@ -30,6 +47,7 @@ def on_main(work: Callable[[], Result]) -> Result:
     """The first process works, the others wait and get the same answer, or the same error."""
     if not _together():
         return work()
+    group = _waiting()  # before the work: that it can be made is not waited for
     answer: list[Any] = [None]
     failure: BaseException | None = None
     if dist.get_rank() == 0:
@@ -37,7 +55,7 @@ def on_main(work: Callable[[], Result]) -> Result:
             answer = [(True, work())]
         except Exception as error:
             failure, answer = error, [(False, (type(error).__name__, str(error)))]
-    dist.broadcast_object_list(answer, src=0)
+    dist.broadcast_object_list(answer, src=0, group=group)
     if failure is not None:
         raise failure
     done, value = answer[0]
@@ -52,6 +70,7 @@ def gathered(work: Callable[[], Result]) -> list[Result]:
     """What every process's work gives, in their order, on all of them; if one fails, none waits for it."""
     if not _together():
         return [work()]
+    group = _waiting()
     mine: Any = None
     failure: Exception | None = None
     try:
@@ -59,7 +78,8 @@ def gathered(work: Callable[[], Result]) -> list[Result]:
     except Exception as error:  # the others must not wait for a result that never comes
         failure = error
     everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, (mine, None if failure is None else f"{type(failure).__name__}: {failure}"))
+    problem = None if failure is None else f"{type(failure).__name__}: {failure}"
+    dist.all_gather_object(everyones, (mine, problem), group=group)
     if failure is not None:
         raise failure
     if strays := [problem for _, problem in everyones if problem is not None]:

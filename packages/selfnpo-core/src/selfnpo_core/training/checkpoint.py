@@ -8,7 +8,6 @@ A folder is filled aside, brought to the disk and then renamed. On resume the ne
 manifest is taken, so a run killed at any moment, or a file cut short afterwards, costs at most one interval.
 """
 
-import hashlib
 import logging
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from selfnpo_core.errors import RunError
-from selfnpo_core.system.files import load_tensors, read_json, save_tensors, write_json, written_aside
+from selfnpo_core.system.files import file_sha256, load_tensors, read_json, save_hashed, write_json, written_aside
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -39,10 +38,13 @@ def save_checkpoint(root: Path, state: State, keep_last: int = 0) -> Path:
     """Write root/step-NNNNNN, then remove all but the newest `keep_last` (0: keep all)."""
     target = root / f"step-{state.step:06d}"
     with written_aside(target) as aside:
-        for part, tensors in state.tensors.items():
-            save_tensors(aside / f"{part}.safetensors", tensors)
+        hashes = {
+            f"{part}.safetensors": save_hashed(aside / f"{part}.safetensors", tensors)
+            for part, tensors in state.tensors.items()
+        }
         write_json(aside / "state.json", {"schema": 1, "step": state.step, **state.values})
-        files = {path.name: _facts(path) for path in sorted(aside.iterdir())}
+        hashes["state.json"] = file_sha256(aside / "state.json")
+        files = {name: {"size": (aside / name).stat().st_size, "sha256": hashes[name]} for name in sorted(hashes)}
         write_json(aside / MANIFEST, {"schema": 1, "step": state.step, "files": files})
     for old in _folders(root)[:-keep_last] if keep_last else []:
         shutil.rmtree(old)
@@ -69,7 +71,7 @@ def damage_of(folder: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != facts["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
-            if _facts(path) != facts:
+            if file_sha256(path) != facts["sha256"]:
                 return f"{name} has another sha256"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {type(error).__name__}"
@@ -89,11 +91,3 @@ def _folders(root: Path) -> list[Path]:
     """Checkpoints by step, oldest first."""
     found = [p for p in root.glob("step-*") if p.is_dir() and re.fullmatch(r"step-\d+", p.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
