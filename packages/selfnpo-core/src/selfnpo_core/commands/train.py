@@ -23,6 +23,7 @@ from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.resolving import given_keys, model_of, resolve_recipe
 from selfnpo_core.training.run_folder import holds_run, new_run_folder
 from selfnpo_core.training.trainer import train
+from selfnpo_core.training.work import work_of
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ def run_train(family: AnyFamily, options: Options) -> None:
     with one_line_errors(base.source):
         sketched = family.sketch(base, recipe, dtype)
     if options["dry_run"]:
-        click.echo(dry_run(sketched or family.backbone(base, recipe, dtype, device), recipe, prompts, processes))
+        backbone = sketched or family.backbone(base, recipe, dtype, device)
+        click.echo(dry_run(backbone, recipe, prompts, processes))
+        click.echo(work_of(backbone, recipe, prompts, processes))
         return
     check_folder(recipe.output or "runs")
     if sketched is not None:

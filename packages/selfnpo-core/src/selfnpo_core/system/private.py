@@ -33,6 +33,21 @@ def fake_tensors() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def flop_formulas() -> dict[Any, Callable[..., int]]:
+    """FLOPs of operations, by operation: (*args, **kwargs, out_val=result) → count.
+
+    torch's counter has them, without the attention that the CPU has, and holds on to tensors, which a memory estimate
+    must not.
+    """
+    from torch.utils.flop_counter import flop_registry
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, out_val: Any, **kwargs: Any) -> int:
+        batch, heads, asking, width = query.shape
+        return 2 * batch * heads * asking * key.shape[2] * (width + value.shape[3])
+
+    return {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+
+
 def is_fake_tensor(tensor: Tensor) -> bool:
     """Whether `fake_tensors` made it: the device that it names is not where it is."""
     return bool(is_fake(tensor))
