@@ -52,6 +52,8 @@ def test_every_model_trains_on_finished_samples(family, model, train):
     kind = "demo" if model == "demo" else family.known()[model].family
     recipe = default(family, model, f"train={train}")
     wanted = {**ALL, **OWN[kind], **({"rank": 16, "targets": "all"} if train == "lora" else {})}
+    if (model, train) == ("cogvideox-2b", "lora"):
+        wanted["mixed_precision"] = "fp16"  # as it is sampled
     assert {key: getattr(recipe, key) for key in wanted} == wanted
     assert recipe.recommended.beta == 1.0
     assert recipe.recommended.guidance_scale == SCALES.get(kind, (2.0, 4.0))

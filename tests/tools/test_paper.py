@@ -53,7 +53,7 @@ DEMO = {
 }
 OWN = {
     "sd15": {},
-    "sdxl": {**SDXL, "teacher_guidance": -5.0},
+    "sdxl": {**SDXL, "teacher_guidance": -5.0, "advance_guidance": 0.0},  # −5 leads from noise to no sample
     "sd3": SDXL,
     "cogvideox": {**VIDEOS, "mixed_precision": "bf16"},
     "image demo": {**DEMO, "steps": 200, "batch_size": 32},
@@ -82,6 +82,8 @@ def test_every_model_has_the_paper_s_recipe(family, model, train):
     own = f"{family.program.removeprefix('selfnpo-')} demo" if model == "demo" else kind
     values = paper(family, model, f"train={train}").model_dump()
     wanted = {**ALL, **OWN[own], **TRAINED[own][train]}
+    if (model, train) == ("cogvideox-2b", "lora"):
+        wanted["mixed_precision"] = "fp16"  # as it is sampled
     assert {key: values[key] for key in wanted} == wanted
 
 

@@ -48,12 +48,13 @@ def base_of(source: Source) -> VideoBase:
 def presets_for(base: VideoBase, name: str | None = None) -> Presets:
     """Training presets, the default ones or those of a name: the shipped model has its own, any other its family's.
 
-    Those by default are for the base's width.
+    Those by default are for the base's width. A LoRA is trained in the bits that a known model is sampled in.
     """
-    if name == "paper":
-        return recipes.DEMO_PAPER if base.shipped else base.kind.paper
-    assert name is None, name
-    return recipes.DEMO if base.shipped else for_width(base.kind.presets, base.widths)
+    assert name in (None, "paper"), name
+    if base.shipped:
+        return recipes.DEMO_PAPER if name else recipes.DEMO
+    presets = base.kind.paper if name else for_width(base.kind.presets, base.widths)
+    return presets if base.known is None else recipes.in_bits_of(presets, base.known.dtype)
 
 
 def backbone_of(base: VideoBase) -> type[VideoBackbone]:

@@ -4,6 +4,10 @@ By default: finished samples (`selfnpo_core.training.presets`), found on toys, o
 where guidance was too strong. There are no published settings of Self-NPO for video: the paper's carry over what it
 used for images (2505.11777: teacher guidance −1, a grid of 25 steps, EMA 0.999, pseudo-Huber). Both have the batch that
 fits beside a transformer of billions of parameters; neither has been measured on the real models.
+
+A LoRA is trained in the 16 bits that its base is sampled in, since it learns to correct that very network: fp16 for
+CogVideoX-2b, which was trained in it, bf16 for 5b and 1.5, of which fp16 makes NaN. Full weights are float32, and
+calculate in bf16, which needs no scaling of the loss: engines that cut the weights have none.
 """
 
 from typing import Any
@@ -13,17 +17,23 @@ from selfnpo_core.training.recipe import Presets
 
 _COMMON: dict[str, Any] = {
     **PAPER,
-    "steps": 500,
-    "batch_size": 1,
+    "steps": 500,  # half as many as of pictures: one clip has thirteen latent frames to learn from
+    "batch_size": 1,  # a clip of 49 frames is 17,550 tokens
     "grad_accumulation": 8,
-    "pool_size": 50,
+    "pool_size": 50,  # two at each of 25 grid points, six updates' rows
+    "pool_start": 16,  # two updates' rows; all 50 would be 600 forwards of a clip before the first update
+    "mixed_precision": "bf16",
     "gradient_checkpointing": True,
     "sample_every": 250,
 }
-_LORA: dict[str, Any] = {"learning_rate": 1e-4, "rank": 64, "targets": "attention"}
+_LORA: dict[str, Any] = {
+    "learning_rate": 1e-4,  # what LoRAs on it commonly take; none was published
+    "rank": 64,
+    "targets": "attention",
+}
 COGVIDEOX_PAPER: Presets = {
-    "lora": {**_COMMON, **_LORA, "mixed_precision": "bf16"},
-    "full": {**_COMMON, "learning_rate": 1e-6, "mixed_precision": "bf16"},
+    "lora": {**_COMMON, **_LORA},
+    "full": {**_COMMON, "learning_rate": 1e-6},  # SD1.5's, as there is no other
 }
 
 _DEMO: dict[str, Any] = {
@@ -56,7 +66,7 @@ _SAMPLED: dict[str, Any] = {
     },  # to the models' own; on the toy it helped at strong ones
     "mixed_precision": "bf16",
     "gradient_checkpointing": True,
-    "sample_every": 250,
+    "sample_every": 250,  # one grid on the way, and one at the end: a clip takes long to draw
     "sample_guidance_scales": (4.0,),  # the middle of what is recommended
 }
 COGVIDEOX: Presets = {
@@ -75,3 +85,8 @@ DEMO: Presets = {
     "full": {**_SAMPLED_DEMO, "learning_rate": 5e-5},
     "lora": {**_SAMPLED_DEMO, **SAMPLED_LORA, "learning_rate": 1e-3},
 }
+
+
+def in_bits_of(presets: Presets, dtype: str) -> Presets:
+    """A family's presets for a base that is sampled in "fp16", "bf16" or "fp32": its LoRA is trained in these."""
+    return {**presets, "lora": {**presets["lora"], "mixed_precision": "no" if dtype == "fp32" else dtype}}
