@@ -165,6 +165,130 @@ def test_ends_are_where_whole_walks_end() -> None:
     assert torch.equal(second["end_prompt"], first["prompt"])
 
 
+def steps_made(pool: TrajectoryPool) -> list[int]:
+    """What `count_up` has left."""
+    return (pool.state_dict()["x"] / 1000).round()[:, 0, 0].int().tolist()
+
+
+def test_a_pool_that_begins_later_holds_nothing_at_the_beginning() -> None:
+    pool, _ = make_pool(60, rows=6, first=1)
+    pool.stagger(count_up)
+    assert indices(pool).bincount(minlength=5).tolist() == [0, 15, 15, 15, 15]
+    assert steps_made(pool) == indices(pool).tolist()
+    total, restarted = torch.zeros(5), 0
+    for _ in range(400):
+        batch = pool.draw()
+        pool.put_back(batch, count_up(batch.x_t, batch.t, batch.t_next, batch.prompt))
+        restarted += int((indices(pool) == 0).sum())
+        pool.walk_on(count_up)
+        assert steps_made(pool) == indices(pool).tolist()
+        total += batch.index.bincount(minlength=5)
+    assert restarted > 0
+    assert total[0] == 0
+    assert ((total[1:] / total.sum() - 0.25).abs() < 0.03).all()
+
+
+def test_a_pool_that_begins_small_is_filled_while_it_is_drawn_from() -> None:
+    pool, _ = make_pool(40, rows=6)
+    asked: list[int] = []
+
+    def advance(x_t: Tensor, t: Tensor, t_next: Tensor, prompt: Tensor) -> Tensor:
+        asked.append(len(x_t))
+        return count_up(x_t, t, t_next, prompt)
+
+    pool.stagger(advance, count=12)
+    assert sum(asked) == indices(pool)[:12].sum()
+    assert max(steps_made(pool)[12:]) == 0
+    assert indices(pool)[:12].bincount(minlength=5).max() <= 3
+    drawn: list[int] = []
+    filled = []
+    for _ in range(150):
+        batch = pool.draw()
+        assert batch.rows.max() < pool.state_dict()["filled"]
+        drawn += batch.rows.tolist()
+        pool.put_back(batch, count_up(batch.x_t, batch.t, batch.t_next, batch.prompt))
+        asked.clear()
+        pool.walk_on(advance)
+        assert sum(asked) <= 6
+        filled.append(int(pool.state_dict()["filled"]))
+    assert filled[0] <= 18
+    assert filled[-1] == 40
+    assert filled == sorted(filled)
+    assert set(drawn) == set(range(40))
+    assert steps_made(pool) == indices(pool).tolist()
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping_after(calls: int, asked: list[int]):
+    """`count_up`, so many times; of how many rows is noted."""
+
+    def advance(x_t: Tensor, t: Tensor, t_next: Tensor, prompt: Tensor) -> Tensor:
+        if len(asked) == calls:
+            raise Stopped
+        asked.append(len(x_t))
+        return count_up(x_t, t, t_next, prompt)
+
+    return advance
+
+
+@pytest.mark.parametrize("calls", [0, 1, 5, 8])
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_warm_up_that_was_stopped_goes_on_where_it_was(calls: int, ends: bool) -> None:
+    def make() -> tuple[TrajectoryPool, torch.Generator]:
+        return make_pool(23, keep_ends=ends, rows=4, ranks=Ranks(0, 1))
+
+    def warm(pool: TrajectoryPool, advance) -> None:
+        if ends:
+            pool.finish(advance, batch_size=6)
+        pool.stagger(advance, batch_size=6)
+
+    (whole, _), (stopped, _), (other, _) = make(), make(), make()
+    warm(whole, count_up)
+    asked: list[int] = []
+    with pytest.raises(Stopped):
+        warm(stopped, stopping_after(calls, asked))
+    other.load_state_dict(stopped.state_dict())
+    assert other.rows_left == stopped.rows_left == (23 * 5 if ends else 0) + int(indices(whole).sum()) - sum(asked)
+    warm(other, stopping_after(1000, asked))
+    assert same(other.state_dict(), whole.state_dict())
+    assert other.rows_left == 0
+    assert sum(asked) == (23 * 5 if ends else 0) + int(indices(whole).sum())  # nothing is walked twice
+    warm(other, stopping_after(0, []))  # nothing is left to do
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_processes_fill_a_pool_as_one_does(first: int) -> None:
+    rows = {"rows": 6, "first": first}
+    pools = [make_pool(40, ranks=ranks, **rows)[0] for ranks in (Ranks(0, 1), Ranks(0, 2), Ranks(1, 2))]
+    for pool in pools:
+        pool.stagger(count_up, batch_size=2, count=12)
+    for _ in range(25):
+        turns = []
+        for pool in pools:
+            batch = pool.draw()
+            pool.put_back(batch, batch.x_t * 0.9)
+            calls: list[int] = []
+
+            def advance(x_t: Tensor, *rest: Tensor, calls: list[int] = calls) -> Tensor:
+                calls.append(len(x_t))
+                return x_t * 0.5
+
+            pool.walk_on(advance, batch_size=2)
+            turns.append(len(calls))
+        assert turns[1] == turns[2]  # those whose weights lie in pieces stay together
+    alone, *pair = (pool.state_dict() for pool in pools)
+    whole = torch.empty_like(alone["x"])
+    for state, own in zip(pair, pools[1].owners(), strict=True):
+        whole[own] = state["x"]
+        for name in ("index", "prompt", "target", "filled"):
+            assert torch.equal(state[name], alone[name])
+    assert torch.equal(whole[pools[0].owners()[0]], alone["x"])
+    assert alone["filled"] == 40
+
+
 def with_ends(size: int = 23, **options) -> TrajectoryPool:
     pool, _ = make_pool(size, keep_ends=True, **options)
     pool.finish(count_up)

@@ -80,3 +80,20 @@ def test_one_bad_update_costs_only_itself(change):
         assert all(torch.isfinite(p).all() for p in made.student.parameters.values())
     assert [update.skipped for update in updates] == [0, 1, 1, 1]
     assert updates[1].drift == updates[0].drift != updates[2].drift
+
+
+def test_what_costs_is_measured_at_first_and_then_now_and_then(monkeypatch):
+    with engine(steps=8, measure_every=3) as made:
+        asked, drift = [], made.student.drift
+        monkeypatch.setattr(made.student, "drift", lambda: asked.append(made.step) or drift())
+        updates = list(made.updates())
+        assert updates[5].drift != drift()
+    assert asked == [1, 2, 3, 6]
+    drifts = [update.drift for update in updates]
+    assert len(set(drifts[:3])) == 3
+    assert drifts[3:5] == [drifts[2]] * 2
+    assert drifts[5:] == [drifts[5]] * 3
+    assert drifts[5] != drifts[2]
+    assert [update.step for update in updates if update.spread] == [1, 2, 3, 6]
+    assert updates[0].to_dict()["spread_x_t_high"] == updates[0].spread["spread_x_t_high"] > 0
+    assert "spread_x_t_high" not in updates[3].to_dict()

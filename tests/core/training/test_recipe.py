@@ -52,6 +52,8 @@ def test_a_resolved_recipe_reads_back_the_same(tmp_path):
         ("learning_rate=.nan", ["learning_rate"]),
         ("teacher_guidance=.inf", ["teacher_guidance is inf"]),
         ("pool_size=4", ["pool_size is 4", "20 rows"]),
+        ("pool_size=39", ["pool_size is 39", "fewer than 2 updates' rows", "set pool_size to 40 or more"]),
+        ("pool_start=20", ["pool_start is 20", "20 rows", "set pool_start to 40 or more"]),
         ("grad_accumulation=100", ["pool_size is 256", "2000 rows"]),
         ("steps", ["--set steps", "key=value"]),
         ("trackers=mlflow", ["trackers is mlflow", "'wandb'"]),

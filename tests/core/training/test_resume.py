@@ -1,5 +1,6 @@
 """A resumed run is the uninterrupted run, bit for bit; a run that is killed loses at most one interval."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
 from selfnpo_core.system.signals import Interrupted
-from selfnpo_core.training import build_recipe, stored_recipe, train
+from selfnpo_core.training import build_recipe, checkpoint, stored_recipe, train
 from selfnpo_core.training.checkpoint import damage_of, newest_checkpoint
 
 VARIANTS = {
@@ -97,6 +98,41 @@ def test_a_network_that_draws_by_itself_resumes_too_and_the_callers_generator_st
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 4)
     losses = [line["loss"] for line in metrics_of(tmp_path / "whole")]
     assert losses != [line["loss"] for line in metrics_of(run(tmp_path / "plain"))]
+
+
+def test_what_was_measured_last_is_known_after_resuming(tmp_path):
+    changes = {"measure_every": 3, "checkpoint_every": 5}
+    whole, parts = run(tmp_path / "whole", steps=8, **changes), run(tmp_path / "parts", steps=5, **changes)
+    run(parts, resume=True, steps=8, **changes)
+    assert metrics_of(whole) == metrics_of(parts)
+    assert metrics_of(whole)[6]["drift"] == metrics_of(whole)[5]["drift"]
+
+
+class StoppedWhileWarmingUp(ToyBackbone):
+    """Sends a signal to its own process at the fifth forward."""
+
+    forwards = 0
+
+    def predict(self, x_t, t, prompt):
+        self.forwards += 1
+        if self.forwards == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().predict(x_t, t, prompt)
+
+
+@pytest.mark.parametrize("variant", ["lora", "endpoint", "small start"])
+def test_a_warm_up_that_was_stopped_goes_on_and_nothing_changes(tmp_path, variant):
+    changes = {"pool_start": 16} if variant == "small start" else VARIANTS[variant]
+    whole, parts = run(tmp_path / "whole", steps=6, **changes), tmp_path / "parts"
+    with pytest.raises(Interrupted, match=r"while the rollout was prepared.*--resume"):
+        train(StoppedWhileWarmingUp(), toy_recipe(**changes, steps=6), PROMPTS, parts, progress=False)
+    assert newest_checkpoint(parts / "checkpoints").name == "step-000000"
+    assert not (parts / "npo").exists()
+    counted = StoppedWhileWarmingUp()
+    counted.forwards = 5  # so that it only counts
+    train(counted, toy_recipe(**changes, steps=6), PROMPTS, parts, resume=True, progress=False)
+    assert_same_run(whole, parts, 6)
+    assert (state_of(whole, 6)["source/filled"] == 40) is (variant != "small start")
 
 
 class SelfStopping(ToyBackbone):
@@ -261,20 +297,16 @@ def test_nothing_is_pickled(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
-    from safetensors import SafetensorError
+    save, written = checkpoint.save_hashed, []
 
-    from selfnpo_core.system import files
-
-    save, written = files.save_file, []
-
-    def fills_up(tensors, path, metadata=None):
+    def fills_up(path, tensors):
         written.append(path)
-        if "step-000004" in path and len(written) % 5 == 3:
-            Path(path).write_bytes(b"as much as went in")
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        save(tensors, path, metadata)
+        if "step-000004" in str(path) and len(written) % 4 == 3:
+            path.write_bytes(b"as much as went in")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return save(path, tensors)
 
-    monkeypatch.setattr(files, "save_file", fills_up)
+    monkeypatch.setattr(checkpoint, "save_hashed", fills_up)
     with pytest.raises(RunError, match=r"disk is full.*free some space.*--resume.*step-000002, is whole"):
         run(tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]

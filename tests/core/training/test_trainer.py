@@ -146,6 +146,34 @@ def test_the_folder_and_the_network_are_free_after_a_failure(tmp_path):
         train(backbone, toy_recipe(max_skipped=0), PROMPTS, tmp_path / "run", resume=True, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("w", "advance", "warned"), [(-1.0, None, False), (-3000.0, None, True), (-3000.0, 0.0, False)]
+)
+def test_trajectories_that_are_no_samples_are_warned_of_once(tmp_path, caplog, w, advance, warned):
+    recipe = toy_recipe(teacher_guidance=w, advance_guidance=advance, learning_rate=0.0)
+    train(ToyBackbone(), recipe, PROMPTS, tmp_path / "run", progress=False)
+    lines = [record.getMessage() for record in caplog.records if "the spread of a sample" in record.getMessage()]
+    of_x_t = [line for line in lines if line.startswith("x_t at ")]
+    assert bool(of_x_t) is warned
+    assert len(set(lines)) == len(lines)
+
+
+def test_a_warm_up_is_shown_and_kept_when_it_takes_long(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("selfnpo_core.training.trainer.WARM_UP_KEPT_SECONDS", -1)
+    saved = []
+    monkeypatch.setattr(
+        "selfnpo_core.training.trainer.save_checkpoint",
+        lambda root, state, keep: saved.append((state.step, int(state.tensors["source"]["index"].sum()))),
+    )
+    train(ToyBackbone(), toy_recipe(steps=1), PROMPTS, tmp_path / "run")
+    rows = 40 * 4 // 2
+    assert f"{rows}/{rows}" in capfd.readouterr().err
+    walked = [index for step, index in saved if step == 0]
+    assert walked == sorted(set(walked))
+    assert walked[0] == 0
+    assert walked[-1] == rows
+
+
 def test_runs_in_another_thread(tmp_path):
     done = []
     thread = threading.Thread(

@@ -151,7 +151,7 @@ def toy_recipe(**changes: Any) -> Recipe:
         "learning_rate": 1e-2,
         "rank": 4,
         "grid_steps": 5,
-        "pool_size": 20,
+        "pool_size": 40,
         "truncation_steps": 1,
         "checkpoint_every": 2,
         "max_drift": 10.0,

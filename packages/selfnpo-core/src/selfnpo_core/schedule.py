@@ -73,6 +73,15 @@ class NoiseSchedule:
         """The noisiest timestep."""
         return float(self._steps if self.is_flow else self._steps - 1)
 
+    @property
+    def clean(self) -> Tensor:
+        """The timestep of clean data: (), 0 for flow, whose networks know of nothing below, else `CLEAN`."""
+        return torch.tensor(0.0) if self.is_flow else torch.tensor(int(CLEAN))
+
+    def first_trained(self, grid: Tensor) -> int:
+        """The first index of a descending grid: (n,) that something is noisier than: 1 if it begins at the end."""
+        return int(float(grid[0]) >= self.max_timestep)
+
     def at(self, t: Tensor, like: Tensor) -> NoiseLevel:
         """Noise level of t: (B,), shaped to broadcast over like: (B, *S), on its device.
 
@@ -99,9 +108,11 @@ class NoiseSchedule:
     def draw_noisier(self, t: Tensor, generator: torch.Generator) -> Tensor:
         """s: (B,) uniform in (t, max_timestep], in t's dtype; s = t where t is already the noisiest.
 
-        Whole timesteps on a variance-preserving schedule, any real number on flow.
+        Whole timesteps on a variance-preserving schedule, any real number on flow, above 0 from `CLEAN` on.
         """
         u = torch.rand(t.shape, generator=generator, device=generator.device, dtype=torch.float64).to(t.device)
+        if self.is_flow:
+            t = t.clamp(min=0)
         room = self.max_timestep - t.double()
         whole = room.floor()
         step = (1 - u) * room if self.is_flow else ((u * whole).floor() + 1).minimum(whole)

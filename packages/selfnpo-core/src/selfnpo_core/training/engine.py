@@ -8,9 +8,9 @@ no state of a random generator needs to be kept.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ from selfnpo_core.system.processes import joined
 from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
 from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.rollouts import SHARED, make_teacher
+from selfnpo_core.training.rollouts import SHARED, Watch, make_teacher, unwatched
 from selfnpo_core.training.samples import Samples
 from selfnpo_core.training.sources import make_source
+from selfnpo_core.training.spread import Spreads
 from selfnpo_core.training.steps import UpdateResult, make_steps
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
@@ -36,7 +37,8 @@ from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, u
 class Update:
     """What is known of an update after it was made. Rows are forwards' rows of this process.
 
-    loss: the mean over all processes. skipped: updates of the run so far whose loss or gradient was not finite, and
+    loss: the mean over all processes. drift: as it was last measured. spread: of what was trained on (see `spread`), of
+    updates that were measured. skipped: updates of the run so far whose loss or gradient was not finite, and
     which therefore moved nothing.
     """
 
@@ -50,9 +52,12 @@ class Update:
     student_rows: int
     base_rows: int
     skipped: int = 0
+    spread: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        spread = values.pop("spread")
+        return {**values, **spread}
 
 
 class Engine:
@@ -68,7 +73,8 @@ class Engine:
     ):
         self.backbone, self.recipe, self.accelerator = backbone, recipe, accelerator
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
-        self.step, self.skipped, self.counter = 0, 0, RowCounter()
+        self.step, self.skipped, self.drift, self.counter = 0, 0, 0.0, RowCounter()
+        self.spreads = Spreads(backbone.schedule, accelerator.device)
         offload = accelerator.device if recipe.group_offload else None
         self.student = make_student(backbone, recipe, offload=offload)
         self.student.place(accelerator.device)
@@ -96,9 +102,9 @@ class Engine:
         """Of all processes."""
         return self.recipe.update_rows * self.ranks.count
 
-    def warm_up(self, check: Callable[[], None] = lambda: None) -> None:
-        """Prepare the source of samples; before the first update of a new run."""
-        self.source.warm_up(self.recipe.batch_size, check)
+    def warm_up(self, check: Callable[[], None] = lambda: None, watch: Watch = unwatched) -> None:
+        """Prepare the source of samples; before the first update of a new run, or of one that was stopped within it."""
+        self.source.warm_up(self.recipe.batch_size, check, watch)
 
     def updates(self) -> Iterator[Update]:
         """Make and yield the updates that are left."""
@@ -114,7 +120,8 @@ class Engine:
         )  # for networks that draw by themselves
         rate = learning_rate_at(step, self.recipe)
         self.steps.set_rate(rate)
-        made = self._descend()
+        measured = self._is_measured(step)
+        made = self._descend(measured)
         self.skipped += made.skipped
         if self.skipped > self.recipe.max_skipped:
             raise RunError(self._why_not_finite(made, step))
@@ -122,10 +129,12 @@ class Engine:
             average = self.recipe.averaging
             self.student.update_teacher(self.recipe.ema_decay if average is None else power_decay(step, average))
         self.step = step
+        if measured:
+            self.drift = self.student.drift()
         return Update(
             step=step,
             loss=made.loss,
-            drift=self.student.drift(),
+            drift=self.drift,
             grad_norm=made.grad_norm,
             lr=rate,
             seconds=time.perf_counter() - started,
@@ -133,15 +142,23 @@ class Engine:
             student_rows=self.counter.student,
             base_rows=self.counter.base,
             skipped=self.skipped,
+            spread=self.spreads.measured() if measured else {},
         )
 
-    def _descend(self) -> UpdateResult:
+    def _is_measured(self, step: int) -> bool:
+        """Whatever a run's length, so that one that goes on for longer has measured the same."""
+        return step <= self.recipe.measure_every or step % self.recipe.measure_every == 0
+
+    def _descend(self, measured: bool) -> UpdateResult:
         """Backward passes and the optimizer's step."""
         for noised in noised_looks(self.source, self.backbone, self.recipe, self.generator, self.ranks):
+            if measured:
+                self.spreads.add(noised.look.x_t, noised.look.t, noised.look.weak.x0)
             with self.steps.part():
                 self.steps.backward(update_loss(noised, self.denoisers, self.recipe))
-        self.source.put_back()
-        return self.steps.finish()
+        made = self.steps.finish()
+        self.source.put_back()  # which may ask the teacher, when gradients are gone
+        return made
 
     def exported(self) -> AbstractContextManager[None]:
         """Within, the student is what is saved and drawn with: its average, if the recipe says so, else itself."""
@@ -180,6 +197,7 @@ class Engine:
                 "processes": self.accelerator.num_processes,
                 "rows_per_update": self.rows_per_update,
                 "skipped": self.skipped,
+                "drift": self.drift,
             },
         )
 
@@ -198,6 +216,7 @@ class Engine:
         if self.accelerator.scaler is not None and state.values["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state.values["scaler"])
         self.step, self.skipped = state.step, state.values["skipped"]
+        self.drift = state.values["drift"] if "drift" in state.values else self.student.drift()
 
     def close(self) -> None:
         self.student.before_close()

@@ -135,7 +135,7 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         network_parameters=network_parameters,
         trained_parameters=trained,
         memory=memory,
-        teacher_rows=teacher_rows(recipe),
+        teacher_rows=teacher_rows(recipe, backbone.schedule.first_trained(backbone.schedule.grid(recipe.grid_steps))),
         base_rows=reference_rows(recipe),
         samples=plan,
     )

@@ -13,7 +13,7 @@ from selfnpo_core.system.files import save_tensors
 from selfnpo_core.system.processes import is_main
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.sharding import collect, entire
-from selfnpo_core.training.student import Role, Saver, Student, norm_of
+from selfnpo_core.training.student import Role, Saver, Student, distance_squared
 
 
 class FullStudent(Student):
@@ -47,7 +47,8 @@ class FullStudent(Student):
 
     @torch.no_grad()
     def drift(self) -> float:
-        return norm_of(p - self._base[name].float() for name, p in self.parameters.items()) / self._base_norm
+        base = (self._base[name] for name in self.parameters)
+        return float(distance_squared(self.parameters.values(), base).sqrt()) / self._base_norm
 
     def delta(self, keep: bool = True) -> dict[str, Tensor]:
         """student − base, in bf16, whole, in the host's memory."""

@@ -10,7 +10,7 @@ import torch
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.backbone import Backbone, NegativeWeights
@@ -92,12 +92,17 @@ class LoraStudent(Student):
 
     @torch.no_grad()
     def drift(self) -> float:
-        squares = []
+        """Layers of one shape are taken together."""
+        alike: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
         with whole(self.parameters.values()):
             for layer in self._layers:
                 a = layer.lora_A[NPO].weight.flatten(1)  # (r, in·k·k)
                 b = layer.lora_B[NPO].weight.flatten(1)  # (out, r)
-                squares.append(layer.scaling[NPO] ** 2 * ((b.T @ b) * (a @ a.T)).sum())
+                alike.setdefault((a.shape, b.shape, layer.scaling[NPO]), []).append((a, b))
+            squares = []
+            for (_, _, scaling), layers in alike.items():
+                a, b = (torch.stack(weights) for weights in zip(*layers, strict=True))
+                squares.append(scaling**2 * ((b.mT @ b) * (a @ a.mT)).sum())
         return float(torch.stack(squares).double().sum().clamp(min=0).sqrt()) / self._base_norm
 
     def negative(self) -> NegativeWeights:

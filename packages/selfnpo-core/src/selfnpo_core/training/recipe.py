@@ -37,6 +37,11 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+POOL_UPDATES = 2
+"""Updates' rows that a pool holds at least. Of two successive updates then half the rows at most, in the mean, are the
+same trajectories, one step on."""
+
+
 class Recipe(BaseModel):
     """All settings of a run. `Recipe.model_fields` is the list of keys, with their meaning."""
 
@@ -129,7 +134,14 @@ class Recipe(BaseModel):
     compile_drawing: bool = Field(
         False, description="compile the base while it draws its finished samples, where there is a compiler"
     )
-    pool_size: Positive = Field(256, description="trajectories in the pool")
+    pool_size: Positive = Field(
+        256, description="trajectories in the pool, at least two updates' rows; ten updates' are better"
+    )
+    pool_start: Positive | None = Field(
+        None,
+        description="trajectories that are walked to their places before the first update, at least two updates' rows; "
+        "the rest is while updates are made; null: all",
+    )
     pool_target: Literal["estimate", "endpoint"] = Field(
         "estimate",
         description="estimate: what the teacher sees where a trajectory is; endpoint: finished samples, those that the "
@@ -157,7 +169,9 @@ class Recipe(BaseModel):
         None, description="DeepSpeed's JSON file, merged over the engine's settings; null: none"
     )
     process_timeout: Positive = Field(
-        600, description="seconds that processes wait for one another before the run ends on all"
+        600,
+        description="seconds that processes wait for one another in an update before the run ends on all; those that "
+        "have no work while others draw or write wait as long as it takes",
     )
     other_batch_on_resume: bool = Field(
         False, description="resume although updates get another number of rows than before"
@@ -172,6 +186,11 @@ class Recipe(BaseModel):
         Recommended(), description="advice written beside the weights: beta, alpha, guidance_scale, rule"
     )
 
+    measure_every: Positive = Field(
+        10,
+        description="updates between measurements of `drift` and of the spread of what is trained on; the first so "
+        "many are all measured, and others show the last drift",
+    )
     max_drift: Above0 = Field(0.25, description="stop when ‖Δθ‖/‖θ‖ is larger")
     max_skipped: Count = Field(10, description="updates that may be skipped as their loss or gradient is not finite")
     checkpoint_every: Count = Field(250, description="updates; 0: only at the end and when interrupted")
@@ -191,9 +210,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
-        rows = self.batch_size * self.grad_accumulation
-        if self.rollout == "pool" and self.pool_size < rows:
-            raise ValueError(f"pool_size is {self.pool_size}, but one update draws {rows} rows: raise it")
+        if self.rollout == "pool" and (problem := self.too_small_a_pool(processes=1)):
+            raise ValueError(problem)
         if self.rollout == "truncated" and self.truncation_steps >= self.grid_steps:
             raise ValueError(
                 f"truncation_steps is {self.truncation_steps}, but must be less than grid_steps, {self.grid_steps}"
@@ -205,8 +223,11 @@ class Recipe(BaseModel):
             )
         self._check_base()
         self._check_loss()
-        if self.pool_target != "estimate" and self.rollout != "pool":
-            raise ValueError(f"pool_target is of rollout pool: with rollout {self.rollout} leave it out")
+        for key, otherwise in (("pool_target", "estimate"), ("pool_start", None)):
+            if getattr(self, key) != otherwise and self.rollout != "pool":
+                raise ValueError(f"{key} is of rollout pool: with rollout {self.rollout} leave it out")
+        if self.pool_start is not None and self.pool_target == "endpoint":
+            raise ValueError("pool_start is of pool_target estimate: walks to their ends need the whole pool")
         if self.trains_on_finished and self.objective != "tdft":
             raise ValueError(
                 f"objective {self.objective} needs two estimates of one x_t, and {self._source} has none: "
@@ -246,6 +267,19 @@ class Recipe(BaseModel):
         rows = self.update_rows * processes
         longest = -(-self.steps // self.rounds)
         return max(rows, -(-longest * rows // self.uses))
+
+    def too_small_a_pool(self, processes: int) -> str | None:
+        """Why successive updates would be made on the same trajectories, one step on, if they would."""
+        rows = self.update_rows * processes
+        together = f" of {processes} processes" if processes > 1 else ""
+        for key, size in (("pool_size", self.pool_size), ("pool_start", self.pool_start)):
+            if size is not None and size < POOL_UPDATES * rows:
+                return (
+                    f"{key} is {size}, but one update{together} draws {rows} rows, and a pool of fewer than "
+                    f"{POOL_UPDATES} updates' rows has them in the next update again: set {key} to "
+                    f"{POOL_UPDATES * rows} or more"
+                )
+        return None
 
     def too_few_samples(self, processes: int) -> str | None:
         """Why the run would use its finished samples too often, if it would."""

@@ -43,6 +43,7 @@ FREE_ON_RESUME = frozenset(
         "uses",
         "max_skipped",
         "max_drift",
+        "measure_every",
         "checkpoint_every",
         "keep_last",
         "trackers",
@@ -64,6 +65,7 @@ parts and processes; that an update has as many of them is checked with the chec
 _TRAJECTORIES = ("pool", "truncated", "full")
 _ROLLOUTS: Mapping[str, tuple[str, ...]] = {
     "pool_size": ("pool",),
+    "pool_start": ("pool",),
     "pool_target": ("pool",),
     "truncation_steps": ("truncated",),
     "advance_guidance": ("pool", "truncated"),

@@ -27,8 +27,16 @@ from selfnpo_core.pool import Advance, Batch, TrajectoryPool
 from selfnpo_core.prediction import Estimate
 from selfnpo_core.ranks import ALONE, Ranks
 from selfnpo_core.rollout import full_simulation
-from selfnpo_core.schedule import CLEAN, NoiseSchedule
+from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.training.recipe import Recipe
+
+Watch = Callable[[Tensor, Tensor, Tensor], None]
+"""(x_t: (B, *S), t: (B,), x̂0: (B, *S)): is shown what trajectories are advanced by."""
+
+
+def unwatched(x_t: Tensor, t: Tensor, x0: Tensor) -> None:
+    pass
+
 
 SHARED = ("x", "end")
 """Tensors of a source's `state_dict` of which each process has the rows of its own trajectories."""
@@ -105,9 +113,17 @@ class RolloutSource(ABC):
     def put_back(self) -> None:  # noqa: B027
         """All that was drawn has been looked at, and what the next draws are from goes on to where the looks lead."""
 
-    def warm_up(self, batch_size: int, check: Callable[[], None]) -> None:
-        """One-off preparation before the first update; `check` is called often and may raise to stop it."""
+    def warm_up(self, batch_size: int, check: Callable[[], None], watch: Watch = unwatched) -> None:
+        """One-off preparation before the first update; `check` is called often and may raise to stop it.
+
+        Called again, it goes on where it was stopped, also in a source with this one's state.
+        """
         check()
+
+    @property
+    def rows_left(self) -> int:
+        """Rows of forwards, of all processes, that `warm_up` has still to make, once it has begun."""
+        return 0
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -128,10 +144,22 @@ class Drawn(Protocol):
 
 
 class PoolSource(RolloutSource):
-    """The streaming pool: one teacher forward a row and update, which also makes the next step of what was drawn."""
+    """The streaming pool: one teacher forward a row and update, which also makes the next step of what was drawn.
 
-    def __init__(self, pool: TrajectoryPool, teacher: Teacher, schedule: NoiseSchedule, device: torch.device):
+    start: trajectories that are walked to their places before the first update, all if not given; the rest is walked
+    while updates are made, by up to a step a row and update.
+    """
+
+    def __init__(
+        self,
+        pool: TrajectoryPool,
+        teacher: Teacher,
+        schedule: NoiseSchedule,
+        device: torch.device,
+        start: int | None = None,
+    ):
         self._pool, self._teacher, self._schedule, self._device = pool, teacher, schedule, device
+        self._start, self._batch_size = start, 1
         self._out: Batch | None = None  # drawn and not yet put back
         self._advanced: list[Tensor] = []
 
@@ -144,6 +172,7 @@ class PoolSource(RolloutSource):
 
     @torch.no_grad()
     def looks(self, drawn: Batch, batch_size: int) -> Iterator[Look]:
+        self._batch_size = batch_size
         for part in torch.arange(len(drawn.t), device=self._device).split(batch_size):
             x_t, level = drawn.x_t[part], self._schedule.at(drawn.t_next[part], like=drawn.x_t)
             look = self._teacher.look(x_t, drawn.t[part], drawn.prompt[part], advance=True)
@@ -151,22 +180,33 @@ class PoolSource(RolloutSource):
             self._advanced.append(ddim_step(look.advance, level))
             yield look
 
+    @torch.no_grad()
     def put_back(self) -> None:
-        """The trajectories go back, one step further. Raises `RuntimeError` unless all of them were looked at."""
+        """The trajectories go back, one step further, and those that cannot be drawn yet are walked on.
+
+        Raises `RuntimeError` unless all of them were looked at.
+        """
         made = sum(len(part) for part in self._advanced)
         if self._out is None or made != len(self._out.t):
             raise RuntimeError(f"{made} trajectories were looked at, not all that were drawn: use all looks")
         self._pool.put_back(self._out, torch.cat(self._advanced))
         self._out, self._advanced = None, []
+        self._pool.walk_on(self._advance(), self._batch_size, self._device)
 
     @torch.no_grad()
-    def warm_up(self, batch_size: int, check: Callable[[], None]) -> None:
-        self._pool.stagger(self._advance(check), batch_size, self._device)
+    def warm_up(self, batch_size: int, check: Callable[[], None], watch: Watch = unwatched) -> None:
+        self._pool.stagger(self._advance(check, watch), batch_size, self._device, self._start)
 
-    def _advance(self, check: Callable[[], None]) -> Advance:
+    @property
+    def rows_left(self) -> int:
+        return self._pool.rows_left
+
+    def _advance(self, check: Callable[[], None] = lambda: None, watch: Watch = unwatched) -> Advance:
         def advance(x_t: Tensor, t: Tensor, t_next: Tensor, prompt: Tensor) -> Tensor:
             check()
-            return ddim_step(self._teacher.step(x_t, t, prompt), self._schedule.at(t_next, like=x_t))
+            estimate = self._teacher.step(x_t, t, prompt)
+            watch(x_t, t, estimate.x0)
+            return ddim_step(estimate, self._schedule.at(t_next, like=x_t))
 
         return advance
 
@@ -215,7 +255,8 @@ class FreshSource(RolloutSource):
     ):
         self._teacher, self._schedule, self._grid, self._shape = teacher, schedule, grid.to(device), shape
         self._num_prompts, self._generator, self._device = num_prompts, generator, device
-        self._fewest_steps, self._rows, self._ranks = fewest_steps, rows, ranks
+        self._rows, self._ranks = rows, ranks
+        self._fewest_steps = None if fewest_steps is None else max(fewest_steps, schedule.first_trained(grid))
 
     def draw(self) -> Fresh:
         rows, part = self._rows, self._ranks.part(self._rows)
@@ -223,7 +264,7 @@ class FreshSource(RolloutSource):
         prompt = torch.randint(self._num_prompts, (rows,), generator=self._generator)
         if self._fewest_steps is None:
             stop = torch.full_like(prompt, len(self._grid))
-            t = torch.full_like(prompt, int(CLEAN)).to(self._grid)
+            t = self._schedule.clean.to(self._grid).expand(rows)
         else:
             stop = torch.randint(self._fewest_steps, len(self._grid), (rows,), generator=self._generator)
             t = self._grid[stop.to(self._device)]

@@ -11,7 +11,7 @@ from selfnpo_core.system import private
 from selfnpo_core.system.processes import total
 from selfnpo_core.training.full_student import FullStudent
 from selfnpo_core.training.sharding import collect, fill, pieces, release, split
-from selfnpo_core.training.student import Role
+from selfnpo_core.training.student import Role, distance_squared
 
 
 class SplitStudent(FullStudent):
@@ -29,9 +29,8 @@ class SplitStudent(FullStudent):
 
     @torch.no_grad()
     def drift(self) -> float:
-        pairs = zip(pieces(self.parameters.values()), pieces(self._base.values()), strict=True)
-        squares = torch.stack([(own.float() - base.float()).square().sum() for own, base in pairs])
-        return float(total(squares.double().sum()).sqrt()) / self._base_norm
+        squared = distance_squared(pieces(self.parameters.values()), pieces(self._base.values()))
+        return float(total(squared).sqrt()) / self._base_norm
 
 
 class ShardedStudent(FullStudent):
@@ -63,10 +62,7 @@ class ShardedStudent(FullStudent):
 
     @torch.no_grad()
     def drift(self) -> float:
-        squares = torch.stack(
-            [(o.float() - b.float()).square().sum() for o, b in zip(self._own, self._pieces["base"], strict=True)]
-        )
-        return float(total(squares.double().sum()).sqrt()) / self._base_norm
+        return float(total(distance_squared(self._own, self._pieces["base"])).sqrt()) / self._base_norm
 
     def _held(self) -> tuple[list[Tensor], list[Tensor]]:
         release(self.parameters.values())

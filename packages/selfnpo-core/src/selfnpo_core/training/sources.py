@@ -15,19 +15,14 @@ from selfnpo_core.denoise import ddim_step
 from selfnpo_core.pool import Batch, Ends, TrajectoryPool
 from selfnpo_core.prediction import Estimate
 from selfnpo_core.ranks import ALONE, Ranks
-from selfnpo_core.schedule import CLEAN, NoiseSchedule
+from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.training.accelerators import seed_for
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.rollouts import FreshSource, Look, PoolSource, RolloutSource, Teacher
+from selfnpo_core.training.rollouts import FreshSource, Look, PoolSource, RolloutSource, Teacher, Watch, unwatched
 from selfnpo_core.training.samples import Samples
 
 SHUFFLE = (1 << 20) + 2
 """A stream of random numbers, as those of `samples`."""
-
-
-def clean_time(schedule: NoiseSchedule) -> Tensor:
-    """The timestep without noise: ()."""
-    return torch.tensor(0.0) if schedule.is_flow else torch.tensor(int(CLEAN))
 
 
 def finished_look(x0: Tensor, prompt: Tensor, clean: Tensor) -> Look:
@@ -58,7 +53,7 @@ class SampleSource(RolloutSource):
         ranks: Ranks = ALONE,
     ):
         self._samples, self._device, self._seed, self._rows, self._ranks = samples, device, seed, rows, ranks
-        self._clean = clean_time(schedule)
+        self._clean = schedule.clean
         self._used = 0
 
     def draw(self) -> Chosen:
@@ -110,20 +105,21 @@ class EndpointSource(PoolSource):
 
     def draw(self) -> Streamed:  # type: ignore[override]
         batch, ends = super().draw(), self._pool.draw_ends(device=self._device)
-        return Streamed(batch=batch, ends=ends, drawn_t=clean_time(self._schedule).expand(len(batch.drawn)))
+        return Streamed(batch=batch, ends=ends, drawn_t=self._schedule.clean.expand(len(batch.drawn)))
 
     @torch.no_grad()
     def looks(self, drawn: Streamed, batch_size: int) -> Iterator[Look]:  # type: ignore[override]
-        batch, ends, clean = drawn.batch, drawn.ends, clean_time(self._schedule)
+        self._batch_size = batch_size
+        batch, ends, clean = drawn.batch, drawn.ends, self._schedule.clean
         for part in torch.arange(len(batch.t), device=self._device).split(batch_size):
             step = self._teacher.step(batch.x_t[part], batch.t[part], batch.prompt[part])
             self._advanced.append(ddim_step(step, self._schedule.at(batch.t_next[part], like=batch.x_t)))
             yield finished_look(ends.x0[part], ends.prompt[part], clean)
 
     @torch.no_grad()
-    def warm_up(self, batch_size: int, check: Callable[[], None]) -> None:
-        self._pool.finish(self._advance(check), batch_size, self._device)
-        super().warm_up(batch_size, check)
+    def warm_up(self, batch_size: int, check: Callable[[], None], watch: Watch = unwatched) -> None:
+        self._pool.finish(self._advance(check, watch), batch_size, self._device)
+        super().warm_up(batch_size, check, watch)
 
 
 def make_source(
@@ -152,8 +148,12 @@ def make_source(
         shared: dict[str, Any] = {"rows": rows, "ranks": ranks}
         ends = recipe.pool_target == "endpoint"
         shared |= {"device": home, "pin": pin, "keep_ends": ends}
+        if not ends:
+            shared["first"] = schedule.first_trained(grid)
         pool = TrajectoryPool(recipe.pool_size, shape, grid, num_prompts, generator, **shared)
-        return (EndpointSource if ends else PoolSource)(pool, teacher, schedule, device)
+        if ends:
+            return EndpointSource(pool, teacher, schedule, device)
+        return PoolSource(pool, teacher, schedule, device, recipe.pool_start)
     return FreshSource(
         teacher,
         schedule,

@@ -120,6 +120,26 @@ class Student(ABC):
         return math.nan if any(tensor.is_meta for tensor in weights) else norm_of(weights)
 
 
+def distance_squared(own: Iterable[Tensor], base: Iterable[Tensor]) -> Tensor:
+    """‖own − base‖² over all tensors, on their device: a subtraction each, and one norm for each `GROUP`."""
+    squares: list[Tensor] = []
+    group: list[Tensor] = []
+    held = 0
+    for one, other in zip(own, base, strict=True):
+        group.append(one.detach() - other.detach().to(one.device, torch.float32))
+        held += one.numel()
+        if held >= GROUP:
+            squares.append(nn.utils.get_total_norm(group).double().square())
+            group, held = [], 0
+    if group:
+        squares.append(nn.utils.get_total_norm(group).double().square())
+    return torch.stack(squares).sum()
+
+
+GROUP = 1 << 25
+"""Numbers whose differences lie in memory together: 128 MiB."""
+
+
 def norm_of(tensors: Any) -> float:
     norms = [tensor.detach().float().norm() for tensor in tensors]
     return float(torch.stack(norms).double().norm())

@@ -6,7 +6,8 @@ middle of an update: pictures are shared out, and saving is quick.
 
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,13 @@ from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import RunFolder, holds_run, prompts_sha256, stored_recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.sources import SampleSource
+from selfnpo_core.training.spread import Spreads, beyond
 from selfnpo_core.training.trackers import show_samples
 from selfnpo_core.training.updates import check_window
 from selfnpo_core.weights.npo_folder import NpoConfig, write_npo
 
 log = logging.getLogger(__name__)
+WARM_UP_KEPT_SECONDS = 600
 
 
 def train(
@@ -147,11 +150,8 @@ def _counted(recipe: Recipe, processes: int, output: str | Path, *, resume: bool
 
 
 def _check_rows(recipe: Recipe, processes: int) -> None:
-    rows = recipe.update_rows * processes
-    if recipe.rollout == "pool" and recipe.pool_size < rows:
-        raise InputError(
-            f"pool_size is {recipe.pool_size}, but one update of {processes} processes draws {rows} rows: raise it"
-        )
+    if recipe.rollout == "pool" and (problem := recipe.too_small_a_pool(processes)):
+        raise InputError(problem)
     if recipe.rollout == "samples" and (problem := recipe.too_few_samples(processes)):
         raise InputError(problem)
 
@@ -189,6 +189,7 @@ class Trainer:
         self._plain: dict[float, Sequence[Any]] = {}
         self._saved: int | None = None  # the step of the newest checkpoint
         self._exported: int | None = None  # the step that the npo folder is of, if this process knows
+        self._warned: set[str] = set()
         self._signals = StopSignals()
         self._progress = progress and self.accelerator.is_main_process
         if self.accelerator.is_main_process:
@@ -225,13 +226,51 @@ class Trainer:
         newest = on_main(lambda: newest_checkpoint(self.folder.checkpoints))
         if newest is not None:
             self.engine.load(load_checkpoint(newest))
-            self._saved = self.engine.step
+            self._saved = self.engine.step or None
             log.info("resuming from %s", newest)
             self._enter_round()
-        else:
-            log.info("preparing the rollout (%s)", self.recipe.rollout)
-            self.engine.warm_up(self._stop_if_asked)
+        if self.engine.step == 0:
+            self._warm_up()
         on_main(lambda: self.folder.cut_metrics(self.engine.step))
+
+    def _warm_up(self) -> None:
+        """Prepare the rollout. What was walked is kept every ten minutes, and when the run is stopped."""
+        log.info("preparing the rollout (%s)", self.recipe.rollout)
+        source, kept, turns = self.engine.source, time.monotonic(), 0
+        spreads = Spreads(self.engine.backbone.schedule, self.accelerator.device)
+        shown = self._progress and self.recipe.rollout == "pool"
+        with tqdm(desc="warm up", unit="row", disable=not shown) as bar:
+
+            def check() -> None:
+                nonlocal kept, turns
+                left, turns = source.rows_left, turns + 1
+                bar.total = max(bar.total or 0, left)
+                bar.update(bar.total - left - bar.n)
+                if turns & (turns - 1) == 0:  # the 1st, 2nd, 4th, 8th, …: what is wrong shows early
+                    self._warn(spreads.measured())
+                late = time.monotonic() - kept > WARM_UP_KEPT_SECONDS
+                if largest(int(late), self.accelerator.device):
+                    self._keep_warm_up()
+                    kept = time.monotonic()
+                self._stop_if_asked()
+
+            self.engine.warm_up(check, spreads.add)
+            bar.update((bar.total or 0) - bar.n)
+        self._warn(spreads.measured())
+        if self._saved == 0:  # else it took less time than keeping it is worth
+            self._keep_warm_up()
+
+    def _keep_warm_up(self) -> None:
+        state = self.engine.state()
+        on_main(lambda: save_checkpoint(self.folder.checkpoints, state, self.recipe.keep_last))
+        self._saved = 0
+
+    def _warn(self, spreads: Mapping[str, float]) -> None:
+        """Of each spread that is out of its limits, once."""
+        for name, line in beyond(spreads).items():
+            if name not in self._warned and self.accelerator.is_main_process:
+                log.warning("%s", line)
+            self._warned.add(name)
 
     def _begins_round(self) -> bool:
         """Whether the next update is the first of a round that is not the first."""
@@ -254,6 +293,7 @@ class Trainer:
 
     def _record(self, update: Update, bar: Any) -> None:
         values = update.to_dict()
+        self._warn(update.spread)
         if self.accelerator.is_main_process:
             self.folder.add_metrics(values)
         self.accelerator.log({k: v for k, v in values.items() if k != "step"}, step=update.step)
@@ -275,7 +315,9 @@ class Trainer:
         step = self.engine.step
         if step:
             self._save()
-        done = f"stopped and saved after update {step}" if step else "stopped before the first update"
+        else:
+            self._keep_warm_up()
+        done = f"stopped and saved after update {step}" if step else "stopped and saved while the rollout was prepared"
         raise interrupted_by(number, f"{done} in {self.folder.path}: go on with the same command and --resume")
 
     def _save(self) -> None:

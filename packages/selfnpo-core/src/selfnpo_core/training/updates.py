@@ -168,10 +168,7 @@ def _noise(look: Look, s: Tensor, noise: Tensor, dropped: Tensor, backbone: Back
 
 
 def update_loss(noised: Noised, denoisers: Denoisers, recipe: Recipe) -> Tensor:
-    """The recipe's objective for one part of an update: a scalar with gradient.
-
-    Rows at the noisiest timestep have no gradient, there being nothing noisier to train at: they are only advanced.
-    """
+    """The recipe's objective for one part of an update: a scalar with gradient."""
     look, at = noised.look, (noised.x_s, noised.s, noised.prompt, noised.first)
     if recipe.loss == "denoising":
         level, kind = denoisers.backbone.schedule.at(noised.s, like=noised.x_s), denoisers.backbone.prediction_type
@@ -179,8 +176,6 @@ def update_loss(noised: Noised, denoisers: Denoisers, recipe: Recipe) -> Tensor:
         return denoising_loss(denoisers.student(*at), truth, noised.x_s, level, kind, recipe.loss_weighting)
     reference = denoisers.base(*at).x0 if recipe.objective == "dpo" else None
     x0 = denoisers.student(*at).x0
-    trained = (noised.s > look.t).reshape(-1, *(1,) * (x0.ndim - 1))
-    x0 = torch.where(trained, x0, x0.detach())
     if recipe.objective == "tdft":
         return tdft_loss(x0, look.weak.x0, recipe.loss)
     assert look.strong is not None
@@ -190,19 +185,23 @@ def update_loss(noised: Noised, denoisers: Denoisers, recipe: Recipe) -> Tensor:
     return npo_dpo_loss(x0, reference, look.weak.x0, look.strong.x0, recipe.dpo_beta, recipe.loss)
 
 
-def teacher_rows(recipe: Recipe) -> float:
-    """Rows of teacher forwards that one row of an update costs, on average (a doubled batch counts twice)."""
+def teacher_rows(recipe: Recipe, first: int = 0) -> float:
+    """Rows of teacher forwards that one row of an update costs, on average (a doubled batch counts twice).
+
+    first: the grid index at which training begins, if not the grid's first.
+    """
     target, step = (1 if w in (0, -1) else 2 for w in (recipe.teacher_guidance, recipe.step_guidance))
     last = 2 if recipe.needs_strong else target
     if recipe.pool_target == "endpoint":
         return step
     if recipe.rollout == "pool":
-        return last if recipe.step_guidance == recipe.teacher_guidance else 2
+        look = last if recipe.step_guidance == recipe.teacher_guidance else 2
+        return look + step * first / (recipe.grid_steps - first)
     if recipe.rollout == "samples":
         return 0
     if recipe.rollout == "full":
         return recipe.grid_steps * target
-    return (recipe.truncation_steps + recipe.grid_steps - 1) / 2 * step + last
+    return (max(recipe.truncation_steps, first) + recipe.grid_steps - 1) / 2 * step + last
 
 
 def reference_rows(recipe: Recipe) -> float:
