@@ -52,8 +52,7 @@ def test_a_resolved_recipe_reads_back_the_same(tmp_path):
         ("learning_rate=.nan", ["learning_rate"]),
         ("teacher_guidance=.inf", ["teacher_guidance is inf"]),
         ("pool_size=4", ["pool_size is 4", "20 rows"]),
-        ("pool_size=39", ["pool_size is 39", "fewer than 2 updates' rows", "set pool_size to 40 or more"]),
-        ("pool_start=20", ["pool_start is 20", "20 rows", "set pool_start to 40 or more"]),
+        ("pool_size=39", ["pool_size is 39", "fewer than 2 updates' rows", "set it to 40 or more"]),
         ("grad_accumulation=100", ["pool_size is 256", "2000 rows"]),
         ("steps", ["--set steps", "key=value"]),
         ("trackers=mlflow", ["trackers is mlflow", "'wandb'"]),
@@ -214,3 +213,11 @@ def test_only_what_changes_no_update_may_change_on_resume():
     assert changed_keys(old, old.model_copy(update={"steps": 2, "trackers": (), "sample_every": 3})) == []
     assert changed_keys(old, old.model_copy(update={"rank": 2, "steps": 2})) == ["rank"]
     assert set(Recipe.model_fields) >= FREE_ON_RESUME
+
+
+@pytest.mark.parametrize(
+    ("start", "processes", "first"), [(None, 1, 100), (1, 1, 20), (50, 1, 50), (50, 4, 80), (200, 1, 100)]
+)
+def test_a_pool_begins_with_two_updates_rows_at_least(start, processes, first):
+    recipe = build_recipe({"batch_size": 5, "grad_accumulation": 2, "pool_size": 100, "pool_start": start})
+    assert recipe.first_trajectories(processes) == first

@@ -139,8 +139,8 @@ class Recipe(BaseModel):
     )
     pool_start: Positive | None = Field(
         None,
-        description="trajectories that are walked to their places before the first update, at least two updates' rows; "
-        "the rest is while updates are made; null: all",
+        description="trajectories that are walked to their places before the first update, or two updates' rows if "
+        "these are more; the rest is while updates are made; null: all",
     )
     pool_target: Literal["estimate", "endpoint"] = Field(
         "estimate",
@@ -270,16 +270,18 @@ class Recipe(BaseModel):
 
     def too_small_a_pool(self, processes: int) -> str | None:
         """Why successive updates would be made on the same trajectories, one step on, if they would."""
-        rows = self.update_rows * processes
-        together = f" of {processes} processes" if processes > 1 else ""
-        for key, size in (("pool_size", self.pool_size), ("pool_start", self.pool_start)):
-            if size is not None and size < POOL_UPDATES * rows:
-                return (
-                    f"{key} is {size}, but one update{together} draws {rows} rows, and a pool of fewer than "
-                    f"{POOL_UPDATES} updates' rows has them in the next update again: set {key} to "
-                    f"{POOL_UPDATES * rows} or more"
-                )
-        return None
+        rows, together = self.update_rows * processes, f" of {processes} processes" if processes > 1 else ""
+        if self.pool_size >= POOL_UPDATES * rows:
+            return None
+        return (
+            f"pool_size is {self.pool_size}, but one update{together} draws {rows} rows, and a pool of fewer than "
+            f"{POOL_UPDATES} updates' rows has them in the next update again: set it to {POOL_UPDATES * rows} or more"
+        )
+
+    def first_trajectories(self, processes: int) -> int:
+        """Of the pool, which are brought to their places before the first update."""
+        least = POOL_UPDATES * self.update_rows * processes
+        return min(self.pool_size, self.pool_size if self.pool_start is None else max(self.pool_start, least))
 
     def too_few_samples(self, processes: int) -> str | None:
         """Why the run would use its finished samples too often, if it would."""

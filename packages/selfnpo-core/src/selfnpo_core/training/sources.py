@@ -153,7 +153,7 @@ def make_source(
         pool = TrajectoryPool(recipe.pool_size, shape, grid, num_prompts, generator, **shared)
         if ends:
             return EndpointSource(pool, teacher, schedule, device)
-        return PoolSource(pool, teacher, schedule, device, recipe.pool_start)
+        return PoolSource(pool, teacher, schedule, device, recipe.first_trajectories(ranks.count))
     return FreshSource(
         teacher,
         schedule,

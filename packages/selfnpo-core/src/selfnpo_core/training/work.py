@@ -96,7 +96,7 @@ def work_of(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         stages = {"drawing": plan.count * recipe.rounds * plan.forwards * whole, "updates": updates}
     elif recipe.rollout == "pool":
         step = 1 if recipe.step_guidance in (0, -1) else 2
-        at_first = min(recipe.pool_start or recipe.pool_size, recipe.pool_size)
+        at_first = recipe.first_trajectories(processes)
         walks = (first + recipe.grid_steps - 1) / 2 * step * whole
         ends = recipe.grid_steps * step * whole if recipe.pool_target == "endpoint" else 0.0
         stages = {
