@@ -19,6 +19,7 @@ from selfnpo_core.system.disk import is_disk_full
 from selfnpo_core.system.files import save_tensors, written_aside
 from selfnpo_core.training import train, trainer
 from selfnpo_core.training.checkpoint import newest_checkpoint
+from selfnpo_core.training.spread import LIMITS
 from selfnpo_core.weights.npo_folder import load_npo
 
 
@@ -149,7 +150,8 @@ def test_the_folder_and_the_network_are_free_after_a_failure(tmp_path):
 @pytest.mark.parametrize(
     ("w", "advance", "warned"), [(-1.0, None, False), (-3000.0, None, True), (-3000.0, 0.0, False)]
 )
-def test_trajectories_that_are_no_samples_are_warned_of_once(tmp_path, caplog, w, advance, warned):
+def test_trajectories_that_are_no_samples_are_warned_of_once(tmp_path, caplog, monkeypatch, w, advance, warned):
+    monkeypatch.setitem(LIMITS, "x_t", (0.1, 3.0))  # the toy's own are no diffusion model's
     recipe = toy_recipe(teacher_guidance=w, advance_guidance=advance, learning_rate=0.0)
     train(ToyBackbone(), recipe, PROMPTS, tmp_path / "run", progress=False)
     lines = [record.getMessage() for record in caplog.records if "the spread of a sample" in record.getMessage()]

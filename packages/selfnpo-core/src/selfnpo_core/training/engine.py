@@ -27,10 +27,14 @@ from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import SHARED, Watch, make_teacher, unwatched
 from selfnpo_core.training.samples import Samples
 from selfnpo_core.training.sources import make_source
-from selfnpo_core.training.spread import Spreads
+from selfnpo_core.training.spread import Spreads, own_spread
 from selfnpo_core.training.steps import UpdateResult, make_steps
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
+
+
+SPREAD = (1 << 20) + 3
+"""A stream of random numbers, apart from those of updates and of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +77,9 @@ class Engine:
     ):
         self.backbone, self.recipe, self.accelerator = backbone, recipe, accelerator
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self._num_prompts = num_prompts
         self.step, self.skipped, self.drift, self.counter = 0, 0, 0.0, RowCounter()
-        self.spreads = Spreads(backbone.schedule, accelerator.device)
+        self._own_spread: float | None = None
         offload = accelerator.device if recipe.group_offload else None
         self.student = make_student(backbone, recipe, offload=offload)
         self.student.place(accelerator.device)
@@ -102,8 +107,28 @@ class Engine:
         """Of all processes."""
         return self.recipe.update_rows * self.ranks.count
 
+    def spreads(self) -> Spreads | None:
+        """To be filled; none where the model's own spread is not known."""
+        if self._own_spread is None:
+            return None
+        return Spreads(self.backbone.schedule, self.accelerator.device, self._own_spread)
+
+    def measure_own_spread(self) -> None:
+        """Of the base's samples, once a run. Not for finished samples, which are its own."""
+        if self.recipe.rollout != "samples" and self._own_spread is None:
+            self._own_spread = own_spread(
+                self.denoisers.base,
+                self.backbone.schedule,
+                shape=tuple(self.backbone.latent_shape),
+                num_prompts=self._num_prompts,
+                batch_size=self.recipe.batch_size,
+                generator=torch.Generator().manual_seed(seed_for(self.recipe.seed, SPREAD)),
+                device=self.accelerator.device,
+            )
+
     def warm_up(self, check: Callable[[], None] = lambda: None, watch: Watch = unwatched) -> None:
         """Prepare the source of samples; before the first update of a new run, or of one that was stopped within it."""
+        self.measure_own_spread()
         self.source.warm_up(self.recipe.batch_size, check, watch)
 
     def updates(self) -> Iterator[Update]:
@@ -121,7 +146,8 @@ class Engine:
         rate = learning_rate_at(step, self.recipe)
         self.steps.set_rate(rate)
         measured = self._is_measured(step)
-        made = self._descend(measured)
+        spreads = self.spreads() if measured else None
+        made = self._descend(spreads)
         self.skipped += made.skipped
         if self.skipped > self.recipe.max_skipped:
             raise RunError(self._why_not_finite(made, step))
@@ -142,18 +168,18 @@ class Engine:
             student_rows=self.counter.student,
             base_rows=self.counter.base,
             skipped=self.skipped,
-            spread=self.spreads.measured() if measured else {},
+            spread={} if spreads is None else spreads.measured(),
         )
 
     def _is_measured(self, step: int) -> bool:
         """Whatever a run's length, so that one that goes on for longer has measured the same."""
         return step <= self.recipe.measure_every or step % self.recipe.measure_every == 0
 
-    def _descend(self, measured: bool) -> UpdateResult:
+    def _descend(self, spreads: Spreads | None) -> UpdateResult:
         """Backward passes and the optimizer's step."""
         for noised in noised_looks(self.source, self.backbone, self.recipe, self.generator, self.ranks):
-            if measured:
-                self.spreads.add(noised.look.x_t, noised.look.t, noised.look.weak.x0)
+            if spreads is not None:
+                spreads.add(noised.look.x_t, noised.look.t, noised.look.weak.x0)
             with self.steps.part():
                 self.steps.backward(update_loss(noised, self.denoisers, self.recipe))
         made = self.steps.finish()
@@ -198,6 +224,7 @@ class Engine:
                 "rows_per_update": self.rows_per_update,
                 "skipped": self.skipped,
                 "drift": self.drift,
+                "own_spread": self._own_spread,
             },
         )
 
@@ -216,6 +243,7 @@ class Engine:
         if self.accelerator.scaler is not None and state.values["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state.values["scaler"])
         self.step, self.skipped = state.step, state.values["skipped"]
+        self._own_spread = state.values.get("own_spread")
         self.drift = state.values["drift"] if "drift" in state.values else self.student.drift()
 
     def close(self) -> None:

@@ -34,9 +34,10 @@ from selfnpo_core.training.lora_student import lora_target_modules
 from selfnpo_core.training.pictures import moving_grid, sample_grid, strip
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.run_folder import RunFolder, holds_run, prompts_sha256, stored_recipe
+from selfnpo_core.training.rollouts import unwatched
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.sources import SampleSource
-from selfnpo_core.training.spread import Spreads, beyond
+from selfnpo_core.training.spread import beyond
 from selfnpo_core.training.trackers import show_samples
 from selfnpo_core.training.updates import check_window
 from selfnpo_core.weights.npo_folder import NpoConfig, write_npo
@@ -237,7 +238,8 @@ class Trainer:
         """Prepare the rollout. What was walked is kept every ten minutes, and when the run is stopped."""
         log.info("preparing the rollout (%s)", self.recipe.rollout)
         source, kept, turns = self.engine.source, time.monotonic(), 0
-        spreads = Spreads(self.engine.backbone.schedule, self.accelerator.device)
+        self.engine.measure_own_spread()
+        spreads = self.engine.spreads()
         shown = self._progress and self.recipe.rollout == "pool"
         with tqdm(desc="warm up", unit="row", disable=not shown) as bar:
 
@@ -246,7 +248,7 @@ class Trainer:
                 left, turns = source.rows_left, turns + 1
                 bar.total = max(bar.total or 0, left)
                 bar.update(bar.total - left - bar.n)
-                if turns & (turns - 1) == 0:  # the 1st, 2nd, 4th, 8th, …: what is wrong shows early
+                if spreads is not None and turns & (turns - 1) == 0:  # the 1st, 2nd, 4th, 8th, …: it shows early
                     self._warn(spreads.measured())
                 late = time.monotonic() - kept > WARM_UP_KEPT_SECONDS
                 if largest(int(late), self.accelerator.device):
@@ -254,9 +256,10 @@ class Trainer:
                     kept = time.monotonic()
                 self._stop_if_asked()
 
-            self.engine.warm_up(check, spreads.add)
+            self.engine.warm_up(check, unwatched if spreads is None else spreads.add)
             bar.update((bar.total or 0) - bar.n)
-        self._warn(spreads.measured())
+        if spreads is not None:
+            self._warn(spreads.measured())
         if self._saved == 0:  # else it took less time than keeping it is worth
             self._keep_warm_up()
 
