@@ -32,7 +32,6 @@ from selfnpo_core.training.steps import UpdateResult, make_steps
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import Denoisers, RowCounter, noised_looks, update_loss
 
-
 SPREAD = (1 << 20) + 3
 """A stream of random numbers, apart from those of updates and of samples."""
 

@@ -33,8 +33,8 @@ from selfnpo_core.training.estimate import check_pool, out_of_memory
 from selfnpo_core.training.lora_student import lora_target_modules
 from selfnpo_core.training.pictures import moving_grid, sample_grid, strip
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.run_folder import RunFolder, holds_run, prompts_sha256, stored_recipe
 from selfnpo_core.training.rollouts import unwatched
+from selfnpo_core.training.run_folder import RunFolder, holds_run, prompts_sha256, stored_recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.sources import SampleSource
 from selfnpo_core.training.spread import beyond
