@@ -191,13 +191,13 @@ from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-save, replace = checkpoint.save_tensors, files._replace_folder
+save, replace = checkpoint.save_hashed, files._replace_folder
 
 def save_half(path, tensors):
     if "step-000004" in str(path) and path.stem == "teacher":
         path.write_bytes(b"half a file")
         die()
-    save(path, tensors)
+    return save(path, tensors)
 
 def never_rename(aside, target):
     if target.name == "step-000004":
@@ -208,7 +208,7 @@ for point in ("write", "rename"):
     child = os.fork()
     if not child:
         if point == "write":
-            checkpoint.save_tensors = save_half
+            checkpoint.save_hashed = save_half
         else:
             files._replace_folder = never_rename
         trainer.train(ToyBackbone(), toy_recipe(steps=6), PROMPTS, pathlib.Path(sys.argv[1]) / point, progress=False)

@@ -251,10 +251,9 @@ class Trainer:
                 if spreads is not None and turns & (turns - 1) == 0:  # the 1st, 2nd, 4th, 8th, …: it shows early
                     self._warn(spreads.measured())
                 late = time.monotonic() - kept > WARM_UP_KEPT_SECONDS
-                if largest(int(late), self.accelerator.device):
+                if self._stop_if_asked(otherwise=0 if late else -1) == 0:
                     self._keep_warm_up()
                     kept = time.monotonic()
-                self._stop_if_asked()
 
             self.engine.warm_up(check, unwatched if spreads is None else spreads.add)
             bar.update((bar.total or 0) - bar.n)
@@ -311,10 +310,11 @@ class Trainer:
                 f"{_last_whole(self.folder.path)}"
             )
 
-    def _stop_if_asked(self) -> None:
-        number = largest(self._signals.received or 0, self.accelerator.device)
-        if not number:  # a signal that came while the processes asked one another is for the next time
-            return
+    def _stop_if_asked(self, otherwise: int = 0) -> int:
+        """Where no process has a signal, the largest of what they say otherwise, which is 0 or less."""
+        number = largest(self._signals.received or otherwise, self.accelerator.device)
+        if number <= 0:  # a signal that came while the processes asked one another is for the next time
+            return number
         step = self.engine.step
         if step:
             self._save()
