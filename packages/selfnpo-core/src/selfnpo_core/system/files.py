@@ -199,9 +199,9 @@ def save_hashed(path: Path, tensors: Mapping[str, Tensor]) -> str:
 def _blocks(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
     """The bytes of tensors, in parts that stay in the processor's caches from the disk's copy to the hash."""
     for tensor in tensors:
-        numbers = tensor.detach().cpu().contiguous().reshape(-1)
-        for part in numbers.view(torch.uint8).split(BLOCK):
-            yield part.numpy().data
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        for start in range(0, len(numbers), BLOCK):
+            yield numbers[start : start + BLOCK].data
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
