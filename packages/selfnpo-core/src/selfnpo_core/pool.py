@@ -22,7 +22,8 @@ true mean is alpha_s·x_s.
 
 Processes share a pool. Its trajectories fall into as many parts as an update has rows, trajectory i into part
 i mod rows; an update draws one from each part, and each process holds the parts of its own rows. All of them draw
-all random numbers and keep their own, so which noise meets which prompt does not depend on their number.
+all indices, prompts and seeds of noise and make the noise of their own, so which noise meets which prompt does not
+depend on their number.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ import torch
 from torch import Tensor
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.ranks import ALONE, Ranks
+from selfnpo_core.ranks import ALONE, Ranks, row_noise
 from selfnpo_core.schedule import CLEAN
 
 Advance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -316,10 +317,9 @@ class TrajectoryPool:
 
     def _restart(self, trajectories: Tensor) -> None:
         """Fresh noise and a new prompt at the grid's beginning."""
-        g = self._generator
-        noise = torch.randn((len(trajectories), *self._x.shape[1:]), generator=g, device=g.device)
+        g, own = self._generator, self._is_own(trajectories)
+        noise = row_noise(len(trajectories), own, tuple(self._x.shape[1:]), g)
         prompt = torch.randint(self._num_prompts, (len(trajectories),), generator=g, device=g.device)
-        own = self._is_own(trajectories)
-        self._x[self._place[trajectories[own]]] = noise[own.to(noise.device)].to(self._x)
+        self._x[self._place[trajectories[own]]] = noise.to(self._x)
         self._prompt[trajectories] = prompt.to(self._prompt)
         self._index[trajectories], self._target[trajectories] = 0, self._first

@@ -10,7 +10,7 @@ These are walks; what is made on finished samples, and which source a recipe wan
 (Self-NPO, 2505.11777. Its own code starts truncated rollouts at noised pictures of a data set; here there is none.)
 A source first draws what an update needs, then hands it out in parts that fit one backward pass, so that gradient
 accumulation sees the very rows that one large batch would, and is told when all were used. What is random is drawn for
-all processes, and each hands out its own rows.
+all processes (of noise, its seeds), and each hands out its own rows.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ from selfnpo_core.denoise import ddim_step
 from selfnpo_core.guidance import Denoise, both_branches, guide, guided_estimate
 from selfnpo_core.pool import Advance, Batch, TrajectoryPool
 from selfnpo_core.prediction import Estimate
-from selfnpo_core.ranks import ALONE, Ranks
+from selfnpo_core.ranks import ALONE, Ranks, row_noise
 from selfnpo_core.rollout import full_simulation
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.training.recipe import Recipe
@@ -260,7 +260,7 @@ class FreshSource(RolloutSource):
 
     def draw(self) -> Fresh:
         rows, part = self._rows, self._ranks.part(self._rows)
-        x = torch.randn((rows, *self._shape), generator=self._generator)[part].to(self._device)
+        x = row_noise(rows, part, self._shape, self._generator).to(self._device)
         prompt = torch.randint(self._num_prompts, (rows,), generator=self._generator)
         if self._fewest_steps is None:
             stop = torch.full_like(prompt, len(self._grid))

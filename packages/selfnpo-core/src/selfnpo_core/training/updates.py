@@ -22,7 +22,7 @@ from selfnpo_core.guidance import NULL
 from selfnpo_core.models.backbone import Backbone, WindowedBackbone
 from selfnpo_core.objective import denoising_loss, gradient_reversal_loss, npo_dpo_loss, tdft_loss
 from selfnpo_core.prediction import Estimate, to_estimate
-from selfnpo_core.ranks import ALONE, Ranks
+from selfnpo_core.ranks import ALONE, Ranks, row_noise
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import Look, RolloutSource
 from selfnpo_core.training.student import Role, Student
@@ -110,14 +110,15 @@ class Denoisers:
 def noised_looks(
     source: RolloutSource, backbone: Backbone, recipe: Recipe, generator: torch.Generator, ranks: Ranks = ALONE
 ) -> Iterator[Noised]:
-    """This process's parts of one update, re-noised. All that is random is drawn first, for all processes' rows.
+    """This process's parts of one update, re-noised. All that is random is drawn first, for all processes' rows (of
+    noise, its seeds).
 
     What was drawn is the caller's to put back, when all parts have been used.
     """
     drawn, rows = source.draw(), recipe.update_rows * ranks.count
     own = ranks.part(rows)
     s = backbone.schedule.draw_noisier(drawn.drawn_t, generator)[own]
-    noise = torch.randn((rows, *backbone.latent_shape), generator=generator)[own]
+    noise = row_noise(rows, own, tuple(backbone.latent_shape), generator)
     dropped = (torch.rand(rows, generator=generator) < recipe.student_prompt_dropout)[own]
     windows = draw_windows(backbone, recipe, generator, ranks)
     start = 0
