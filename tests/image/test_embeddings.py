@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,11 @@ from transformers import PreTrainedModel
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
+from selfnpo_core.models.backbone import embeddings_on_device
 from selfnpo_core.models.embeddings import EmbeddingsCache
-from selfnpo_core.training import build_recipe, train
+from selfnpo_core.system import private
+from selfnpo_core.training import build_recipe, dry_run, train
+from selfnpo_image import backbone as backbones
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.families import FAMILIES, find_base
 from selfnpo_image.loading import load_pipeline
@@ -162,3 +167,43 @@ def test_a_run_is_the_same_with_and_without(folder: Path, tmp_path: Path, monkey
     recipe = build_recipe({**RECIPE, "embeddings_cache": str(tmp_path / "cache"), "sample_every": 2, "sample_steps": 2})
     train(SD15(find_base(str(folder)), device="cpu"), recipe, PROMPTS, tmp_path / "drawn", progress=False)
     assert (tmp_path / "drawn/samples/step-000002.png").exists()
+
+
+class OnTheGpu(private.SeesOperations):
+    """The most bytes of any one tensor that a simulation puts on a GPU."""
+
+    largest = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        sizes = [tensor.untyped_storage().nbytes() for tensor in private.tensors_in(out) if tensor.is_cuda]
+        self.largest = max([self.largest, *sizes])
+        return out
+
+
+def test_the_table_stays_in_host_memory_and_a_batch_fetches_its_rows(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, told = made(model), {}
+    rows = table(backbone, prompts=PROMPTS * 10)
+    monkeypatch.setattr(backbone, "_call", lambda x_t, t, given: told.update(given) or x_t)
+    gpu = torch.device("cuda")
+    with private.fake_tensors(), OnTheGpu() as seen:
+        x_t = torch.empty((2, 1), device=gpu)
+        backbone.predict(x_t, torch.zeros(2, device=gpu), torch.zeros(2, dtype=torch.long, device=gpu))
+        fetched = [value for value in told.values() if isinstance(value, Tensor)]
+        assert fetched
+        assert all(value.is_cuda and len(value) == 2 for value in fetched)
+    assert 0 < seen.largest <= 2 * max(part[0].nbytes for part in rows)
+    monkeypatch.setattr(backbones, "embedded", lambda *_: rows)
+    backbone.device = gpu
+    assert all(part.device.type == "cpu" for part in table(backbone))
+    assert not embeddings_on_device(backbone)
+
+
+def test_the_estimate_counts_the_table_in_host_memory(model: Path) -> None:
+    backbone = made(model)
+    (part,) = (part for part in dry_run(backbone, build_recipe(RECIPE), PROMPTS).memory if "embeddings" in part.name)
+    assert (part.on_device, part.bytes) == (False, 5 * backbone.bytes_per_prompt)

@@ -64,6 +64,7 @@ class ImageBackbone:
 
     kind: ClassVar[Kind]
     lora_targets: Mapping[str, Sequence[str] | str]
+    embeddings_in_host_memory = True
     sampling = 2.0, 10
     """What finished samples were found to be good at to train on, on small models; not tuned on large ones."""
 
@@ -175,7 +176,7 @@ class ImageBackbone:
         """The denoiser's arguments beside x_t and t. rows: of `_encode`, in the network's dtype."""
 
     def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
-        """Table of what the prompts say, on this device, the null prompt's row last; then drop what made it."""
+        """Table of what the prompts say, in host memory, the null prompt's row last; then drop what made it."""
         if self.device == META:
             shapes = [(len(prompts) + 1, *shape) for shape in self._row_shapes]
             self._table = tuple(torch.empty(shape, dtype=self.dtype, device="meta") for shape in shapes)
@@ -194,7 +195,7 @@ class ImageBackbone:
             },
             device=self.device,
         )
-        self._table = tuple(part.to(self.device) for part in embedded([*prompts, None], encoder, cache))
+        self._table = embedded([*prompts, None], encoder, cache)
         self._row = {text: row for row, text in enumerate(prompts)}
         self._release()
 
@@ -214,9 +215,8 @@ class ImageBackbone:
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         """The network's raw output at x_t: (B, C, H, W), t: (B,), prompt: (B,) rows of the table."""
         assert self._table, "embed() comes before predict()"
-        table = tuple(part.to(x_t.device) for part in self._table)  # there since embed(), but for a simulation
         dtype = compute_dtype(self.denoiser)
-        rows = tuple(part[prompt.to(x_t.device)].to(dtype) for part in table)
+        rows = tuple(part[prompt.to(part.device)].to(x_t.device, dtype) for part in self._table)
         output: Tensor = self._call(x_t.to(dtype), t, self._told(rows))
         return output
 
@@ -271,7 +271,7 @@ class ImageBackbone:
             "pipeline": self.kind.pipeline.__name__,
             "scheduler": self._scheduler,
             "dtype": str(self.dtype),
-            "embeddings": checksum("embeddings", (part.cpu() for part in self._table)),
+            "embeddings": checksum("embeddings", self._table),
         }
 
     def draw_latents(
@@ -286,10 +286,11 @@ class ImageBackbone:
     ) -> Tensor:
         """(n, C, h, w): the stock pipeline's, told what the table says. Nothing is encoded or decoded."""
         pipe, (height, width) = self._pipeline(encoders=False), self.size
-        pipe.vae.to(next(self.denoiser.parameters()).device)  # a pipeline is where its first part is
+        device = next(self.denoiser.parameters()).device
+        pipe.vae.to(device)  # a pipeline is where its first part is
         pipe.register_modules(**{self.kind.denoiser: self.denoiser})
         rows = [*(self._row[prompt] for prompt in prompts), -1]
-        embeddings = {name: part[rows] for name, part in zip(EMBEDDINGS, self._table, strict=False)}
+        embeddings = {name: part[rows].to(device) for name, part in zip(EMBEDDINGS, self._table, strict=False)}
         settings = Settings(guidance_scale=guidance_scale, steps=steps, height=height, width=width)
         try:
             with attach_weights(pipe, negative, beta):
