@@ -22,6 +22,7 @@ def demo():
     network = nn.Linear(2, 1, bias=False)
     world = SimpleNamespace(denoiser=lambda pipe: pipe.denoiser)
     made = SimpleNamespace(world=world, kind="lora", presets=None, preference=None, pipe=SimpleNamespace())
+    made.backbone = lambda: None
     made.pipe.denoiser = network
     return made
 
@@ -43,6 +44,11 @@ def done(monkeypatch):
     monkeypatch.setattr(arms, "offset_of", lambda npo: OFFSET)
     monkeypatch.setattr(arms, "attach_npo", attached)
     monkeypatch.setattr(arms, "NegativeDelta", SimpleNamespace(attach=attached))
+
+    def effect(offset):  # another than the norm
+        return abs(float(offset["weight"].sum()))
+
+    monkeypatch.setattr(arms, "scale_to_effect", lambda _, offset, like, *, beta: beta * effect(like) / effect(offset))
     return put
 
 
@@ -67,15 +73,20 @@ def test_trained_weights_go_on_at_their_recommended_strength(name, demo, done, t
     assert make_arm(demo, name, 3, tmp_path, beta=0.25).note["beta"] == 0.25
 
 
-def test_a_random_offset_has_the_norm_of_the_weights_and_comes_from_the_seed(demo, done, tmp_path):
-    for seed in (3, 3, 4):
-        with make_arm(demo, "random", seed, tmp_path).attach(demo.pipe):
+@pytest.mark.parametrize("name", ["random", "shuffled"])
+def test_another_offset_has_the_effect_of_the_weights_and_comes_from_the_seed(name, demo, done, tmp_path):
+    for seed in (3, 3, 4, 5, 6):
+        arm = make_arm(demo, name, seed, tmp_path)
+        with arm.attach(demo.pipe):
             pass
+        offset, how = done[-1]
+        assert how == {"beta": arm.note["offset_scale"]}
+        assert how["beta"] * abs(float(offset["weight"].sum())) == pytest.approx(0.75 * 0.5)
+        assert offset["weight"].norm() == pytest.approx(OFFSET["weight"].norm())
     offsets = [what["weight"] for what, _ in done]
     assert torch.equal(offsets[0], offsets[1])
-    assert not torch.equal(offsets[0], offsets[2])
-    assert offsets[0].norm() == pytest.approx(OFFSET["weight"].norm())
-    assert relative_error(OFFSET, {"weight": offsets[0]}) > 0.01
+    assert any(not torch.equal(offsets[0], other) for other in offsets[2:])
+    assert name == "shuffled" or relative_error(OFFSET, {"weight": offsets[0]}) > 0.01
 
 
 def test_a_control_may_be_of_other_weights(demo, done, tmp_path):

@@ -13,7 +13,7 @@ from selfnpo_core.decomposition import Decomposition, contrast
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.testing import GaussianWorld
 from selfnpo_core.weights.dissection import Dissection, dissect, measure
-from selfnpo_core.weights.inspection import added, measure_strength
+from selfnpo_core.weights.inspection import added, measure_strength, scale_to_effect
 from selfnpo_core.weights.npo_folder import Npo, NpoConfig, Recommended
 
 SCHEDULE = NoiseSchedule.from_scheduler(
@@ -198,3 +198,17 @@ def test_a_negative_that_changes_nothing_there() -> None:
 )
 def test_constructed_negatives_are_called_by_their_names(weights: dict[str, float], words: str) -> None:
     assert taken_apart(weights).sentence.startswith(words)
+
+
+def test_an_offset_is_scaled_to_the_effect_of_another() -> None:
+    """Of equal norm, a control's offset may do much less. Here the effect is known: own times the length of a field."""
+    backbone = World()
+    like = {"own": torch.tensor(0.2)}
+    assert scale_to_effect(backbone, {"own": torch.tensor(-0.05)}, like, beta=0.5) == pytest.approx(2, rel=0.01)
+    both = {"own": torch.tensor(0.02), "k": torch.tensor(0.001)}
+    scale = scale_to_effect(backbone, both, like)
+    assert scale == pytest.approx(10, rel=0.02)
+    assert all(float(parameter) == 0 for parameter in backbone.denoiser.values())
+    for offset, other in (({"own": torch.tensor(0.0)}, like), (like, {"k": torch.tensor(0.0)})):
+        with pytest.raises(InputError, match="that change predictions"):
+            scale_to_effect(backbone, offset, other)

@@ -61,7 +61,11 @@ def neon(base: Weights, delta: Weights, w: float) -> dict[str, Tensor]:
 
 
 def random_like(delta: Weights, generator: torch.Generator) -> dict[str, Tensor]:
-    """A random offset whose every tensor has the norm of delta's: what a control experiment compares with."""
+    """A random offset whose every tensor has the norm of delta's.
+
+    It changes predictions much less than a trained one: a control scales it to the same effect first
+    (`selfnpo_core.weights.inspection.scale_to_effect`).
+    """
     result = {}
     for name, tensor in delta.items():
         noise = torch.randn(tensor.shape, generator=generator, device=generator.device, dtype=_wide(tensor))
@@ -71,7 +75,10 @@ def random_like(delta: Weights, generator: torch.Generator) -> dict[str, Tensor]
 
 
 def shuffled(delta: Weights, generator: torch.Generator) -> dict[str, Tensor]:
-    """An offset whose every tensor holds delta's numbers in a random order: of its norm, and of no use by design."""
+    """An offset whose every tensor holds delta's numbers in a random order: of its norm, and of no use by design.
+
+    As `random_like` it is weaker than delta is.
+    """
     return {
         name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator).to(tensor.device)].view_as(tensor)
         for name, tensor in delta.items()

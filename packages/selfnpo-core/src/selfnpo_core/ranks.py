@@ -31,8 +31,8 @@ ALONE = Ranks()
 def row_noise(rows: int, own: slice | Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Gaussian noise (n, *shape) for those n of `rows` that are `own`: a slice, or a mask (rows,).
 
-    `generator` gives one seed a row, whoever makes it; the noise comes from these, on the generator's own device. On the
-    CPU torch uses 32 bits of a seed, so that among 100,000 rows about one pair has the same noise.
+    `generator` gives one seed a row, whoever makes it; the noise comes from these, on the generator's own device.
+    On the CPU torch uses 32 bits of a seed, so that among 100,000 rows about one pair has the same noise.
     """
     device = generator.device
     seeds = torch.randint(2**32, (rows,), generator=generator, device=device)

@@ -2,7 +2,7 @@
 
 cfg                 plain classifier-free guidance
 npo                 the recipe's negative weights on the negative branch
-random              on the negative branch a random offset, every tensor of the norm of npo's
+random              on the negative branch a random offset that changes ε as much as npo's does
 shuffled            the same, with npo's own numbers in a random order within every tensor
 full_simulation     as npo, trained on samples simulated to the end (the costly baseline of 2505.11777)
 gradient_reversal   as npo, trained with the gradient-reversal objective
@@ -14,7 +14,9 @@ neon                θ − w·δ on both branches, δ as npo's (2510.03597)
 tuned               plain guidance with η, the demo's preference-tuned LoRA, on both branches
 tuned_npo_a0 _a1    the same with α·η + β·δ on the negative branch, α being 0 or 1 and δ npo's
 
-random, shuffled, neon and the tuned ones take another trained arm's weights where they are told to (`weights`).
+random, shuffled, neon and the tuned ones take another trained arm's weights where they are told to (`weights`). The
+tensors of random and shuffled have the norms of the weights', all of them times one factor, `offset_scale`, at which
+‖Δε‖ is the weights' over the points of `scale_to_effect`. At equal norm it would be a small part of it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from selfnpo_core.negative import random_like, shuffled
 from selfnpo_core.system.files import file_sha256, read_json
 from selfnpo_core.training import Recipe, resolve_recipe, train
 from selfnpo_core.training.resolving import build_recipe, changed_keys
+from selfnpo_core.weights.inspection import scale_to_effect
 from selfnpo_core.weights.npo_folder import load_npo
 from selfnpo_core.weights.npo_rule import NpoRule
 from selfnpo_core.weights.offsets import offset_of
@@ -80,6 +83,8 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
 }
 """Changes to the demo's recipe for each arm that trains weights of its own."""
 
+CONTROLS = {"random": random_like, "shuffled": shuffled}
+"""Arm → what puts another offset in the place of the trained one."""
 NEON_STRENGTH = 0.5
 ARMS = ("cfg", "npo", "random", "full_simulation", "gradient_reversal", "neon")
 ALPHAS = {"tuned_npo_a0": 0.0, "tuned_npo_a1": 1.0}
@@ -140,6 +145,11 @@ def make_arm(
     note: dict[str, Any] = {"training_seed": seed, "recipe": npo.config.recipe, "npo_sha256": file_sha256(npo.path)}
     note |= {} if arm in TRAINED or weights == "npo" else {"weights": weights}
 
+    if arm in CONTROLS:
+        delta = offset_of(npo)
+        offset = CONTROLS[arm](delta, torch.Generator().manual_seed(seed))
+        note["offset_scale"] = scale_to_effect(demo.backbone(), offset, delta, beta=beta)
+
     @contextmanager
     def negative(pipe: Any) -> Iterator[None]:
         with attach_npo(pipe, run, beta=beta, **use):
@@ -147,9 +157,7 @@ def make_arm(
 
     @contextmanager
     def control(pipe: Any) -> Iterator[None]:
-        instead = {"random": random_like, "shuffled": shuffled}[arm]
-        offset = instead(offset_of(npo), torch.Generator().manual_seed(seed))
-        with NegativeDelta.attach(pipe, offset, beta=beta):
+        with NegativeDelta.attach(pipe, offset, beta=note["offset_scale"]):
             yield
 
     @contextmanager
@@ -157,7 +165,7 @@ def make_arm(
         with _preferred(demo, pipe), attach_npo(pipe, run, alpha=ALPHAS[arm], beta=beta, other_base=True):
             yield
 
-    ways = {"random": control, "shuffled": control, **dict.fromkeys(ALPHAS, tuned)}
+    ways = {**dict.fromkeys(CONTROLS, control), **dict.fromkeys(ALPHAS, tuned)}
     note |= {"strength": strength} if arm == "neon" else {"beta": beta}
     note |= {key: str(value) for key, value in use.items() if arm != "neon"}
     note |= {"alpha": ALPHAS[arm]} if arm in ALPHAS else {}

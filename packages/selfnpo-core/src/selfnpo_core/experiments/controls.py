@@ -12,10 +12,10 @@ At a step, in x̂0-space and for each sample alone, the change of the null branc
 
 ‖Δε̂‖ = (α/σ)·‖Δ‖, so random_direction changes ε̂ by as much as the negative does. All but equal_scale ask for the null
 prediction with and without the negative weights, three rows a step. Two controls are of weights and not of predictions,
-and cost what the negative costs:
+and cost what the negative costs. Both are scaled as a whole so that ‖Δε‖ at the null prompt is the negative's:
 
-    random_weights     δ replaced by Gaussian noise, tensor by tensor of δ's norm
-    shuffled_weights   δ with the elements of every tensor permuted: of the same norm and the same numbers
+    random_weights     δ replaced by Gaussian noise, tensor by tensor in proportion to δ's norm
+    shuffled_weights   δ with the elements of every tensor permuted
 """
 
 from __future__ import annotations

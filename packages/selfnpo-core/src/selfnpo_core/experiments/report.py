@@ -19,7 +19,7 @@ Cell = Mapping[str, Any]
 TITLES = {
     "cfg": "plain guidance",
     "npo": "Self-NPO",
-    "random": "random offset of equal norm",
+    "random": "random offset",
     "full_simulation": "trained on full simulation",
     "gradient_reversal": "gradient reversal",
     "neon": "Neon",

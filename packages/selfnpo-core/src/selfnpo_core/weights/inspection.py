@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
 from selfnpo_core.models.storage import narrow, widened_with
 from selfnpo_core.negative import Factors
@@ -28,6 +29,9 @@ from selfnpo_core.weights.offsets import lora_of
 
 if TYPE_CHECKING:
     from selfnpo_core.models.backbone import Backbone, LoadingBackbone
+
+
+MOST_SECANTS = 12
 
 
 class Negative(Protocol):
@@ -205,6 +209,47 @@ def _effect_errors(
         for name, offset in others.items():
             apart[name].append(float((asked(offset) - whole).norm()))
     return {name: math.hypot(*errors) / math.hypot(*changes) for name, errors in apart.items()}
+
+
+@torch.no_grad()
+def scale_to_effect(
+    backbone: "LoadingBackbone",
+    offset: Mapping[str, Tensor],
+    like: Mapping[str, Tensor],
+    *,
+    beta: float = 1.0,
+    rows: int = 4,
+    steps: int = 10,
+    seed: int = 0,
+) -> float:
+    """The factor c at which an offset changes ε as much as another does at strength β.
+
+    ‖ε[θ + c·offset] − ε[θ]‖ = ‖ε[θ + β·like] − ε[θ]‖ to 1 %, over the points of `measure_strength`, at the null prompt.
+    Found by secants of log ‖Δε‖ over log c. Raises `InputError` where an offset does nothing, or no c is found.
+    """
+    backbone.embed([])
+    backbone.denoiser.to(backbone.device)
+    points = list(_unconditional(backbone, backbone.device, rows, steps, seed))
+
+    def effect(of: Mapping[str, Tensor], strength: float) -> float:
+        with added(backbone.denoiser, of, strength):
+            changed = [_estimate(backbone, at.x_t, at.t, torch.full_like(at.index, NULL)).eps for at in points]
+        return math.hypot(*(float((eps - at.estimate.eps).norm()) for eps, at in zip(changed, points, strict=True)))
+
+    wanted, scale, power = effect(like, beta), abs(beta), 1.0
+    before: tuple[float, float] | None = None
+    for _ in range(MOST_SECANTS):
+        made = effect(offset, scale)
+        if not (wanted > 0 and made > 0 and math.isfinite(wanted) and math.isfinite(made)):
+            raise InputError(f"a control needs two offsets that change predictions: these do by {wanted} and {made}")
+        if abs(made / wanted - 1) < 0.01:
+            return scale
+        if before is not None and before[0] != scale:
+            slope = math.log(made / before[1]) / math.log(scale / before[0])
+            power = min(max(slope, 0.5), 4.0)  # a wild slope would throw the next guess far off
+        before = scale, made
+        scale *= (wanted / made) ** (1 / power)
+    raise InputError(f"no strength of the control's offset has the effect of the weights (‖Δε‖ {made} and {wanted})")
 
 
 @contextmanager
