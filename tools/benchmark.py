@@ -1,12 +1,13 @@
 """Measure what is claimed: memory of streaming and of training by windows, what is seen at the seams of long clips,
-what each way to hold negative weights costs, what a LoRA made of an offset of all weights loses, and what the switches
-of a recipe that save memory save.
+what each way to hold negative weights costs and what it keeps of them in 16 bits, what a LoRA made of an offset of all
+weights loses, and what the switches of a recipe that save memory save.
 
 Figures go to docs/results as JSON.
 
     python tools/benchmark.py memory
     python tools/benchmark.py long --npo RUN
     python tools/benchmark.py modes
+    python tools/benchmark.py precision
     python tools/benchmark.py ranks --npo RUN
     python tools/benchmark.py levers
 
@@ -19,6 +20,7 @@ from benchmarks.levers import levers
 from benchmarks.long import long
 from benchmarks.memory import memory
 from benchmarks.modes import modes
+from benchmarks.precision import precision
 from benchmarks.ranks import ranks
 
 
@@ -27,7 +29,7 @@ def main() -> None:
     torch.manual_seed(0)
 
 
-for command in (memory, long, modes, ranks, levers):
+for command in (memory, long, modes, precision, ranks, levers):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ Mode = Literal["auto", "adapters", "swap", "bf16", "int8", "lowrank"]
 
     adapters   the LoRA itself, in one forward (`NegativeAdapters`)
     swap       a second copy of the weights, in a forward of its own (`NegativeDelta`)
-    bf16 int8  differences of 16 or 8 bits, added layer by layer, in one forward (`NegativeLayers`)
-    lowrank    the same with the nearest product of a rank in the place of each difference
+    bf16 int8  differences of 16 or 8 bits, layer by layer, in one forward (`NegativeLayers`)
+    lowrank    the same with the nearest product of a rank in the place of each difference, as an adapter
     auto       adapters for a LoRA, else swap
 """
 

@@ -3,12 +3,17 @@
 While the negative rows run, the parameters point at θ_neg's storage instead of θ's, which is never written to: θ comes
 back bit for bit. Costs a second copy of the weights that δ names, and two smaller forwards in place of one. Where rows
 get several strengths of δ, one after another, that copy is made anew for each.
+
+In 16 bits θ_neg is rounded, which takes most of a small β·δ. Where that is more than `KEPT_TO` of it, what was rounded
+off is kept too, a third copy, and each layer that is linear in its weights adds its product with it (`layer_weights`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +34,32 @@ from selfnpo_core.adapters.hooks import (
     runs,
     strength,
 )
+from selfnpo_core.adapters.layer_weights import (
+    is_linear_in_weights,
+    is_rounding,
+    lost_by_rounding,
+    modules_of,
+    run_with,
+    say_what_is_lost,
+    split_weights,
+)
 from selfnpo_core.errors import InputError
 from selfnpo_core.negative import compose
 from selfnpo_core.system.private import compiled_call, set_compiled_call
 
 _NOT_BY_ROW = frozenset({"image_rotary_emb", "img_ids", "txt_ids"})
 """Arguments of diffusers' denoisers whose first dimension is not the batch, though it may be as long."""
+KEPT_TO = 0.01
+"""The share of ‖β·δ‖ that rounding θ_neg may take before what it takes is kept apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """θ + share·β·δ in θ's dtype by parameter, and by layer and parameter what rounding took, if that is kept."""
+
+    share: float
+    weights: dict[str, Tensor]
+    rest: dict[nn.Module, dict[str, Tensor]]
 
 
 class NegativeDelta:
@@ -68,10 +93,16 @@ class NegativeDelta:
         ((self._name, self._denoiser),) = self._branches.denoisers.items()
         self._called = getattr(pipe, self._name)
         self._in_place: Callable[[], bool] = lambda: True
-        self._made: tuple[float, dict[str, Tensor]] | None = None
+        self._made: _Made | None = None
+        self._rest: Mapping[nn.Module, dict[str, Tensor]] = {}
         self._check()
+        apart = self._layers_apart()
+        self.error = self._error(shares[0])
+        """‖β·δ − what acts of it‖/‖β·δ‖, at attach."""
         with ExitStack() as undo:
             self._branches.watch(undo)
+            for layer in apart:
+                undo.callback(layer.register_forward_hook(self._add_rest, with_kwargs=True).remove)
             split = torch.compiler.disable(self._split)
             if is_compiled_in_place(self._called):  # outside of the compiled graph
                 self._run: Any = compiled_call(self._called)
@@ -83,6 +114,7 @@ class NegativeDelta:
                 replace_forward(undo, self._called, split)
                 self._in_place = lambda: runs(self._called, split)
             self._undo = undo.pop_all()
+        say_what_is_lost("rounded to the base's 16 bits", self.error, "use a float32 base, or one that is not compiled")
 
     @property
     def beta(self) -> float:
@@ -128,16 +160,66 @@ class NegativeDelta:
             yield
             return
         base = {name: parameter.data for name, parameter in self._parameters.items()}
-        if self._made is None or self._made[0] != share:
+        if self._made is None or self._made.share != share:
             self._made = None  # before there is another
-            self._made = share, compose(base, delta=self._delta, beta=share * self._beta)
+            self._made = self._make(base, share)
         try:
-            for name, tensor in self._made[1].items():
+            for name, tensor in self._made.weights.items():
                 self._parameters[name].data = tensor
+            self._rest = self._made.rest
             yield
         finally:
+            self._rest = {}
             for name, tensor in base.items():
                 self._parameters[name].data = tensor
+
+    def _make(self, base: Mapping[str, Tensor], share: float) -> _Made:
+        beta = share * self._beta
+        if self._lost(base, beta, base) <= KEPT_TO:
+            return _Made(share=share, weights=compose(base, delta=self._delta, beta=beta), rest={})
+        weights: dict[str, Tensor] = {}
+        rest: dict[nn.Module, dict[str, Tensor]] = {}
+        for name, tensor in base.items():
+            delta = {name: self._delta[name]}
+            if (place := self._places.get(name)) is None or not is_rounding(tensor):
+                weights |= compose({name: tensor}, delta=delta, beta=beta)
+                continue
+            (exact,) = compose({name: tensor.float()}, delta=delta, beta=beta).values()
+            weights[name], off = split_weights(exact, tensor.dtype)
+            rest.setdefault(place[0], {})[place[1]] = off
+        return _Made(share=share, weights=weights, rest=rest)
+
+    def _layers_apart(self) -> list[nn.Module]:
+        """Layers that can be asked for their product with what is rounded off.
+
+        None of a compiled denoiser: a compiled graph does not see the hook that adds it.
+        """
+        compiled = [is_compiled(self._called), *(compiled_call(module) for module in self._denoiser.modules())]
+        layers = {} if any(compiled) else modules_of(self._denoiser)
+        self._places = {
+            name: (layer, own)
+            for name in self._delta
+            for path, _, own in [name.rpartition(".")]
+            if (layer := layers.get(path)) is not None and is_linear_in_weights(layer)
+        }
+        return list({layer: None for layer, _ in self._places.values()})
+
+    def _add_rest(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """After each forward of a layer."""
+        rest = self._rest.get(layer)
+        return None if rest is None else output + run_with(layer, rest, layer.forward, *args, **kwargs)
+
+    def _error(self, share: float) -> float:
+        base = {name: parameter.data for name, parameter in self._parameters.items()}
+        return self._lost(base, share * self._beta, [name for name in base if name not in self._places])
+
+    def _lost(self, base: Mapping[str, Tensor], beta: float, names: Collection[str]) -> float:
+        """The share of ‖β·δ‖ that rounding the sum takes from these parameters."""
+        if not any(is_rounding(base[name]) for name in names) or beta == 0:
+            return 0.0
+        found = {name: lost_by_rounding(tensor, beta * self._delta[name].float()) for name, tensor in base.items()}
+        size = math.hypot(*(size for _, size in found.values()))
+        return math.hypot(*(found[name][0] for name in names)) / size if size else 0.0
 
     def _split(self, *args: Any, **kwargs: Any) -> Any:
         """The denoiser's forward: each part of the rows through the weights that are its own."""

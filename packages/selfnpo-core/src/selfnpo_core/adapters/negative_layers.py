@@ -1,14 +1,20 @@
 """Full-weight negative offsets in one forward: θ_neg = θ + β·δ layer by layer, on the negative rows only.
 
-Where `NegativeDelta` keeps a second copy of the weights and runs the denoiser twice, here each layer computes its
-positive rows with θ and its negative rows with θ + β·δ, made when the layer runs and dropped again, from a δ of 8 or 16
-bits. There are as many multiplications as in plain guidance; what it costs is making the weights, at every step.
+Where `NegativeDelta` keeps a second copy of the weights and runs the denoiser twice, here each layer has its part of δ,
+in 8 or 16 bits or as two factors:
+
+    θ in float32    y(x; θ + β·δ)               the sum is made when the layer runs, and dropped again
+    θ in 16 bits    y(x; θ) + β·y(x; δ)         the sum, rounded to θ's grid, loses a small δ (`layer_weights`)
+    two factors     y(x; θ) + β·up(down(x))     of whatever θ
+
+The first has as many multiplications as plain guidance and costs making the weights at every step; the second costs one
+more product on the negative rows, the third little.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +22,20 @@ from types import TracebackType
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfnpo_core.adapters.branches import OF_NEGATIVE_ROWS, Branches, Condition
+from selfnpo_core.adapters.branches import OF_NEGATIVE_ROWS, Block, Branches, Condition
 from selfnpo_core.adapters.hooks import batch_of, check_not_fused, forward_of, replace_forward, strength
+from selfnpo_core.adapters.layer_weights import (
+    add_rows,
+    is_linear_in_weights,
+    is_rounding,
+    lost_by_rounding,
+    modules_of,
+    run_with,
+    say_what_is_lost,
+)
 from selfnpo_core.adapters.negative_delta import base_parameters, is_compiled, load_delta
 from selfnpo_core.errors import InputError
 from selfnpo_core.negative import Factors, compose, nearest
@@ -52,9 +68,10 @@ class Stored:
 
     def times(self, factor: float, dtype: torch.dtype) -> Tensor:
         """factor·δ in this dtype."""
-        if self.scale is None:
-            return self.values.to(dtype) * factor
-        return self.values.to(dtype) * (self.scale * factor).to(dtype)
+        if self.scale is None and factor == 1:
+            return self.values.to(dtype)
+        wide = self.values.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        return (wide * (factor if self.scale is None else self.scale * factor)).to(dtype)
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +84,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
-    """A weight as the nearest product of two factors."""
+    """A linear map's or a convolution's weight as the nearest product of two factors."""
 
     factors: Factors
 
@@ -78,6 +95,11 @@ class LowRank:
     def times(self, factor: float, dtype: torch.dtype) -> Tensor:
         """factor·δ in this dtype."""
         return (self.factors.product() * factor).to(dtype)
+
+    def up(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The second of the two maps. x: what the first, `down`, made."""
+        weight = (self.factors.up * (self.factors.alpha / self.factors.rank)).to(x.dtype)
+        return F.linear(x, weight, bias) if weight.ndim == 2 else F.conv2d(x, weight, bias)
 
     @property
     def device(self) -> torch.device:
@@ -108,8 +130,9 @@ class NegativeLayers:
         """Put the offset δ (parameter name → difference, or a .safetensors file of them) on the negative branch.
 
         store: how δ is kept: "exact" in its own dtype, "bf16", or "int8" (the largest rounding error of an element is
-            1/254 of the largest in its output channel). A number: each matrix as the nearest product of that rank,
-            vectors in bf16; `error` says what is lost.
+            1/254 of the largest in its output channel). A number: the weight of each linear map and plain convolution
+            as the nearest product of that rank, all else in bf16. `error` says what is lost, in ‖δ‖, and from 5 % on a
+            warning does.
         condition, shares: as for `NegativeAdapters`. LoRAs that are active in the pipeline act on both branches.
 
         Raises `InputError` as `NegativeDelta` does, for a compiled denoiser, and for parameters that are not a layer's
@@ -146,6 +169,8 @@ class NegativeLayers:
             for layer, stored in self._layers:
                 self._wrap(undo, layer, stored)
             self._undo = undo.pop_all()
+        kept = f"kept as {store}" if isinstance(store, str) else f"kept as products of rank {store}"
+        say_what_is_lost(kept, self.error, "keep more bits or a higher rank, or use mode swap")
 
     @property
     def beta(self) -> float:
@@ -196,6 +221,8 @@ class NegativeLayers:
             blocks = [(rows, share * self._beta) for rows, share in self._branches.blocks(x.shape[0])]
             if not any(beta for _, beta in blocks):
                 return run(x, *args, **kwargs)
+            if _is_apart(layer, stored):
+                return self._sum(blocks, layer, stored, run, x, *args, **kwargs)
             done = [self._at(beta, layer, stored, run, x[rows], *args, **kwargs) for rows, beta in blocks]
             return done[0] if len(done) == 1 else torch.cat(done)
 
@@ -211,15 +238,59 @@ class NegativeLayers:
         base = {name: getattr(layer, name).data for name in stored}
         try:
             for name, tensor in base.items():
-                if stored[name].device != tensor.device:
-                    stored[name] = stored[name].to(tensor.device)
                 wide = torch.float32 if tensor.dtype.itemsize <= 4 else tensor.dtype
-                changed = tensor.to(wide) + stored[name].times(beta, wide)
+                changed = tensor.to(wide) + _here(stored, name, tensor.device).times(beta, wide)
                 getattr(layer, name).data = changed.to(tensor.dtype)
             return run(x, *args, **kwargs)
         finally:
             for name, tensor in base.items():
                 getattr(layer, name).data = tensor
+
+    def _sum(
+        self,
+        blocks: Sequence[Block],
+        layer: nn.Module,
+        stored: dict[str, Kept],
+        run: Any,
+        x: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The layer at θ, and what δ adds to the rows that have it."""
+        output, own = run(x, *args, **kwargs), False
+        for rows, beta in blocks:
+            if beta:
+                part = _alone(layer, stored, run, x[rows], *args, **kwargs)
+                output, own = add_rows(output, rows, part, beta, own=own), True
+        return output
+
+
+def _is_apart(layer: nn.Module, stored: Mapping[str, Kept]) -> bool:
+    """Whether the layer is computed at θ and at δ, and not at their sum."""
+    if any(isinstance(kept, LowRank) for kept in stored.values()):
+        return True
+    return is_linear_in_weights(layer) and any(is_rounding(getattr(layer, name)) for name in stored)
+
+
+def _alone(layer: nn.Module, stored: dict[str, Kept], run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """y(x; δ) of one layer."""
+    own = {name: getattr(layer, name).data for name in stored}
+    kept = {name: _here(stored, name, tensor.device) for name, tensor in own.items()}
+    whole = {name: part for name, part in kept.items() if not isinstance(part, LowRank)}
+    weights = {name: part.times(1.0, own[name].dtype) for name, part in whole.items()}
+    product = kept.get("weight")
+    if not isinstance(product, LowRank):
+        result: Tensor = run_with(layer, weights, run, x, *args, **kwargs)
+        return result
+    down = {"weight": product.factors.down.to(own["weight"].dtype)}
+    return product.up(run_with(layer, down, run, x, *args, **kwargs), weights.get("bias"))
+
+
+def _here(stored: dict[str, Kept], name: str, device: torch.device) -> Kept:
+    """One part of δ where the layer is, from now on."""
+    if stored[name].device != device:
+        stored[name] = stored[name].to(device)
+    return stored[name]
 
 
 def _layers(
@@ -229,8 +300,7 @@ def _layers(
     own = base_parameters(denoiser)
     meta = {name: torch.empty_like(own[name], device="meta") for name in delta if name in own}
     compose(meta, delta={name: torch.empty_like(d, device="meta") for name, d in delta.items()})
-    modules = dict(denoiser.named_modules())
-    modules |= {name.removesuffix(".base_layer"): m for name, m in modules.items() if name.endswith(".base_layer")}
+    modules = modules_of(denoiser)
     found: dict[str, dict[str, Kept]] = {}
     lost, size = [], []
     for name, tensor in delta.items():
@@ -239,15 +309,19 @@ def _layers(
             raise InputError(f"'{name}' is no layer's own weight: use NegativeDelta (mode 'swap')")
         if not bool(tensor.any()):
             continue
-        kept = _kept(tensor, store)
+        kept = _kept(modules[path], parameter, tensor, store)
         found.setdefault(path, {})[parameter] = kept
-        lost.append(float((kept.times(1.0, torch.float32) - tensor.detach().float()).norm()))
+        whole = kept.times(1.0, torch.float32)
+        lost.append(float((whole - tensor.detach().float()).norm()))
+        if is_rounding(own[name]) and not is_linear_in_weights(modules[path]):
+            lost.append(lost_by_rounding(own[name], whole)[0])
         size.append(float(tensor.detach().float().norm()))
     error = math.hypot(*lost) / math.hypot(*size) if size else 0.0
     return [(modules[path], stored) for path, stored in found.items()], error
 
 
-def _kept(tensor: Tensor, store: Store | int) -> Kept:
+def _kept(layer: nn.Module, name: str, tensor: Tensor, store: Store | int) -> Kept:
     if isinstance(store, str):
         return Stored.of(tensor, store)
-    return LowRank(factors=nearest(tensor, store)) if tensor.ndim in (2, 4) else Stored.of(tensor, "bf16")
+    plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    return LowRank(factors=nearest(tensor, store)) if plain and name == "weight" else Stored.of(tensor, "bf16")
