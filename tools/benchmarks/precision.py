@@ -31,22 +31,27 @@ Places = list[tuple[Tensor, Tensor]]
 @click.option("--output", type=click.Path(path_type=Path), default=Path("docs/results/negative-precision.json"))
 @click.option("--drifts", default="0.005,0.001,0.0005", show_default=True, help="‖β·δ‖/‖θ‖.")
 @click.option("--rank", default=32, show_default=True, help="Of mode lowrank.")
-@click.option("--rows", default=4, show_default=True, help="Samples at each of three noise levels.")
+@click.option("--rows", default=4, show_default=True, help="Samples.")
+@click.option("--levels", default="2,5,8", show_default=True, help="Noise levels, 1 to 9 of ten.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads; 0 leaves torch's choice.")
-def precision(output: Path, drifts: str, rank: int, rows: int, threads: int) -> None:
+def precision(output: Path, drifts: str, rank: int, rows: int, levels: str, threads: int) -> None:
     """Error of ‖Δε‖ against float32 for every --negative-mode in 16 bits, on the image demo's model.
 
     δ is what training changed between an earlier state of that model, tools/earlier, and the shipped one.
     """
     use_threads(threads)
     results: dict[str, Any] = {}
-    places = _places(rows)
+    places = _places(rows, [int(n) for n in levels.split(",")])
     for name, dtype in DTYPES.items():
         half = demo().pipeline().to(dtype)
         wide = copy.deepcopy(half).to(torch.float32)  # whose weights are those of 16 bits
         results[name] = {}
         for text in tqdm(drifts.split(","), desc=name, unit="drift"):
             results[name][text] = _errors(half, wide, places, float(text), rank)
+            _write(output, results, f"{rows} samples at {len(places)} noise levels, null prompt")
+
+
+def _write(output: Path, results: dict[str, Any], points: str) -> None:
     figures = {
         "schema": 1,
         "command": command(),
@@ -58,7 +63,7 @@ def precision(output: Path, drifts: str, rank: int, rows: int, threads: int) -> 
             "sum rounded to θ's grid": "no mode: what swap, bf16 and int8 did before",
             "exact weights": "no mode: every layer in float32, what it gives rounded to 16 bits; no mode can do better",
         },
-        "points": f"{rows} samples at {len(places)} noise levels, null prompt",
+        "points": points,
         "drift": results,
     }
     write(output, figures)
@@ -188,8 +193,8 @@ def _lora(pipe: Any, base: Mapping[str, Tensor], drift: float) -> Attach:
 
 
 @torch.no_grad()
-def _places(rows: int) -> Places:
-    """Of guided trajectories of the model in float32: near noise, in the middle, near clean."""
+def _places(rows: int, levels: list[int]) -> Places:
+    """Of guided trajectories of the model in float32, in ten steps, the first one done at level 1."""
     shipped = demo()
     pipe, seen = shipped.pipeline(), []
 
@@ -209,4 +214,4 @@ def _places(rows: int) -> Places:
         callback_on_step_end=keep,
     )
     times = pipe.scheduler.timesteps
-    return [(seen[step - 1], times[step]) for step in (1, 5, 9)]
+    return [(seen[level - 1], times[level]) for level in levels]
