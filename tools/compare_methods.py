@@ -31,7 +31,8 @@ from selfnpo_core.worlds.world import Demo, Task
 from selfnpo_image.demo import pictures
 from selfnpo_video.demo import moving
 
-DEMOS = {"image": (pictures.demo, 2000), "video": (moving.demo, 500)}
+DEMOS = {"image": (pictures.demo, 1000, 2000), "video": (moving.demo, 500, 500)}
+"""World → demo, and samples a cell of each of the two sets."""
 Value = TypeVar("Value")
 
 
@@ -39,11 +40,10 @@ Value = TypeVar("Value")
 @click.option("--world", type=click.Choice(list(DEMOS)), required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Runs and judges' scores; not committed.")
 @click.option("--output", type=click.Path(path_type=Path), help="Default: docs/results/frontier/WORLD.")
-@click.option(
-    "--samples", type=click.IntRange(2), help="Samples a cell, of each set. Default: 2,000 pictures, 500 clips."
-)
+@click.option("--samples", type=click.IntRange(2), help="A cell of the second set. Default: 2,000 pictures, 500 clips.")
+@click.option("--choose-samples", type=click.IntRange(2), help="Of the first. Default: 1,000 pictures, 500 clips.")
 @click.option("--budget", default="20,50", show_default=True, help="Rows through the denoiser for each sample.")
-@click.option("--scales", help="In the place of every method's own.")
+@click.option("--scales", help="In the place of every method's own, where it has several.")
 @click.option("--arms", help=f"Of {', '.join(METHODS)}. Default: all that can be had on the base.")
 @click.option("--seeds", default="1,2,3", show_default=True, help="Training seeds; the first is that of the choice.")
 @click.option("--earlier", type=click.Path(path_type=Path), help="Folder of an earlier state of the demo's model.")
@@ -60,6 +60,7 @@ def main(
     work: Path,
     output: Path | None,
     samples: int | None,
+    choose_samples: int | None,
     budget: str,
     scales: str | None,
     arms: str | None,
@@ -75,11 +76,11 @@ def main(
     torch.set_flush_denormal(True)
     if shard and stage is None:
         raise InputError("a shard is of one set: give --stage choose, and once all of it is drawn, --stage claim")
-    make, usual = DEMOS[world]
+    make, first, second = DEMOS[world]
     demo, output = make(), output or Path("docs/results/frontier") / world
     protocol = Protocol(
-        choose=_table(demo, output / "choose", work / "choose", samples or usual, CHOOSE),
-        claim=_table(demo, output / "claim", work / "claim", samples or usual, CLAIM),
+        choose=_table(demo, output / "choose", work / "choose", choose_samples or first, CHOOSE),
+        claim=_table(demo, output / "claim", work / "claim", samples or second, CLAIM),
         methods=sorted(dict.fromkeys(arms.split(",") if arms else available(earlier)), key=_place),
         budgets=numbers(budget, int),
         seeds=numbers(seeds, int),

@@ -59,7 +59,7 @@ def entries(
 ) -> list[Entry]:
     """Every variant of these methods at every scale, within every budget; plain guidance first.
 
-    scales: in the place of each method's own.
+    scales: in the place of each method's own, but for one whose guidance scale has one value alone.
     """
     for name in methods:
         if name not in METHODS:
@@ -78,7 +78,7 @@ def entries(
         for budget in budgets
         for name in sorted(dict.fromkeys(methods), key=list(METHODS).index)
         for variant in METHODS[name].variants
-        for scale in scales or METHODS[name].scales
+        for scale in (scales if scales and len(METHODS[name].scales) > 1 else METHODS[name].scales)
     ]
 
 

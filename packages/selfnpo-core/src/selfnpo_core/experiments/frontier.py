@@ -49,6 +49,7 @@ def write_frontier_page(demo: Demo, protocol: Protocol, folder: Path, command: s
         command=command,
         unit=world.unit,
         distance=world.distance.upper(),
+        first=f"{len(protocol.choose.task.prompts):,}",
         count=f"{count:,}",
         real=f"{least:.1f}",
         reference=f"{world.judges.reference.count:,}",
@@ -258,7 +259,7 @@ A toy: the shipped model draws {about}. These figures compare ways of sampling i
 effect on real models. Made by `{command}`; the protocol stands in docs/results/protocol.md, every row is a file in
 `claim/cells/`, and `claims.json` has the figures with the hashes of all weights.
 
-Each method's scale and setting were picked on one set of {count} prompts ([all of its cells](choose/README.md)), and
+Each method's scale and setting were picked on one set of {first} prompts ([all of its cells](choose/README.md)), and
 are measured here on {count} others. Within a budget all run the same number of rows through the denoiser for each
 {unit}, but for a part of a step; controls have the steps of what they control for. {distance} is the Fréchet distance
 of the oracle's features to those of {reference} real {unit}s; that of {count} other real {unit}s is {real}, and an

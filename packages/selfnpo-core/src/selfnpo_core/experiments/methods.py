@@ -228,7 +228,6 @@ METHODS: Mapping[str, Method] = {
         scales=(1.5, 2.0, 2.5, 3.0, 5.0),
         variants=(BETA, WHOLE),
         untrained="cfg",
-        weights="paper",
     ),
     "ours": Method(
         title="Self-NPO",
@@ -252,7 +251,7 @@ METHODS: Mapping[str, Method] = {
         what="2510.03597: own samples of scale 2, trained with the prompt; strength: how much is taken off the model",
         make=_trained("neon", weights="prompted"),
         scales=(1.0, 1.5, 2.0, 3.0),
-        variants=({"strength": 0.25}, {"strength": 0.5}, {"strength": 1.0}),
+        variants=({"strength": 0.25}, {"strength": 0.5}),
         untrained="cfg",
     ),
     "zero_star": Method(
