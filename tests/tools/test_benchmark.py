@@ -52,7 +52,7 @@ def test_a_lora_of_higher_rank_loses_less(benchmark, tmp_path):
     from selfnpo_image.sd15 import SD15
 
     recipe = build_recipe(
-        {"train": "full", "steps": 1, "batch_size": 2, "pool_size": 2, "grid_steps": 3, "device": "cpu"}
+        {"train": "full", "steps": 1, "batch_size": 2, "pool_size": 4, "grid_steps": 3, "device": "cpu"}
     )
     train(
         SD15(find_base("demo"), device="cpu"),

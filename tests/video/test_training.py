@@ -23,7 +23,7 @@ from selfnpo_video.families import find_base
 from selfnpo_video.video_files import read_video
 
 PROMPTS = ["a red circle moves left", "a blue square grows"]
-SMALL = {"steps": 2, "batch_size": 2, "pool_size": 6, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
+SMALL = {"steps": 2, "batch_size": 2, "pool_size": 12, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
 CLIP = {"frames": 17, "height": 64, "width": 64}
 
 
@@ -186,7 +186,7 @@ def test_dry_run_of_a_known_model_without_its_weights(capsys, name):
     assert command("train", "--model", name, "--config", "paper", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "29,491,200 of 1,693,783,872" in said
-    assert "4 a row" in said
+    assert "4.04167 a row" in said  # a 24th step brings what is drawn past the noisiest timestep
     assert "pool, 50 trajectories of 4.3 MiB" in said
 
 

@@ -137,6 +137,15 @@ def test_memory_changes():
     assert changes[0][0] <= changes[1][0]
 
 
+def test_flop_formulas():
+    q, k = torch.empty(2, 3, 5, 8), torch.empty(2, 3, 7, 8)
+    formulas = private.flop_formulas()
+    attention = formulas[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu]
+    assert attention(q, k, k, out_val=None) == 2 * 2 * (2 * 3 * 5 * 7 * 8)  # queries by keys, weights by values
+    product = formulas[torch.ops.aten.mm]
+    assert product(torch.empty(2, 3), torch.empty(3, 4), out_val=torch.empty(2, 4)) == 2 * 2 * 3 * 4
+
+
 def test_forget_accelerator():
     private.forget_accelerator(processes=True)
     Accelerator(cpu=True, gradient_accumulation_steps=3)

@@ -64,7 +64,7 @@ def test_the_table_of_forwards_is_what_happens(rollout, objective, w, advance):
 )
 def test_an_objective_falls_and_the_weights_change(train, changes):
     with engine(
-        train=train, steps=40, batch_size=16, ema_decay=1.0, weight_decay=0.0, targets="all", **changes
+        train=train, steps=80, batch_size=16, ema_decay=1.0, weight_decay=0.0, targets="all", **changes
     ) as made:
         pool = made.source.state_dict()
         assert fixed_loss(made, pool, "student") == pytest.approx(fixed_loss(made, pool, "base"), abs=1e-6)

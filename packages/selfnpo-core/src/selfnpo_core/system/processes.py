@@ -5,6 +5,7 @@ others have none (one writes a checkpoint, three of eight draw a sample) these w
 for as long as it takes; a process that ends is noticed there too.
 """
 
+import atexit
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -25,8 +26,16 @@ def _waiting() -> Any:
     """The patient group, made by all processes together when they first wait."""
     trains = dist.group.WORLD
     if not _patient or _patient[0][0] is not trains:
+        if not _patient:
+            atexit.register(_end_waiting)
         _patient[:] = [(trains, dist.new_group(backend="gloo", timeout=PATIENCE))]
     return _patient[0][1]
+
+
+def _end_waiting() -> None:
+    """Its threads end before the interpreter does, which aborts where they still run."""
+    if dist.is_initialized() and _patient[0][0] is dist.group.WORLD:
+        dist.destroy_process_group(_patient[0][1])
 
 
 def _together() -> bool:
