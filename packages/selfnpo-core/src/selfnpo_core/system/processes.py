@@ -33,9 +33,10 @@ def _waiting() -> Any:
 
 
 def _end_waiting() -> None:
-    """Its threads end before the interpreter does, which aborts where they still run."""
+    """Its threads end before the interpreter does, which aborts where they still run; nothing holds on to it then."""
     if dist.is_initialized() and _patient[0][0] is dist.group.WORLD:
         dist.destroy_process_group(_patient[0][1])
+    _patient.clear()
 
 
 def _together() -> bool:
