@@ -9,7 +9,7 @@ from torch import nn
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments import arms
-from selfnpo_core.experiments.arms import ARMS, TRAINED, TUNED_ARMS, make_arm, train_arm
+from selfnpo_core.experiments.arms import TRAINED, TUNED_ARMS, make_arm, train_arm
 from selfnpo_core.negative import relative_error
 from selfnpo_core.training import resolve_recipe
 from selfnpo_core.weights.npo_rule import NpoRule
@@ -60,9 +60,7 @@ def test_plain_guidance_needs_no_weights(demo, tmp_path):
             make_arm(demo, name, 1, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ARMS if name not in ("cfg", "neon", "random")] + ["paper", "ours", "sims", "prompted"]
-)
+@pytest.mark.parametrize("name", list(TRAINED))
 def test_trained_weights_go_on_at_their_recommended_strength(name, demo, done, tmp_path):
     arm = make_arm(demo, name, 3, tmp_path)
     assert (arm.name, arm.against, arm.base) == (f"{name}-s3", ("cfg",), False)
@@ -125,10 +123,10 @@ def test_weights_are_trained_once_with_the_arms_own_recipe(demo, tmp_path, monke
     monkeypatch.setattr(arms, "train", lambda *given, resume: asked.append(resume))
     monkeypatch.setattr(arms, "_finished", lambda output, recipe: output.is_dir())
     demo.backbone, demo.captions = (lambda: None), (list)
-    assert train_arm(demo, "full_simulation", 5, tmp_path) == tmp_path / "full_simulation-s5"
+    assert train_arm(demo, "sims", 5, tmp_path) == tmp_path / "sims-s5"
     changes, resume = asked
-    assert changes == {"model": "demo", "seed": 5, "train": "lora", **TRAINED["full_simulation"]}
+    assert changes == {"model": "demo", "seed": 5, "train": "lora", **TRAINED["sims"]}
     assert resume is False
-    (tmp_path / "full_simulation-s5").mkdir()
-    train_arm(demo, "full_simulation", 5, tmp_path)
+    (tmp_path / "sims-s5").mkdir()
+    train_arm(demo, "sims", 5, tmp_path)
     assert len(asked) == 3  # a recipe, and no training

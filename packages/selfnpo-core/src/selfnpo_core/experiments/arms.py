@@ -4,8 +4,6 @@ cfg                 plain classifier-free guidance
 npo                 the recipe's negative weights on the negative branch
 random              on the negative branch a random offset that changes ε as much as npo's does
 shuffled            the same, with npo's own numbers in a random order within every tensor
-full_simulation     as npo, trained on samples simulated to the end (the costly baseline of 2505.11777)
-gradient_reversal   as npo, trained with the gradient-reversal objective
 paper               as npo, by a pool at w = −1 and pseudo-Huber, whatever the demo's own recipe is
 ours                finished samples of guidance, trained by the diffusion loss under the null prompt only
 prompted            as ours, trained under the samples' own prompts (Neon's way, 2510.03597)
@@ -59,8 +57,6 @@ _SAMPLES = {
 """Finished samples, as many and used as often as the demo's recipe says."""
 TRAINED: Mapping[str, Mapping[str, Any]] = {
     "npo": {},
-    "full_simulation": {"rollout": "full"},
-    "gradient_reversal": {"objective": "gradient_reversal"},
     "paper": {
         "train": "full",
         "rollout": "pool",
@@ -86,7 +82,6 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
 CONTROLS = {"random": random_like, "shuffled": shuffled}
 """Arm → what puts another offset in the place of the trained one."""
 NEON_STRENGTH = 0.5
-ARMS = ("cfg", "npo", "random", "full_simulation", "gradient_reversal", "neon")
 ALPHAS = {"tuned_npo_a0": 0.0, "tuned_npo_a1": 1.0}
 TUNED_ARMS = ("tuned", *ALPHAS)
 
