@@ -112,6 +112,34 @@ def test_without_refs_main_the_snapshot_is_named(snapshot: Path, get: Callable[[
     assert f"not all of model {REPO} is in the hub's cache, which lacks all of its newest snapshot" in refusal(get)
 
 
+@pytest.mark.parametrize("revision", ["v2", "refs/pr/3", COMMIT[::-1]])
+def test_a_revision_is_looked_for_by_its_name(snapshot: Path, revision: str) -> None:
+    source = Source(name=f"{REPO}@{revision}", kind="hub", location=REPO, revision=revision)
+
+    def said() -> str:
+        with pytest.raises(InputError) as error, one_line_errors(source):
+            snapshot_download(REPO, revision=revision)
+        return str(error.value)
+
+    of_it = f"with a network `hf download {REPO} --revision {revision}`"
+    commit = revision == COMMIT[::-1]
+    if not commit:
+        assert said() == (
+            f"revision {revision} of model {REPO} is not in the hub's cache, which has main, {snapshot.name}: "
+            f"give one of these, or {of_it}"
+        )
+        named = snapshot.parents[1] / "refs" / revision
+        named.parent.mkdir(parents=True, exist_ok=True)
+        named.write_text(COMMIT[::-1])
+    assert f"not all of model {REPO}@{revision} is in the hub's cache, which lacks all of that snapshot" in said()
+    own = snapshot.with_name(COMMIT[::-1])
+    shutil.copytree(snapshot, own)
+    assert snapshot_download(REPO, revision=revision) == str(own)
+    (own / "vae/config.json").unlink()
+    with pytest.raises(InputError, match=f"lacks vae/config.json: .*--revision {revision}`"):
+        check_cached(REPO, own, revision=revision)
+
+
 def test_a_model_of_which_nothing_is_there(snapshot: Path) -> None:
     shutil.rmtree(snapshot.parents[1])
     assert f"cannot get model {REPO} from the hub" in refusal(lambda: snapshot_download(REPO))

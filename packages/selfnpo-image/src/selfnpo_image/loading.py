@@ -66,7 +66,7 @@ def local(base: ImageBase) -> ImageBase:
     with quiet(), one_line_errors(source):
         folder = _fetched(source, kind)
         optional = [*kind.optional, *(part.replace("text_encoder", "tokenizer") for part in kind.optional)]
-        check_cached(source.location, folder, optional)
+        check_cached(source.location, folder, optional, source.revision)
         here = of_folder(replace(source, kind="folder", location=str(folder)), kind, base.known)
         make_scheduler(here, say=True)
     return here

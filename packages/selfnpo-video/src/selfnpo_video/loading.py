@@ -35,7 +35,7 @@ def fetched(source: Source, files: Sequence[str]) -> Path:
     with quiet(), one_line_errors(source):
         folder = Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(files)))
         if is_offline() and (missing := [name for name in files if "*" not in name and not (folder / name).is_file()]):
-            raise incomplete(source.location, missing)
+            raise incomplete(source.location, missing, source.revision)
         return folder
 
 
@@ -44,7 +44,7 @@ def local(base: VideoBase) -> VideoBase:
     if base.source.kind != "hub":
         return base
     folder = fetched(base.source, _wanted(base.source))
-    check_cached(base.source.location, folder)
+    check_cached(base.source.location, folder, revision=base.source.revision)
     return look(replace(base.source, kind="folder", location=str(folder)), folder, [base.kind])
 
 

@@ -1,6 +1,7 @@
 """What of a model is in the hub's cache, when there is nothing else: which snapshot is meant, and what it lacks."""
 
-from collections.abc import Collection
+import string
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from selfnpo_core.errors import InputError
@@ -12,6 +13,8 @@ _NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 _TOKENIZERS = ("tokenizer.json", "spiece.model", "vocab.json")
 """Files that each hold a vocabulary."""
 _INDEX = ".safetensors.index.json"
+_COMMIT = 40
+"""Hexadecimal digits of one."""
 
 
 def is_offline(error: BaseException | None = None) -> bool:
@@ -25,24 +28,24 @@ def is_offline(error: BaseException | None = None) -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def incomplete(repo: str, missing: Collection[str]) -> InputError:
+def incomplete(repo: str, missing: Collection[str], revision: str | None = None) -> InputError:
     """Of a model that is there in part."""
     return InputError(
-        f"not all of model {repo} is in the hub's cache, which lacks {', '.join(missing)}: with a network, "
-        f"`hf download {repo}` gets the rest"
+        f"not all of model {_pinned(repo, revision)} is in the hub's cache, which lacks {', '.join(missing)}: with a "
+        f"network, `{_download(repo, revision)}` gets the rest"
     )
 
 
-def check_cached(repo: str, folder: Path, optional: Collection[str] = ()) -> None:
+def check_cached(repo: str, folder: Path, optional: Collection[str] = (), revision: str | None = None) -> None:
     """Raise `InputError` if the hub may not be asked, and the cache's folder of a diffusers model lacks some of it.
 
-    optional: components that may be missing as a whole.
+    optional: components that may be missing as a whole. revision: that was asked for, if not the main branch.
     """
     if is_offline() and (missing := missing_files(folder, optional)):
-        raise incomplete(repo, missing)
+        raise incomplete(repo, missing, revision)
 
 
-def explain(repo: str, error: BaseException) -> InputError | None:
+def explain(repo: str, error: BaseException, revision: str | None = None) -> InputError | None:
     """Why the cache cannot give a model that the hub was not asked for; `None` where nothing of it is there."""
     if not is_offline(error):
         return None
@@ -50,19 +53,47 @@ def explain(repo: str, error: BaseException) -> InputError | None:
     snapshots = sorted(path.name for path in (place / "snapshots").glob("*") if path.is_dir())
     if not snapshots:
         return None
-    try:
-        meant = (place / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeError):
-        folder = place / "snapshots"
-        which = folder / snapshots[0] if len(snapshots) == 1 else f"one of the folders in {folder}"
-        return InputError(
-            f"model {repo} is in the hub's cache, but refs/main, which says which snapshot is meant, is not: give "
-            f"{which} in its place, or with a network `hf download {repo}`"
-        )
+    if (meant := _snapshot(place, revision or "main")) is None:
+        return _unknown(repo, place, snapshots, revision)
     if meant not in snapshots:
-        return incomplete(repo, ["all of its newest snapshot"])
+        return incomplete(repo, ["all of that snapshot" if revision else "all of its newest snapshot"], revision)
     missing = missing_files(place / "snapshots" / meant)
-    return incomplete(repo, missing) if missing else None
+    return incomplete(repo, missing, revision) if missing else None
+
+
+def _snapshot(place: Path, revision: str) -> str | None:
+    """The commit that a revision is, as the cache knows it."""
+    if len(revision) == _COMMIT and not set(revision) - set(string.hexdigits):
+        return revision
+    try:
+        return (place / "refs" / revision).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError):
+        return None
+
+
+def _unknown(repo: str, place: Path, snapshots: Sequence[str], revision: str | None) -> InputError:
+    """Of a model of which the cache has snapshots, and does not know which one is meant."""
+    folder, get = place / "snapshots", _download(repo, revision)
+    if revision is not None:
+        known = sorted(str(path.relative_to(place / "refs")) for path in (place / "refs").rglob("*") if path.is_file())
+        there = ", ".join([*known, *snapshots])
+        return InputError(
+            f"revision {revision} of model {repo} is not in the hub's cache, which has {there}: give one of these, or "
+            f"with a network `{get}`"
+        )
+    which = folder / snapshots[0] if len(snapshots) == 1 else f"one of the folders in {folder}"
+    return InputError(
+        f"model {repo} is in the hub's cache, but refs/main, which says which snapshot is meant, is not: give "
+        f"{which} in its place, or with a network `{get}`"
+    )
+
+
+def _pinned(repo: str, revision: str | None) -> str:
+    return repo if revision is None else f"{repo}@{revision}"
+
+
+def _download(repo: str, revision: str | None) -> str:
+    return f"hf download {repo}" + ("" if revision is None else f" --revision {revision}")
 
 
 def missing_files(folder: Path, optional: Collection[str] = ()) -> list[str]:

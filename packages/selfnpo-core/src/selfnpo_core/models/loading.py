@@ -62,7 +62,7 @@ def one_line_errors(source: Source) -> Iterator[None]:
         if isinstance(error, LookupError | TypeError | AttributeError):  # which do not say what they are
             detail = f"{type(error).__name__}: {detail}"
         if source.kind == "hub":
-            if (told := explain(source.location, error)) is not None:
+            if (told := explain(source.location, error, source.revision)) is not None:
                 raise told from error
             raise InputError(
                 f"cannot get model {source.location} from the hub ({type(error).__name__}): with a network, "

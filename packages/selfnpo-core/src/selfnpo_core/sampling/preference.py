@@ -157,7 +157,7 @@ def _on_hub(
                 patterns = [f"{folder}*.json", f"{folder}*.safetensors"]
                 place = Path(snapshot_download(source.location, revision=pinned, allow_patterns=patterns)) / folder
                 if is_offline() and choose(path.name for path in place.glob("*") if path.is_file()) is None:
-                    raise incomplete(source.location, [f"{folder}*.safetensors"])
+                    raise incomplete(source.location, [f"{folder}*.safetensors"], pinned)
                 return Preference(name=name, whole=partial(_load, network, place, name))
         loras = [file for file in files if file.endswith(".safetensors") and "/" not in file]
         if len(loras) == 1:
