@@ -18,7 +18,6 @@ from selfnpo_core.commands.running import run
 from selfnpo_core.experiments.ablations import CHANGES, draw_ablations, possible, write_ablations_page
 from selfnpo_core.experiments.cells import Table
 from selfnpo_core.experiments.protocol import CHOOSE
-from selfnpo_core.worlds.world import Task
 from selfnpo_image.demo import pictures
 from selfnpo_video.demo import moving
 
@@ -49,10 +48,7 @@ def main(
     torch.set_flush_denormal(True)
     make, usual = DEMOS[world]
     demo, output = make(), output or Path("docs/results/ablations") / world
-    task = Task.draw(demo.world, samples or usual, seed=CHOOSE)
-    table = Table(
-        world=demo.world, folder=output / "cells", scores=work / "scores", task=task, steps=demo.steps, batch=100
-    )
+    table = Table.of(demo, output / "cells", work / "scores", samples=samples or usual, seed=CHOOSE)
     names = changes.split(",") if changes else possible(demo)
     draw_ablations(demo, table, demo.pipeline(), names, seed=seed, scale=scale, work=work)
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(table.folder.glob("*.json"))]

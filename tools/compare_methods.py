@@ -27,7 +27,6 @@ from selfnpo_core.experiments.frontier import write_frontier_page
 from selfnpo_core.experiments.methods import METHODS, TrainedArms, available
 from selfnpo_core.experiments.pareto import write_equal_cost_page
 from selfnpo_core.experiments.protocol import CHOOSE, CLAIM, Protocol
-from selfnpo_core.worlds.world import Demo, Task
 from selfnpo_image.demo import pictures
 from selfnpo_video.demo import moving
 
@@ -78,9 +77,13 @@ def main(
         raise InputError("a shard is of one set: give --stage choose, and once all of it is drawn, --stage claim")
     make, first, second = DEMOS[world]
     demo, output = make(), output or Path("docs/results/frontier") / world
+
+    def table(name: str, count: int, seed: int) -> Table:
+        return Table.of(demo, output / name / "cells", work / name / "scores", samples=count, seed=seed)
+
     protocol = Protocol(
-        choose=_table(demo, output / "choose", work / "choose", choose_samples or first, CHOOSE),
-        claim=_table(demo, output / "claim", work / "claim", samples or second, CLAIM),
+        choose=table("choose", choose_samples or first, CHOOSE),
+        claim=table("claim", samples or second, CLAIM),
         methods=sorted(dict.fromkeys(arms.split(",") if arms else available(earlier)), key=_place),
         budgets=numbers(budget, int),
         seeds=numbers(seeds, int),
@@ -103,13 +106,6 @@ def main(
         if not shard:
             write_frontier_page(demo, protocol, output, command, pipe)
     click.echo("this shard is done; once all are, go on without --shard" if shard else f"pages are in {output}")
-
-
-def _table(demo: Demo, folder: Path, work: Path, samples: int, seed: int) -> Table:
-    task = Task.draw(demo.world, samples, seed=seed)
-    return Table(
-        world=demo.world, folder=folder / "cells", scores=work / "scores", task=task, steps=demo.steps, batch=100
-    )
 
 
 def _place(method: str) -> int:

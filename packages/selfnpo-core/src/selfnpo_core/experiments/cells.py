@@ -22,7 +22,7 @@ from torch import Tensor
 from selfnpo_core.errors import InputError
 from selfnpo_core.experiments.measure import Attach, Scores, against, describe, judge, sample, with_distances
 from selfnpo_core.system.files import write_tensors, write_text
-from selfnpo_core.worlds.world import Task, World
+from selfnpo_core.worlds.world import Demo, Task, World
 
 KEPT = 64
 """Samples of a cell that are kept to be looked at."""
@@ -52,6 +52,12 @@ class Table:
     task: Task
     steps: int
     batch: int = 64
+
+    @classmethod
+    def of(cls, demo: Demo, folder: Path, scores: Path, *, samples: int, seed: int) -> Table:
+        """A demo's, of this many samples drawn from a seed, in the demo's own number of steps."""
+        task = Task.draw(demo.world, samples, seed=seed)
+        return cls(world=demo.world, folder=folder, scores=scores, task=task, steps=demo.steps, batch=100)
 
     def cell(self, pipe: Any, arm: Arm, scale: float) -> dict[str, Any]:
         """The cell's figures: from disk, or computed now and put there. Arms must come after those of their `against`.
