@@ -1,6 +1,7 @@
 """Measure what is claimed: memory of streaming and of training by windows, what is seen at the seams of long clips,
 what each way to hold negative weights costs and what it keeps of them in 16 bits, what a LoRA made of an offset of all
-weights loses, and what the switches of a recipe that save memory save.
+weights loses, what the switches of a recipe that save memory save, and
+what a recipe takes on this machine.
 
 Figures go to docs/results as JSON.
 
@@ -10,6 +11,7 @@ Figures go to docs/results as JSON.
     python tools/benchmark.py precision
     python tools/benchmark.py ranks --npo RUN
     python tools/benchmark.py levers
+    python tools/benchmark.py recipe CONFIG --family video
 
 Compared figures come from one run on one machine.
 """
@@ -22,6 +24,7 @@ from benchmarks.memory import memory
 from benchmarks.modes import modes
 from benchmarks.precision import precision
 from benchmarks.ranks import ranks
+from benchmarks.recipe import recipe
 
 
 @click.group(help=__doc__)
@@ -29,7 +32,7 @@ def main() -> None:
     torch.manual_seed(0)
 
 
-for command in (memory, long, modes, precision, ranks, levers):
+for command in (memory, long, modes, precision, ranks, levers, recipe):
     main.add_command(command)
 
 if __name__ == "__main__":

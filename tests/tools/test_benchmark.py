@@ -66,3 +66,15 @@ def test_a_lora_of_higher_rank_loses_less(benchmark, tmp_path):
     low, high = json.loads((tmp_path / "ranks.json").read_text())["ranks"]
     for what in ("matrices", "all weights", "effect"):
         assert 0 < high[what] < low[what]
+
+
+def test_a_recipe_is_seen_to_take_what_was_estimated(benchmark, tmp_path):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text("model: demo\nbatch_size: 4\ngradient_checkpointing: true\ndevice: cpu\n")
+    words = ["recipe", str(recipe), "--family", "image", "--updates", "1", "--output", str(tmp_path / "tiny.json")]
+    benchmark.main(words, standalone_mode=False)
+    found = json.loads((tmp_path / "tiny.json").read_text())
+    assert found["recipe"]["batch_size"] == 4
+    assert found["estimated"] == sum(found["estimated bytes"].values())
+    assert found["seen, of the estimate"] == pytest.approx(1, abs=0.15)
+    assert found["seconds an update"] > 0

@@ -84,9 +84,9 @@ def train(
     vae: AutoencoderKLCogVideoX,
     oracle: VideoOracle,
     *,
-    steps: int = 1600,
+    steps: int = 2000,
     batch: int = 64,
-    count: int = 4096,
+    count: int = 12_288,
     seed: int = 5,
 ) -> VideoJudge:
     """Train the judge, its frames' convolutions beginning as the oracle's. `batch` is drawn before filtering."""
