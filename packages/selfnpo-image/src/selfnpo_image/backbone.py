@@ -37,8 +37,10 @@ from selfnpo_image.kinds import Kind, sizeless
 from selfnpo_image.loading import (
     check_scheduler,
     clip_tokens,
+    encoder_dtypes,
     encoder_files,
     known_configs,
+    load_encoders,
     load_pipeline,
     local,
     make_scheduler,
@@ -100,6 +102,7 @@ class ImageBackbone:
         """The pipeline without text encoders. The base's hash is taken before any cast."""
         self._base = local(base)
         self._encoder_files = encoder_files(self._base)
+        self._encoder_dtypes = encoder_dtypes(self._base, self.dtype)
         unread: dict[str, Any] = dict.fromkeys(self.kind.text_encoders)
         pipe = load_pipeline(self._base, **unread)
         self.base_hash = weights_hash(getattr(pipe, self.kind.denoiser))
@@ -190,6 +193,7 @@ class ImageBackbone:
             facts={
                 "family": self.family,
                 "dtype": str(self.dtype),
+                "encoders": {part: str(dtype) for part, dtype in self._encoder_dtypes.items()},
                 "tokenizers": [one and tokenizer_facts(one) for one in tokenizers],
                 "settings": {key: value for key, value in pipe.config.items() if isinstance(value, bool | int | float)},
             },
@@ -245,12 +249,12 @@ class ImageBackbone:
         steps: int,
         negative: NegativeWeights,
     ) -> Sequence[Image]:
-        """One picture a prompt by the stock pipeline, with the negative weights on its negative branch."""
+        """One picture a prompt by the stock pipeline, told what the table says, with the negative weights on its
+        negative branch. No text encoder is read."""
         device = next(self.denoiser.parameters()).device
-        pipe = self._pipeline(encoders=True)
-        for part in (*self.kind.text_encoders, "vae"):
-            if (module := getattr(pipe, part)) is not None:
-                module.to(device)
+        pipe = self._pipeline(encoders=False)
+        pipe.vae.to(device)
+        pipe.vae.enable_slicing()  # one picture at a time
         pipe.register_modules(**{self.kind.denoiser: self.denoiser})
         height, width = self.size
         settings = Settings(
@@ -260,7 +264,8 @@ class ImageBackbone:
         cast_back = self.denoiser.register_forward_hook(lambda _module, _inputs, output: _cast(output, self.dtype))
         try:
             with attach_weights(pipe, negative):
-                return [picture for _, picture in draw(pipe, prompts, seeds, settings)]
+                drawn = draw(pipe, prompts, seeds, settings, embeddings=self._embeddings(prompts, device))
+                return [picture for _, picture in drawn]
         finally:
             cast_back.remove()
             setattr(pipe, self.kind.denoiser, None)
@@ -289,28 +294,40 @@ class ImageBackbone:
         device = next(self.denoiser.parameters()).device
         pipe.vae.to(device)  # a pipeline is where its first part is
         pipe.register_modules(**{self.kind.denoiser: self.denoiser})
-        rows = [*(self._row[prompt] for prompt in prompts), -1]
-        embeddings = {name: part[rows].to(device) for name, part in zip(EMBEDDINGS, self._table, strict=False)}
         settings = Settings(guidance_scale=guidance_scale, steps=steps, height=height, width=width)
         try:
             with attach_weights(pipe, negative, beta):
-                return draw_latents(pipe, embeddings, seeds, settings)
+                return draw_latents(pipe, self._embeddings(prompts, device), seeds, settings)
         finally:
             setattr(pipe, self.kind.denoiser, None)
             self._release()
+
+    def _embeddings(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """(N + 1, …) of the prompts and the null prompt, by the stock pipeline's argument."""
+        rows = [*(self._row[prompt] for prompt in prompts), -1]
+        return {name: part[rows].to(device) for name, part in zip(EMBEDDINGS, self._table, strict=False)}
 
     def save_lora(self, directory: Path, adapter: str) -> None:
         """By the stock saver. Raw PEFT keys: the converter to diffusers' own loses the layers outside attention."""
         save_lora(self.kind, self.denoiser, directory, adapter)
 
     def _pipeline(self, *, encoders: bool) -> Any:
-        """The pipeline without its denoiser, with or without text encoders: what is held, the rest read anew."""
+        """The pipeline without its denoiser, with or without text encoders: what is held, the rest read anew.
+
+        Encoders are in the 16 bits that they were stored in, if they were, whatever the denoiser's dtype is.
+        """
         if self._rest is None or (encoders and not self.text_encoder_on_device):
             held = {} if self._rest is None else self._rest.components
             given = {} if encoders else dict.fromkeys(self.kind.text_encoders)
             given |= {name: part for name, part in held.items() if part is not None}
             given[self.kind.denoiser] = self.denoiser
+            if encoders:
+                given |= load_encoders(self._base, self._encoder_dtypes)
             pipe = load_pipeline(self._base, dtype=self.dtype, **given)
+            for part, dtype in self._encoder_dtypes.items() if encoders else ():
+                encoder = getattr(pipe, part)
+                if encoder.dtype != dtype:  # a single file's came with the pipeline
+                    encoder.to(dtype)
             setattr(pipe, self.kind.denoiser, None)
             self._rest = pipe
         return self._rest

@@ -18,7 +18,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.cached import check_cached, incomplete, is_offline
 from selfnpo_core.models.components import header_of, load_variants, wanted_files
 from selfnpo_core.models.embeddings import Encode, Encoder, tokenizer_facts
-from selfnpo_core.models.headers import widest_dtype
+from selfnpo_core.models.headers import encoding_dtype, widest_dtype
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
 from selfnpo_core.models.stated import settled
@@ -118,13 +118,17 @@ def _check_tokenizer(tokenizer: Any, base: VideoBase) -> None:
 def text_encoder(
     base: VideoBase, tokenizer: T5Tokenizer, max_tokens: int, device: torch.device, dtype: torch.dtype
 ) -> Encoder:
-    """A local model's T5: a text → its embeddings (max_tokens, D), padded as the pipeline pads."""
+    """A local model's T5: a text → its embeddings (max_tokens, D) in `dtype`, padded as the pipeline pads.
+
+    It is read in the 16 bits that it was stored in, whatever `dtype` is: in 32, T5-XXL takes 17.7 GiB.
+    """
     folder = base.folder / "text_encoder"
+    own = encoding_dtype(header_of(folder, base.weights["text_encoder"]).dtypes, dtype)
 
     def load() -> Encode:
         with quiet(), one_line_errors(base.source):
             variant = base.variants.get("text_encoder")
-            model: Any = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, variant=variant)
+            model: Any = T5EncoderModel.from_pretrained(folder, dtype=own, use_safetensors=True, variant=variant)
         model.to(device)
 
         def encode(text: str | None) -> tuple[Tensor, ...]:
@@ -135,7 +139,7 @@ def text_encoder(
 
     weights = [folder / name for name in base.weights["text_encoder"].files]
     files = {path.name: path for path in (*sorted(folder.glob("*.json")), *weights)}
-    facts = {"dtype": str(dtype), "max_tokens": max_tokens, "tokenizer": tokenizer_facts(tokenizer)}
+    facts = {"dtype": str(dtype), "encoder": str(own), "max_tokens": max_tokens, "tokenizer": tokenizer_facts(tokenizer)}
     return Encoder(load=load, files={**files, "code": Path(__file__)}, facts=facts, device=device)
 
 

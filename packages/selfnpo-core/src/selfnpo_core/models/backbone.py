@@ -70,8 +70,9 @@ class Backbone(Protocol):
         """Fill the table of embeddings with these prompts and the null prompt.
 
         With a cache all processes of a run do so together (`selfnpo_core.models.embeddings.embedded`), and the table
-        is the same, bit for bit, as without. Afterwards text encoder and VAE are off the training device, and stay so
-        but for `draw_samples`.
+        is the same, bit for bit, as without. Text encoders are read in the 16 bits that they were stored in, if they
+        were, whatever the denoiser's dtype. Afterwards they and the VAE are off the training device, and stay so but
+        for the VAE in `draw_samples`.
         """
 
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
@@ -104,8 +105,8 @@ class Backbone(Protocol):
 
         `denoiser` holds the base weights and no adapter is active. Under "a name" that adapter, inactive, is in the
         network (`NegativeAdapters.attach(pipe, {negative: 1.0})`); under a mapping it is the offset of all weights
-        (`NegativeDelta`). Brings VAE and text encoder in and puts them away again, uses no randomness but the seeds,
-        and leaves the network as it was.
+        (`NegativeDelta`). Brings the VAE in, which decodes no more at a time than fits, and puts it away again, uses
+        no randomness but the seeds, and leaves the network as it was.
         """
 
     def save_lora(self, directory: Path, adapter: str) -> None:

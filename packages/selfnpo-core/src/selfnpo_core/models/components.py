@@ -125,15 +125,24 @@ def load_variants(
 
     index: the folder's model_index.json. variants: component → variant.
     """
-    made = {}
-    for part, variant in variants.items():
-        library, name = index[part]
-        if library not in ("diffusers", "transformers"):
-            raise InputError(f"{folder}/model_index.json has a {part} of {library}: give one of diffusers' own classes")
-        kind: Any = getattr(diffusers if library == "diffusers" else transformers, name)
-        given = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
-        made[part] = kind.from_pretrained(folder / part, variant=variant, use_safetensors=True, **given)
-    return made
+    return {part: load_component(folder, index, part, variant, dtype) for part, variant in variants.items()}
+
+
+def load_component(
+    folder: Path, index: Mapping[str, Any], part: str, variant: str | None, dtype: torch.dtype | None
+) -> Any:
+    """One component with its weights, by the class that the folder's model_index.json names."""
+    kind, is_transformers = component_class(folder, index, part)
+    given = {"dtype" if is_transformers else "torch_dtype": dtype}
+    return kind.from_pretrained(folder / part, variant=variant, use_safetensors=True, **given)
+
+
+def component_class(folder: Path, index: Mapping[str, Any], part: str) -> tuple[Any, bool]:
+    """And whether it is transformers'. Raises `InputError` for another library's."""
+    library, name = index[part]
+    if library not in ("diffusers", "transformers"):
+        raise InputError(f"{folder}/model_index.json has a {part} of {library}: give one of diffusers' own classes")
+    return getattr(diffusers if library == "diffusers" else transformers, name), library == "transformers"
 
 
 def _header(file: Path, name: str) -> Header:

@@ -48,6 +48,16 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
     return {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
 
 
+def backward_within_modes(loss: Tensor) -> None:
+    """The backward pass of a scalar within the function modes that are on, in which checkpointing calculates anew.
+
+    torch's own two ways to it are functions that such modes see, and it leaves a mode while that sees a function.
+    """
+    engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    once = {"allow_unreachable": True, "accumulate_grad": True}
+    engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), **once)
+
+
 def is_fake_tensor(tensor: Tensor) -> bool:
     """Whether `fake_tensors` made it: the device that it names is not where it is."""
     return bool(is_fake(tensor))

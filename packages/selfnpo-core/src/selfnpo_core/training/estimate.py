@@ -285,8 +285,8 @@ def _keeps_gradients(recipe: Recipe, processes: int) -> bool:
 def _update(backbone: Backbone, student: Student, recipe: Recipe, processes: int) -> tuple[Part, ...]:
     """What comes and goes with every update."""
     own = not _keeps_gradients(recipe, processes)
-    peak = simulated_peak(backbone, student, recipe, gradients=own)
-    on_gpu = recipe.device != "cpu" and torch.cuda.is_available()
+    on_gpu = is_on_gpu(recipe)
+    peak = simulated_peak(backbone, student, recipe, gradients=own, on_gpu=on_gpu)
     if recipe.optimizer == "adamw" and on_gpu and not recipe.offload_optimizer:  # its step makes one more copy
         peak = max(peak, 4 * student.trained_parameters * (2 if own else 1))
     what = "activations and gradients" if own else "activations"
@@ -295,6 +295,11 @@ def _update(backbone: Backbone, student: Student, recipe: Recipe, processes: int
         Part(name=f"{recipe.update_rows} samples, drawn and advanced", bytes=samples),
         Part(name=f"{what} of {recipe.batch_size} rows (simulated)", bytes=peak),
     )
+
+
+def is_on_gpu(recipe: Recipe) -> bool:
+    """Whether the run is on a CUDA GPU: one that is here, or that the recipe says."""
+    return recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
 
 
 def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int, processes: int) -> tuple[Part, ...]:

@@ -1,13 +1,13 @@
 """An update on shapes alone, to know what it will hold in memory before any weight is read.
 
 torch's FakeTensorMode answers each operation with a tensor that has a shape and a type and no numbers. The update runs
-under it as it would on the CPU: forward passes of the teacher and the student, the loss, the backward pass, with
-autocast and gradient checkpointing where the recipe has them.
+under it: forward passes of the teacher and the student, the loss, the backward pass, with autocast and gradient
+checkpointing where the recipe has them. Kernels are the CPU's, types are those of the device that the run will have.
 """
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.prediction import Estimate
 from selfnpo_core.system import private
 from selfnpo_core.training.accelerators import AMP
+from selfnpo_core.training.cuda_autocast import CudaAutocast
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import Look, make_teacher
 from selfnpo_core.training.student import Student
@@ -78,22 +79,21 @@ def on_meta(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta")
 
 
-def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, gradients: bool) -> int:
+def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, gradients: bool, on_gpu: bool) -> int:
     """The most bytes that one part of an update holds beyond weights and optimizer.
 
-    gradients: whether those of the weights are among them; else each is gone as soon as it is made.
+    gradients: whether those of the weights are among them; else each is gone as soon as it is made. on_gpu: whether
+    autocast is CUDA's.
     """
-    networks = []
-    for role in ("student", "teacher", "base"):
-        with student.role(role):
-            networks.append(backbone.denoiser)
+    networks = _networks(backbone, student)
     denoisers = Denoisers(backbone=backbone, weights=student, counter=RowCounter(), amp=AMP[recipe.mixed_precision])
     rows, timesteps = recipe.batch_size, backbone.schedule.grid(recipe.grid_steps)[:2].tolist()
     backbone.schedule.at(torch.tensor(timesteps[:1]), like=torch.empty(1))  # it keeps its tables, which must be real
     with (
         private.fake_tensors(),
-        replaced(networks, lambda tensor: torch.empty_like(tensor, device="cpu")) as weights,
+        replaced(networks, _empty) as weights,
         HeldBytes(weights) as held,
+        CudaAutocast() if on_gpu else nullcontext(),
     ):
         if not gradients:
             for weight in weights:
@@ -113,8 +113,21 @@ def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, grad
         noised = Noised(look=look, x_s=torch.empty_like(x), s=s, prompt=prompt, noise=torch.empty_like(x))
         if recipe.chunk_frames is not None:
             noised = noised.window(0, recipe.chunk_frames)
-        update_loss(noised, denoisers, recipe).backward()
+        private.backward_within_modes(update_loss(noised, denoisers, recipe))
         return held.peak
+
+
+def _networks(backbone: Backbone, student: Student) -> list[nn.Module]:
+    """Under each of its sets of weights."""
+    networks = []
+    for role in ("student", "teacher", "base"):
+        with student.role(role):
+            networks.append(backbone.denoiser)
+    return networks
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cpu")
 
 
 def _drop(weight: Tensor) -> None:
