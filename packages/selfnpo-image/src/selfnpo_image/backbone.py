@@ -60,7 +60,7 @@ class ImageBackbone:
     """A model as the training engine sees it (`selfnpo_core.models.backbone.Backbone`).
 
     height, width: of the pictures, in pixels; None is what the model was made for. On the meta device it is made by its
-    configurations alone, without weights: see `sketch`.
+    configurations alone, without weights: see `sketch`. tiling: whether `draw_samples` decodes tile by tile.
     Raises `InputError` for a base of another family.
     """
 
@@ -78,7 +78,9 @@ class ImageBackbone:
         width: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "auto",
+        tiling: bool = False,
     ):
+        self.tiling = tiling
         base.must_be(self.kind)
         self.name, self.dtype = base.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
@@ -255,6 +257,8 @@ class ImageBackbone:
         pipe = self._pipeline(encoders=False)
         pipe.vae.to(device)
         pipe.vae.enable_slicing()  # one picture at a time
+        if self.tiling:
+            pipe.vae.enable_tiling()
         pipe.register_modules(**{self.kind.denoiser: self.denoiser})
         height, width = self.size
         settings = Settings(

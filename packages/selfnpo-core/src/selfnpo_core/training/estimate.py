@@ -205,6 +205,8 @@ def out_of_memory(backbone: Backbone, recipe: Recipe, device: torch.device) -> s
             ("train=lora", recipe.train == "lora"),
             ("base_storage=fp8", recipe.train == "full" or recipe.base_storage != "same"),
             ("group_offload=true", recipe.train == "full" or recipe.group_offload),
+            ("sample_tiling=true", not recipe.sample_every or bool(recipe.sample_tiling)),
+            ("sample_every=0 if it was in a sample grid", not recipe.sample_every),
         )
         if not on
     ]

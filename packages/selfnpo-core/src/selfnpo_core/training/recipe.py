@@ -211,6 +211,11 @@ class Recipe(BaseModel):
     sample_guidance_scales: Annotated[tuple[Finite, ...], BeforeValidator(_listed)] = (5.0,)
     sample_steps: Positive = 25
     sample_seed: Count = 0
+    sample_tiling: bool | None = Field(
+        None,
+        description="decode sample grids tile by tile: less memory, slightly other pixels where tiles meet; null: clips "
+        "whose whole frames do not fit",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
