@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from selfnpo_core.adapters.attach import attach_weights
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.backbone import Aside
+from selfnpo_core.models.components import size_of
 from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.lengths import say_what_is_cut
@@ -31,6 +33,7 @@ from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.devices import best_device
+from selfnpo_core.training.simulation import held_by
 from selfnpo_image.base import ImageBase
 from selfnpo_image.drawing import Settings, draw, draw_latents
 from selfnpo_image.kinds import Kind, sizeless
@@ -44,6 +47,7 @@ from selfnpo_image.loading import (
     load_pipeline,
     local,
     make_scheduler,
+    sketched,
 )
 
 if TYPE_CHECKING:
@@ -118,7 +122,9 @@ class ImageBackbone:
         """What `_describe` asks of a pipeline, from configurations alone."""
         configs = known_configs(base)
         assert configs is not None, f"the configurations of {base.name} are not known"
-        self.base_hash = ""
+        self.base_hash, self._base = "", base
+        is_here = base.source.kind != "hub"
+        self._encoder_dtypes = encoder_dtypes(base, self.dtype) if is_here else dict.fromkeys(self.kind.text_encoders, self.dtype)
         network, scheduler = configs[f"{self.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
         on_hub, tokens = base.source.kind == "hub", clip_tokens(base)
         with META:
@@ -144,6 +150,7 @@ class ImageBackbone:
         self.size = rows, columns
         self._row_shapes = self._shapes_of_rows(pipe)
         self.bytes_per_prompt = sum(math.prod(shape) for shape in self._row_shapes) * self.dtype.itemsize
+        self._tokens = int(pipe.tokenizer.model_max_length)
         self._rest = None
         self._table: tuple[Tensor, ...] = ()
         self._row: dict[str, int] = {}
@@ -261,9 +268,7 @@ class ImageBackbone:
             pipe.vae.enable_tiling()
         pipe.register_modules(**{self.kind.denoiser: self.denoiser})
         height, width = self.size
-        settings = Settings(
-            guidance_scale=guidance_scale, steps=steps, height=height, width=width, batch_size=len(prompts)
-        )
+        settings = Settings(guidance_scale=guidance_scale, steps=steps, height=height, width=width)
         # A prepared network answers in float32, whatever its weights are; the pipeline hands that on to the VAE.
         cast_back = self.denoiser.register_forward_hook(lambda _module, _inputs, output: _cast(output, self.dtype))
         try:
@@ -274,6 +279,31 @@ class ImageBackbone:
             cast_back.remove()
             setattr(pipe, self.kind.denoiser, None)
             self._release()
+
+    decodes_apart = False
+    drawn_at_once = Settings.batch_size
+    upcasts_vae: ClassVar[bool] = False
+    """Whether the stock pipeline decodes in float32 with a VAE in float16 that says that it wants it."""
+
+    def encoding(self, on_gpu: bool) -> Aside:
+        found = [sketched(self._base, part, dtype) for part, dtype in self._encoder_dtypes.items()]
+        encoders = [(part, one) for part, one in zip(self._encoder_dtypes, found, strict=True) if one is not None]
+        work = [held_by([one], lambda one=one, part=part: self._read(one, part)) for part, one in encoders]
+        beside = 0 if on_gpu else self.decoding(on_gpu).weights
+        return Aside(weights=beside + sum(size_of(one) for _, one in encoders), work=max(work))
+
+    def _read(self, encoder: nn.Module, part: str) -> object:
+        tokens = self.kind.tokens.get(part, self._tokens)
+        return encoder(torch.zeros((1, tokens), dtype=torch.long), output_hidden_states=True)
+
+    def decoding(self, on_gpu: bool) -> Aside:
+        vae: Any = sketched(self._base, "vae", self.dtype)
+        if self.upcasts_vae and self.dtype == torch.float16 and vae.config.force_upcast:
+            vae = vae.float()
+        if self.tiling:
+            vae.enable_tiling()
+        x = (1, *self.latent_shape)
+        return Aside(weights=size_of(vae), work=held_by([vae], lambda: vae.decode(torch.empty(x, dtype=vae.dtype)).sample))
 
     def drawing_facts(self) -> Mapping[str, Any]:
         return {

@@ -16,7 +16,14 @@ from transformers import CLIPTokenizer
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.cached import check_cached
-from selfnpo_core.models.components import header_of, load_component, load_variants, wanted_files
+from selfnpo_core.models.components import (
+    component_class,
+    header_of,
+    load_component,
+    load_variants,
+    sketched_component,
+    wanted_files,
+)
 from selfnpo_core.models.headers import encoding_dtype, read_header
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
@@ -201,6 +208,21 @@ def load_encoders(base: ImageBase, dtypes: Mapping[str, torch.dtype]) -> dict[st
     with quiet(), one_line_errors(source):
         index = read_config(folder / "model_index.json", base.name)
         return {part: load_component(folder, index, part, variants.get(part), own) for part, own in dtypes.items()}
+
+
+def sketched(base: ImageBase, part: str, dtype: torch.dtype) -> torch.nn.Module | None:
+    """A component on the meta device, by configurations alone; `None` for one that the model comes without."""
+    source, kind = base.source, base.kind
+    if source.kind == "hub" or (source.kind == "file" and source.config is None):
+        configs: Configs = layout_of(kind).configs
+        index, config = configs["model_index.json"], configs[f"{part}/config.json"]
+    else:
+        folder = source.config or Path(source.location)
+        if part in kind.optional and not (folder / part).is_dir():
+            return None
+        index, config = (read_config(folder / name, base.name) for name in ("model_index.json", f"{part}/config.json"))
+    made, _ = component_class(Path(source.location), index, part)
+    return sketched_component(made, config, dtype)
 
 
 def _missing(folder: Path, kind: Kind) -> dict[str, None]:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from selfnpo_core.adapters.attach import attach_weights
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.backbone import has_numbers
+from selfnpo_core.models.backbone import Aside, has_numbers
+from selfnpo_core.models.components import size_of
 from selfnpo_core.models.embeddings import EmbeddingsCache, embedded
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.lengths import say_what_is_cut
@@ -36,6 +37,7 @@ from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.devices import best_device
 from selfnpo_core.system.memory import available
 from selfnpo_core.training.pictures import strip
+from selfnpo_core.training.simulation import held_by
 from selfnpo_video import loading, recipes
 from selfnpo_video.attention import use_attention
 from selfnpo_video.clips import Settings, frames_of, latent_clips
@@ -242,6 +244,25 @@ class CogVideoX:
         log.warning("out of memory while decoding %s: it and what follows is decoded tile by tile", name)
         self.tiling = True
         return self._decoded(pipe, latents, name)
+
+    decodes_apart = True
+    drawn_at_once = 1
+
+    def encoding(self, on_gpu: bool) -> Aside | None:
+        encoder = loading.sketched_encoder(self._base, self.dtype)
+        if encoder is None:
+            return None
+        tokens = (1, self.max_tokens)
+        return Aside(
+            weights=size_of(encoder), work=held_by([encoder], lambda: encoder(torch.zeros(tokens, dtype=torch.long)))
+        )
+
+    def decoding(self, on_gpu: bool) -> Aside:
+        """On a GPU by tiles, as it is where memory asks for it."""
+        tiling = on_gpu if self.tiling is None else self.tiling
+        kind = "cuda" if on_gpu else "cpu"
+        work = decoding_bytes(self._base, self.size, self.dtype, kind, tiling=tiling)
+        return Aside(weights=size_of(loading.sketched_vae(self._base, self.dtype)), work=work)
 
     def write_clip(self, path: Path, frames: Sequence[np.ndarray]) -> None:
         write_video(path, frames, fps=self.fps)

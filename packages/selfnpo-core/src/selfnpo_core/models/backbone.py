@@ -6,6 +6,7 @@ of embeddings, `NULL = -1` being the null prompt.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -190,6 +191,34 @@ class LoadingBackbone(Backbone, Protocol):
     @property
     def device(self) -> torch.device:
         """Where it calculates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aside:
+    """Bytes of what a family holds beside its denoiser at a time: weights, and what they calculate, at its peak."""
+
+    weights: int
+    work: int
+
+
+@runtime_checkable
+class StagedBackbone(Protocol):
+    """A family that tells what it will hold when it encodes and draws; also one on the meta device does."""
+
+    def encoding(self, on_gpu: bool) -> Aside | None:
+        """Of text encoders at one text, in the dtype that they are read in; without a GPU, of all that is held then
+        but the denoiser. `None` where their configurations are not known."""
+
+    def decoding(self, on_gpu: bool) -> Aside:
+        """Of the VAE at one sample of a grid, as it is decoded on this device."""
+
+    @property
+    def decodes_apart(self) -> bool:
+        """Whether the denoiser leaves the device before grids are decoded."""
+
+    @property
+    def drawn_at_once(self) -> int:
+        """Samples in one forward of `draw_latents` and `draw_samples`, at most."""
 
 
 @runtime_checkable

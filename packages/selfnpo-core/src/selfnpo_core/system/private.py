@@ -169,6 +169,11 @@ def block_facts(kind: type[nn.Module]) -> Any:
     return TransformerBlockRegistry.get(kind)
 
 
+def float32_parts(kind: Any) -> tuple[str, ...]:
+    """Names of the layers that transformers reads in float32 where a model of this class is read in float16."""
+    return tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
+
+
 def exact_layers(network: Any) -> list[str]:
     """Patterns of names of layers that diffusers' layerwise casting leaves as they are; a network only keeps them."""
     own = (network._keep_in_fp32_modules, network._skip_layerwise_casting_patterns)

@@ -6,13 +6,14 @@ checkpointing where the recipe has them. Kernels are the CPU's, types are those 
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from selfnpo_core.denoise import ddim_step
 from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.prediction import Estimate
 from selfnpo_core.system import private
@@ -115,6 +116,59 @@ def simulated_peak(backbone: Backbone, student: Student, recipe: Recipe, *, grad
             noised = noised.window(0, recipe.chunk_frames)
         private.backward_within_modes(update_loss(noised, denoisers, recipe))
         return held.peak
+
+
+def simulated_step(backbone: Backbone, student: Student, recipe: Recipe, *, on_gpu: bool) -> int:
+    """The most bytes that the teacher's step of a batch of a pool holds, its samples included."""
+    denoisers = Denoisers(backbone=backbone, weights=student, counter=RowCounter(), amp=AMP[recipe.mixed_precision])
+    teacher = make_teacher(recipe, denoisers.teacher)
+
+    def work(x: Tensor, t: Tensor, prompt: Tensor) -> object:
+        level = backbone.schedule.at(t, like=x)
+        return ddim_step(teacher.step(x, t, prompt), level)
+
+    return _forward_peak(backbone, _networks(backbone, student), recipe, recipe.batch_size, work, on_gpu=on_gpu)
+
+
+def simulated_draw(
+    backbone: Backbone, student: Student, recipe: Recipe, rows: int, *, on_gpu: bool, adapters: bool = True
+) -> int:
+    """The most bytes that a forward of the base holds, in which samples are drawn. adapters: a LoRA's are in use."""
+    amp = AMP[recipe.mixed_precision]
+    with student.role("student" if adapters and recipe.train == "lora" else "base"):
+
+        def work(x: Tensor, t: Tensor, prompt: Tensor) -> object:
+            with torch.autocast("cpu", dtype=amp, enabled=amp is not None):
+                return backbone.predict(x, t, prompt)
+
+        return _forward_peak(backbone, [backbone.denoiser], recipe, rows, work, on_gpu=on_gpu)
+
+
+def held_by(networks: Sequence[nn.Module], work: Callable[[], object]) -> int:
+    """The most bytes that a calculation of these networks, on the meta device or not, holds beside their weights."""
+    with private.fake_tensors(), replaced(networks, _empty) as weights, HeldBytes(weights) as held, torch.no_grad():
+        work()
+    return held.peak
+
+
+def _forward_peak(
+    backbone: Backbone,
+    networks: Sequence[nn.Module],
+    recipe: Recipe,
+    rows: int,
+    work: Callable[[Tensor, Tensor, Tensor], object],
+    *,
+    on_gpu: bool,
+) -> int:
+    at = float(backbone.schedule.grid(recipe.grid_steps)[0])
+    backbone.schedule.at(torch.tensor([at]), like=torch.empty(1))  # it keeps its tables, which must be real
+    with CudaAutocast() if on_gpu else nullcontext():
+        return held_by(
+            networks,
+            lambda: work(
+                torch.empty((rows, *backbone.latent_shape)), torch.full((rows,), at), torch.zeros(rows, dtype=torch.long)
+            ),
+        )
 
 
 def _networks(backbone: Backbone, student: Student) -> list[nn.Module]:
