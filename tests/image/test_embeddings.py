@@ -161,7 +161,9 @@ def test_encoders_are_read_in_the_16_bits_that_they_were_stored_in(
 
 def test_a_single_files_encoder_too(folder: Path, tmp_path: Path) -> None:
     file, weights = tmp_path / "tiny.safetensors", single_file(sd15())
-    own = {n: t.half() if n.startswith("cond_stage_model.") and t.is_floating_point() else t for n, t in weights.items()}
+    own = {
+        n: t.half() if n.startswith("cond_stage_model.") and t.is_floating_point() else t for n, t in weights.items()
+    }
     save_file(own, file)
     backbone = SD15(find_base(str(file), folder), device="cpu")
     assert backbone._pipeline(encoders=True).text_encoder.dtype == torch.float16

@@ -144,7 +144,12 @@ def drawn_clips(folder, monkeypatch, free, tiling=None):
 def test_a_grid_is_decoded_by_tiles_where_whole_frames_do_not_fit(small, monkeypatch):
     base = find_base(str(small))
     whole = decoding_bytes(base, SIZE, torch.float32, "cpu", tiling=False)
-    for free, tiling, tiled in ((whole, None, False), (whole - 1, None, True), (whole - 1, False, False), (whole, True, True)):
+    for free, tiling, tiled in (
+        (whole, None, False),
+        (whole - 1, None, True),
+        (whole - 1, False, False),
+        (whole, True, True),
+    ):
         with monkeypatch.context() as patch:
             clips, seen = drawn_clips(small, patch, free, tiling)
         assert seen == [tiled, tiled]

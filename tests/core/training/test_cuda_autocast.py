@@ -47,7 +47,11 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "pow": lambda x: torch.pow(x, 2),
 }
 """A call of each name that is not a tensor's method without arguments."""
-UNASKED = {"cdist", "cosine_embedding_loss", "cross_entropy", "multi_margin_loss"} | {"multilabel_margin_loss", "nll_loss", "pdist"}
+UNASKED = {"cdist", "cosine_embedding_loss", "cross_entropy", "multi_margin_loss"} | {
+    "multilabel_margin_loss",
+    "nll_loss",
+    "pdist",
+}
 """Of which torch's kernels for CUDA do not answer without CUDA."""
 OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "area": lambda x: functional.interpolate(x, scale_factor=2.0, mode="area"),

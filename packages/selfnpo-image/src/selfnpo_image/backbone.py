@@ -124,7 +124,9 @@ class ImageBackbone:
         assert configs is not None, f"the configurations of {base.name} are not known"
         self.base_hash, self._base = "", base
         is_here = base.source.kind != "hub"
-        self._encoder_dtypes = encoder_dtypes(base, self.dtype) if is_here else dict.fromkeys(self.kind.text_encoders, self.dtype)
+        self._encoder_dtypes = (
+            encoder_dtypes(base, self.dtype) if is_here else dict.fromkeys(self.kind.text_encoders, self.dtype)
+        )
         network, scheduler = configs[f"{self.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
         on_hub, tokens = base.source.kind == "hub", clip_tokens(base)
         with META:
@@ -303,7 +305,9 @@ class ImageBackbone:
         if self.tiling:
             vae.enable_tiling()
         x = (1, *self.latent_shape)
-        return Aside(weights=size_of(vae), work=held_by([vae], lambda: vae.decode(torch.empty(x, dtype=vae.dtype)).sample))
+        return Aside(
+            weights=size_of(vae), work=held_by([vae], lambda: vae.decode(torch.empty(x, dtype=vae.dtype)).sample)
+        )
 
     def drawing_facts(self) -> Mapping[str, Any]:
         return {

@@ -139,7 +139,12 @@ def text_encoder(
 
     weights = [folder / name for name in base.weights["text_encoder"].files]
     files = {path.name: path for path in (*sorted(folder.glob("*.json")), *weights)}
-    facts = {"dtype": str(dtype), "encoder": str(own), "max_tokens": max_tokens, "tokenizer": tokenizer_facts(tokenizer)}
+    facts = {
+        "dtype": str(dtype),
+        "encoder": str(own),
+        "max_tokens": max_tokens,
+        "tokenizer": tokenizer_facts(tokenizer),
+    }
     return Encoder(load=load, files={**files, "code": Path(__file__)}, facts=facts, device=device)
 
 

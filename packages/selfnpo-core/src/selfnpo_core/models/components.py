@@ -143,7 +143,7 @@ def sketched_component(kind: Any, config: Mapping[str, Any], dtype: torch.dtype)
     of_transformers = issubclass(kind, transformers.PreTrainedModel)
     with torch.device("meta"):
         made: torch.nn.Module = kind(kind.config_class(**config)) if of_transformers else kind.from_config(dict(config))
-    made = made.to(dtype).eval()
+    torch.nn.Module.to(made.eval(), dtype)  # diffusers' own warns of what is kept below
     kept = private.float32_parts(kind) if of_transformers and dtype == torch.float16 else ()
     for name, module in made.named_modules():
         if name.rpartition(".")[2] in kept:

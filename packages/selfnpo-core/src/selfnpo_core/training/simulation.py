@@ -166,7 +166,9 @@ def _forward_peak(
         return held_by(
             networks,
             lambda: work(
-                torch.empty((rows, *backbone.latent_shape)), torch.full((rows,), at), torch.zeros(rows, dtype=torch.long)
+                torch.empty((rows, *backbone.latent_shape)),
+                torch.full((rows,), at),
+                torch.zeros(rows, dtype=torch.long),
             ),
         )
 

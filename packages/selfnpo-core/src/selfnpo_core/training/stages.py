@@ -152,12 +152,14 @@ def save(run: Planned) -> Stage:
     largest, count = max(w.numel() for w in weights), sum(w.numel() for w in weights)
     full, split = recipe.train == "full", recipe.engine in ("zero3", "fsdp2")
     at_once = (10 if full else 0) + (4 if split else 0)  # a difference in float32, its copy in 16 bits, the base's
-    optimizer = sum(part.bytes for part in run.held if part.name.startswith("optimizer"))
+    copies = (10 if full else 8) * count  # student and teacher, and of full weights their difference to the base
+    if run.on_gpu:
+        copies += sum(part.bytes for part in run.held if part.name.startswith("optimizer"))
     parts = (
         *run.held,
         *run.rest,
         Part(name="the largest weight", bytes=at_once * largest),
-        Part(name="copies for a checkpoint", bytes=8 * count + optimizer, on_device=not run.on_gpu),
+        Part(name="copies for a checkpoint", bytes=copies, on_device=not run.on_gpu),
     )
     return Stage(name="save", parts=parts)
 
