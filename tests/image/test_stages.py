@@ -12,8 +12,15 @@ from selfnpo_image.sd15 import SD15
 
 PROMPTS = ["a red fox", "a blue boat", "a car", "a tree"]
 SMALL = {
-    **{"steps": 9, "batch_size": 8, "pool_size": 24, "grid_steps": 3, "rank": 8, "trackers": [], "device": "cpu"},
-    **{"sample_every": 2, "samples_cache": None},
+    "steps": 9,
+    "batch_size": 8,
+    "pool_size": 24,
+    "grid_steps": 3,
+    "rank": 8,
+    "trackers": [],
+    "device": "cpu",
+    "sample_every": 2,
+    "samples_cache": None,
 }
 FINISHED = {"rollout": "samples", "loss": "denoising", "samples": 8}
 

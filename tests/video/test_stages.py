@@ -13,8 +13,15 @@ from selfnpo_video.families import find_base
 
 PROMPTS = ["a red circle moves left", "a blue square grows", "a ring", "a star"]
 SMALL = {
-    **{"steps": 9, "batch_size": 8, "pool_size": 24, "grid_steps": 3, "rank": 8, "trackers": [], "device": "cpu"},
-    **{"sample_every": 2, "samples_cache": None},
+    "steps": 9,
+    "batch_size": 8,
+    "pool_size": 24,
+    "grid_steps": 3,
+    "rank": 8,
+    "trackers": [],
+    "device": "cpu",
+    "sample_every": 2,
+    "samples_cache": None,
 }
 FINISHED = {"rollout": "samples", "loss": "denoising", "samples": 8}
 GIB = 1 << 30

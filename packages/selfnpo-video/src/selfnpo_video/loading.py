@@ -149,8 +149,14 @@ def text_encoder(
 
 
 T5_XXL = {
-    **{"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128},
-    **{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
 }
 """Of the known models' text encoder, T5 1.1's largest: 4,762,310,656 parameters."""
 
