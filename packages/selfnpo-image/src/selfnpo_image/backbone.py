@@ -10,6 +10,7 @@ import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -290,7 +291,7 @@ class ImageBackbone:
     def encoding(self, on_gpu: bool) -> Aside:
         found = [sketched(self._base, part, dtype) for part, dtype in self._encoder_dtypes.items()]
         encoders = [(part, one) for part, one in zip(self._encoder_dtypes, found, strict=True) if one is not None]
-        work = [held_by([one], lambda one=one, part=part: self._read(one, part)) for part, one in encoders]
+        work = [held_by([one], partial(self._read, one, part)) for part, one in encoders]
         beside = 0 if on_gpu else self.decoding(on_gpu).weights
         return Aside(weights=beside + sum(size_of(one) for _, one in encoders), work=max(work))
 

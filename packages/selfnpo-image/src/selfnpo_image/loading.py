@@ -200,7 +200,7 @@ def encoder_dtypes(base: ImageBase, dtype: torch.dtype) -> dict[str, torch.dtype
 
 
 def load_encoders(base: ImageBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
-    """The text encoders of a local folder, each in its own dtype. Of a single file none: they come with the pipeline."""
+    """The text encoders of a local folder, each in its own dtype. A single file's come with the pipeline."""
     source = base.source
     if source.kind == "file":
         return {}

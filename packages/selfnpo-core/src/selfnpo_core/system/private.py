@@ -53,7 +53,7 @@ def backward_within_modes(loss: Tensor) -> None:
 
     torch's own two ways to it are functions that such modes see, and it leaves a mode while that sees a function.
     """
-    engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    engine: Any = torch.autograd.Variable._execution_engine
     once = {"allow_unreachable": True, "accumulate_grad": True}
     engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), **once)
 

@@ -178,8 +178,8 @@ class Recipe(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="auto: an accelerator where there is one; cuda: refused where there is none, but by --dry-run, which "
-        "says what a GPU would hold",
+        description="auto: an accelerator where there is one; cuda: refused where there is none, but by --dry-run, "
+        "which says what a GPU would hold",
     )
     attention: str = Field("auto", description="attention implementation, a name the family knows")
 
@@ -213,8 +213,8 @@ class Recipe(BaseModel):
     sample_seed: Count = 0
     sample_tiling: bool | None = Field(
         None,
-        description="decode sample grids tile by tile: less memory, slightly other pixels where tiles meet; null: clips "
-        "whose whole frames do not fit",
+        description="decode sample grids tile by tile: less memory, slightly other pixels where tiles meet; null: "
+        "clips whose whole frames do not fit",
     )
 
     @model_validator(mode="after")
