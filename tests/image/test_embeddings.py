@@ -143,6 +143,42 @@ def test_a_single_file_is_known_again(
     assert same(table(backbone(), cache), plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoders_are_read_in_the_16_bits_that_they_were_stored_in(
+    model: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Whatever the denoiser is trained in; here the last one was stored in 16 bits, and others in 32."""
+    copy = shutil.copytree(model, tmp_path / model.name)
+    *others, last = FAMILIES[model.name].kind.text_encoders
+    (file,) = (copy / last).glob("*.safetensors")
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    backbone = made(copy, dtype=dtype)
+    pipe = backbone._pipeline(encoders=True)
+    assert getattr(pipe, last).dtype == torch.float16
+    assert all(getattr(pipe, part).dtype == dtype for part in others)
+    assert all(part.dtype == dtype for part in table(backbone))
+
+
+def test_a_single_files_encoder_too(folder: Path, tmp_path: Path) -> None:
+    file, weights = tmp_path / "tiny.safetensors", single_file(sd15())
+    own = {
+        n: t.half() if n.startswith("cond_stage_model.") and t.is_floating_point() else t for n, t in weights.items()
+    }
+    save_file(own, file)
+    backbone = SD15(find_base(str(file), folder), device="cpu")
+    assert backbone._pipeline(encoders=True).text_encoder.dtype == torch.float16
+    assert table(backbone)[0].dtype == torch.float32
+
+
+def test_grids_are_drawn_without_a_text_encoder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are of prompts in the table; T5 would not fit beside what is trained."""
+    backbone = made(model)
+    table(backbone)
+    no_encoder_is_read(monkeypatch)
+    drawn = backbone.draw_samples(PROMPTS[:2], [3, 4], guidance_scale=4.0, steps=2, negative=None)
+    assert [picture.size for picture in drawn] == [backbone.size[::-1]] * 2
+
+
 def test_a_cut_text_encoder_is_named_before_training(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "cut")
     (file,) = (copy / "text_encoder").glob("*.safetensors")

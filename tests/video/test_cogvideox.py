@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -11,9 +12,11 @@ from selfnpo_core.guidance import NULL, guide
 from selfnpo_core.models.backbone import SamplingBackbone, has_numbers
 from selfnpo_core.prediction import to_estimate
 from selfnpo_core.schedule import CLEAN
+from selfnpo_video import cogvideox
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.families import find_base
 from selfnpo_video.loading import load_pipeline
+from selfnpo_video.memory import decoding_bytes
 from selfnpo_video.shapes import ClipSize
 
 SIZE = ClipSize(frames=9, height=64, width=64)
@@ -124,3 +127,48 @@ def test_positions_of_a_simulation_are_not_kept(folder):
     assert (kept is None) == (made is None)
     if kept is not None:
         assert all(has_numbers(part) for part in kept)
+
+
+def drawn_clips(folder, monkeypatch, free, tiling=None):
+    """Two clips of a run's grid, and whether the VAE decoded each of them tile by tile."""
+    backbone = CogVideoX(find_base(str(folder)), frames=9, height=64, width=64, device="cpu", tiling=tiling)
+    backbone.embed(PROMPTS)
+    seen, decode = [], cogvideox.frames_of
+    monkeypatch.setattr(cogvideox, "available", lambda _: free)
+    monkeypatch.setattr(
+        cogvideox, "frames_of", lambda pipe, *a, **k: seen.append(pipe.vae.use_tiling) or decode(pipe, *a, **k)
+    )
+    return backbone.draw_clips(PROMPTS, [3, 4], guidance_scale=2.0, steps=2, negative=None), seen
+
+
+def test_a_grid_is_decoded_by_tiles_where_whole_frames_do_not_fit(small, monkeypatch):
+    base = find_base(str(small))
+    whole = decoding_bytes(base, SIZE, torch.float32, "cpu", tiling=False)
+    for free, tiling, tiled in (
+        (whole, None, False),
+        (whole - 1, None, True),
+        (whole - 1, False, False),
+        (whole, True, True),
+    ):
+        with monkeypatch.context() as patch:
+            clips, seen = drawn_clips(small, patch, free, tiling)
+        assert seen == [tiled, tiled]
+        assert [clip.shape for clip in clips] == [(9, 64, 64, 3)] * 2
+
+
+def test_a_grid_that_runs_out_of_memory_is_decoded_again_by_tiles(small, monkeypatch):
+    """The guess was wrong: the clip is decoded again from its latents, and the next one by tiles at once."""
+    decode = cogvideox.frames_of
+
+    def scarce(pipe, *args, **named):
+        if not pipe.vae.use_tiling:
+            raise torch.OutOfMemoryError("no room")
+        return decode(pipe, *args, **named)
+
+    monkeypatch.setattr(cogvideox, "frames_of", scarce)
+    clips, seen = drawn_clips(small, monkeypatch, free=1 << 60)
+    assert seen == [False, True, True]
+    assert all(clip.std() > 0 for clip in clips)
+    monkeypatch.setattr(cogvideox, "frames_of", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        drawn_clips(small, monkeypatch, free=1 << 60, tiling=False)

@@ -83,6 +83,22 @@ def test_what_encodes_is_told_apart(small: Path, cache: EmbeddingsCache, tmp_pat
     assert encoders(cache) == 5
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_t5_is_read_in_the_16_bits_that_it_was_stored_in(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    """Whatever the transformer is trained in; what was stored wider, in the transformer's."""
+    model = shutil.copytree(small, tmp_path / "model")
+    (file,) = (model / "text_encoder").glob("*.safetensors")
+    save_file({name: tensor.to(stored) for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    read, load = [], T5EncoderModel.from_pretrained
+    monkeypatch.setattr(T5EncoderModel, "from_pretrained", lambda *a, **k: read.append(load(*a, **k)) or read[-1])
+    assert table(model, dtype=dtype).dtype == dtype
+    (encoder,) = read
+    assert encoder.shared.weight.dtype == (dtype if stored == torch.float32 else stored)
+
+
 def test_a_run_is_the_same_with_and_without(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"steps": 2, "batch_size": 2, "pool_size": 6, "grid_steps": 3, "rank": 2, "trackers": [], "device": "cpu"}
     found = []

@@ -6,6 +6,7 @@ prints one JSON line: what it met in each of the ways to do so.
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,12 +75,21 @@ def main() -> None:
         except (MemoryError, RunError) as error:
             return {"error": f"{type(error).__name__}: {error}"}
 
+    def on_two_nodes(cache: str) -> dict[str, Any]:
+        """As a launcher has it that has started the first two on one machine, and the third on another."""
+        os.environ["LOCAL_RANK"] = "010"[rank]
+        answer = fill(cache, TEXTS)
+        del os.environ["LOCAL_RANK"]
+        return answer
+
     ways: dict[str, Callable[[], dict[str, Any]]] = {
         "empty": lambda: fill("shared", TEXTS),
         "full": lambda: fill("shared", TEXTS),
         "one more": lambda: fill("shared", [*TEXTS, "one more"]),
         "a folder each": lambda: fill(f"own-{rank}", TEXTS),
         "two machines": lambda: fill(f"machine-{rank // 2}", TEXTS),
+        "one process a node": lambda: on_two_nodes("nodes"),
+        "one process a node, a folder each": lambda: on_two_nodes(f"node-{rank // 2}"),
         "another encoder each": lambda: fill("shared", TEXTS, number=rank),
         "failing": failing,
         "after a failure": lambda: fill("failing", TEXTS),

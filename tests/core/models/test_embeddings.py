@@ -317,6 +317,15 @@ def test_processes_of_one_machine_share_what_the_others_cannot_give(shared: dict
     assert Counter(one["encoded"] + two["encoded"]) == Counter(alone["encoded"]) == Counter(TEXTS)
 
 
+def test_one_process_a_node_reads_the_encoder(shared: dict[str, list[dict[str, Any]]]) -> None:
+    """Text encoders are large; the other processes of its machine have the rows from the folder."""
+    nodes, apart = shared["one process a node"], shared["one process a node, a folder each"]
+    assert all(each["same"] for each in (*nodes, *apart))
+    assert [each["loads"] for each in nodes] == [each["loads"] for each in apart] == [1, 0, 1]
+    assert Counter(text for each in nodes for text in each["encoded"]) == Counter(TEXTS)
+    assert Counter(apart[0]["encoded"]) == Counter(apart[2]["encoded"]) == Counter(TEXTS)
+
+
 def test_an_error_in_one_process_ends_all(shared: dict[str, list[dict[str, Any]]]) -> None:
     assert [each["error"] for each in shared["failing"]] == [
         "MemoryError: no room",

@@ -10,6 +10,7 @@ import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 from selfnpo_core.adapters.attach import attach_weights
 from selfnpo_core.errors import InputError
+from selfnpo_core.models.backbone import Aside
+from selfnpo_core.models.components import size_of
 from selfnpo_core.models.embeddings import EmbeddingsCache, Encode, Encoder, embedded, tokenizer_facts
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.lengths import say_what_is_cut
@@ -31,17 +34,21 @@ from selfnpo_core.models.storage import compute_dtype
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.devices import best_device
+from selfnpo_core.training.simulation import held_by
 from selfnpo_image.base import ImageBase
 from selfnpo_image.drawing import Settings, draw, draw_latents
 from selfnpo_image.kinds import Kind, sizeless
 from selfnpo_image.loading import (
     check_scheduler,
     clip_tokens,
+    encoder_dtypes,
     encoder_files,
     known_configs,
+    load_encoders,
     load_pipeline,
     local,
     make_scheduler,
+    sketched,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ class ImageBackbone:
     """A model as the training engine sees it (`selfnpo_core.models.backbone.Backbone`).
 
     height, width: of the pictures, in pixels; None is what the model was made for. On the meta device it is made by its
-    configurations alone, without weights: see `sketch`.
+    configurations alone, without weights: see `sketch`. tiling: whether `draw_samples` decodes tile by tile.
     Raises `InputError` for a base of another family.
     """
 
@@ -76,7 +83,9 @@ class ImageBackbone:
         width: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "auto",
+        tiling: bool = False,
     ):
+        self.tiling = tiling
         base.must_be(self.kind)
         self.name, self.dtype = base.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
@@ -100,6 +109,7 @@ class ImageBackbone:
         """The pipeline without text encoders. The base's hash is taken before any cast."""
         self._base = local(base)
         self._encoder_files = encoder_files(self._base)
+        self._encoder_dtypes = encoder_dtypes(self._base, self.dtype)
         unread: dict[str, Any] = dict.fromkeys(self.kind.text_encoders)
         pipe = load_pipeline(self._base, **unread)
         self.base_hash = weights_hash(getattr(pipe, self.kind.denoiser))
@@ -113,7 +123,11 @@ class ImageBackbone:
         """What `_describe` asks of a pipeline, from configurations alone."""
         configs = known_configs(base)
         assert configs is not None, f"the configurations of {base.name} are not known"
-        self.base_hash = ""
+        self.base_hash, self._base = "", base
+        is_here = base.source.kind != "hub"
+        self._encoder_dtypes = (
+            encoder_dtypes(base, self.dtype) if is_here else dict.fromkeys(self.kind.text_encoders, self.dtype)
+        )
         network, scheduler = configs[f"{self.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
         on_hub, tokens = base.source.kind == "hub", clip_tokens(base)
         with META:
@@ -139,6 +153,7 @@ class ImageBackbone:
         self.size = rows, columns
         self._row_shapes = self._shapes_of_rows(pipe)
         self.bytes_per_prompt = sum(math.prod(shape) for shape in self._row_shapes) * self.dtype.itemsize
+        self._tokens = int(pipe.tokenizer.model_max_length)
         self._rest = None
         self._table: tuple[Tensor, ...] = ()
         self._row: dict[str, int] = {}
@@ -190,6 +205,7 @@ class ImageBackbone:
             facts={
                 "family": self.family,
                 "dtype": str(self.dtype),
+                "encoders": {part: str(dtype) for part, dtype in self._encoder_dtypes.items()},
                 "tokenizers": [one and tokenizer_facts(one) for one in tokenizers],
                 "settings": {key: value for key, value in pipe.config.items() if isinstance(value, bool | int | float)},
             },
@@ -245,26 +261,54 @@ class ImageBackbone:
         steps: int,
         negative: NegativeWeights,
     ) -> Sequence[Image]:
-        """One picture a prompt by the stock pipeline, with the negative weights on its negative branch."""
+        """One picture a prompt by the stock pipeline, told what the table says, with the negative weights on its
+        negative branch. No text encoder is read."""
         device = next(self.denoiser.parameters()).device
-        pipe = self._pipeline(encoders=True)
-        for part in (*self.kind.text_encoders, "vae"):
-            if (module := getattr(pipe, part)) is not None:
-                module.to(device)
+        pipe = self._pipeline(encoders=False)
+        pipe.vae.to(device)
+        pipe.vae.enable_slicing()  # one picture at a time
+        if self.tiling:
+            pipe.vae.enable_tiling()
         pipe.register_modules(**{self.kind.denoiser: self.denoiser})
         height, width = self.size
-        settings = Settings(
-            guidance_scale=guidance_scale, steps=steps, height=height, width=width, batch_size=len(prompts)
-        )
+        settings = Settings(guidance_scale=guidance_scale, steps=steps, height=height, width=width)
         # A prepared network answers in float32, whatever its weights are; the pipeline hands that on to the VAE.
         cast_back = self.denoiser.register_forward_hook(lambda _module, _inputs, output: _cast(output, self.dtype))
         try:
             with attach_weights(pipe, negative):
-                return [picture for _, picture in draw(pipe, prompts, seeds, settings)]
+                drawn = draw(pipe, prompts, seeds, settings, embeddings=self._embeddings(prompts, device))
+                return [picture for _, picture in drawn]
         finally:
             cast_back.remove()
             setattr(pipe, self.kind.denoiser, None)
             self._release()
+
+    decodes_apart = False
+    drawn_at_once = Settings.batch_size
+    upcasts_vae: ClassVar[bool] = False
+    """Whether the stock pipeline decodes in float32 with a VAE in float16 that says that it wants it."""
+
+    def encoding(self, on_gpu: bool) -> Aside:
+        found = [sketched(self._base, part, dtype) for part, dtype in self._encoder_dtypes.items()]
+        encoders = [(part, one) for part, one in zip(self._encoder_dtypes, found, strict=True) if one is not None]
+        work = [held_by([one], partial(self._read, one, part)) for part, one in encoders]
+        beside = 0 if on_gpu else self.decoding(on_gpu).weights
+        return Aside(weights=beside + sum(size_of(one) for _, one in encoders), work=max(work))
+
+    def _read(self, encoder: nn.Module, part: str) -> object:
+        tokens = self.kind.tokens.get(part, self._tokens)
+        return encoder(torch.zeros((1, tokens), dtype=torch.long), output_hidden_states=True)
+
+    def decoding(self, on_gpu: bool) -> Aside:
+        vae: Any = sketched(self._base, "vae", self.dtype)
+        if self.upcasts_vae and self.dtype == torch.float16 and vae.config.force_upcast:
+            vae = vae.float()
+        if self.tiling:
+            vae.enable_tiling()
+        x = (1, *self.latent_shape)
+        return Aside(
+            weights=size_of(vae), work=held_by([vae], lambda: vae.decode(torch.empty(x, dtype=vae.dtype)).sample)
+        )
 
     def drawing_facts(self) -> Mapping[str, Any]:
         return {
@@ -289,28 +333,40 @@ class ImageBackbone:
         device = next(self.denoiser.parameters()).device
         pipe.vae.to(device)  # a pipeline is where its first part is
         pipe.register_modules(**{self.kind.denoiser: self.denoiser})
-        rows = [*(self._row[prompt] for prompt in prompts), -1]
-        embeddings = {name: part[rows].to(device) for name, part in zip(EMBEDDINGS, self._table, strict=False)}
         settings = Settings(guidance_scale=guidance_scale, steps=steps, height=height, width=width)
         try:
             with attach_weights(pipe, negative, beta):
-                return draw_latents(pipe, embeddings, seeds, settings)
+                return draw_latents(pipe, self._embeddings(prompts, device), seeds, settings)
         finally:
             setattr(pipe, self.kind.denoiser, None)
             self._release()
+
+    def _embeddings(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """(N + 1, …) of the prompts and the null prompt, by the stock pipeline's argument."""
+        rows = [*(self._row[prompt] for prompt in prompts), -1]
+        return {name: part[rows].to(device) for name, part in zip(EMBEDDINGS, self._table, strict=False)}
 
     def save_lora(self, directory: Path, adapter: str) -> None:
         """By the stock saver. Raw PEFT keys: the converter to diffusers' own loses the layers outside attention."""
         save_lora(self.kind, self.denoiser, directory, adapter)
 
     def _pipeline(self, *, encoders: bool) -> Any:
-        """The pipeline without its denoiser, with or without text encoders: what is held, the rest read anew."""
+        """The pipeline without its denoiser, with or without text encoders: what is held, the rest read anew.
+
+        Encoders are in the 16 bits that they were stored in, if they were, whatever the denoiser's dtype is.
+        """
         if self._rest is None or (encoders and not self.text_encoder_on_device):
             held = {} if self._rest is None else self._rest.components
             given = {} if encoders else dict.fromkeys(self.kind.text_encoders)
             given |= {name: part for name, part in held.items() if part is not None}
             given[self.kind.denoiser] = self.denoiser
+            if encoders:
+                given |= load_encoders(self._base, self._encoder_dtypes)
             pipe = load_pipeline(self._base, dtype=self.dtype, **given)
+            for part, dtype in self._encoder_dtypes.items() if encoders else ():
+                encoder = getattr(pipe, part)
+                if encoder.dtype != dtype:  # a single file's came with the pipeline
+                    encoder.to(dtype)
             setattr(pipe, self.kind.denoiser, None)
             self._rest = pipe
         return self._rest

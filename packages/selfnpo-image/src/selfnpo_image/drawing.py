@@ -25,16 +25,29 @@ class Settings(job.Settings):
 
 
 @torch.no_grad()
-def draw(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Iterator[tuple[int, Image]]:
-    """Index and picture, in order. The pipeline is called as it is, a batch at a time."""
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    *,
+    embeddings: Mapping[str, Tensor] | None = None,
+) -> Iterator[tuple[int, Image]]:
+    """Index and picture, in order. The pipeline is called as it is, a batch at a time.
+
+    embeddings: as for `draw_latents`, for a pipeline without text encoders.
+    """
     pipe.set_progress_bar_config(disable=True)
     height, width = _sides(pipe, settings)
     for start in range(0, len(prompts), settings.batch_size):
-        part = slice(start, start + settings.batch_size)
+        part = slice(start, min(start + settings.batch_size, len(prompts)))
         texts, negative_prompt = list(prompts[part]), settings.negative_prompt
+        told: Mapping[str, Any] = {
+            "prompt": texts,
+            "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(texts),
+        }
         output = pipe(
-            texts,
-            negative_prompt=None if negative_prompt is None else [negative_prompt] * len(texts),
+            **(told if embeddings is None else _told(embeddings, part)),
             height=height,
             width=width,
             num_inference_steps=settings.steps,
@@ -57,11 +70,8 @@ def draw_latents(pipe: Any, embeddings: Mapping[str, Tensor], seeds: Sequence[in
     made = []
     for start in range(0, len(seeds), settings.batch_size):
         part = slice(start, min(start + settings.batch_size, len(seeds)))
-        told: dict[str, Tensor] = {}
-        for name, rows in embeddings.items():
-            told |= {name: rows[part], f"negative_{name}": rows[-1:].expand_as(rows[part])}
         latents = pipe(
-            **told,
+            **_told(embeddings, part),
             height=settings.height,
             width=settings.width,
             num_inference_steps=settings.steps,
@@ -71,6 +81,14 @@ def draw_latents(pipe: Any, embeddings: Mapping[str, Tensor], seeds: Sequence[in
         ).images
         made.append(latents.float().cpu())
     return torch.cat(made)
+
+
+def _told(embeddings: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
+    """A pipeline's arguments for both branches of some prompts."""
+    told: dict[str, Tensor] = {}
+    for name, rows in embeddings.items():
+        told |= {name: rows[part], f"negative_{name}": rows[-1:].expand_as(rows[part])}
+    return told
 
 
 def _sides(pipe: Any, settings: Settings) -> tuple[int | None, int | None]:

@@ -93,13 +93,13 @@ class ImageFamily(Family["ImageBase", "Job"]):
 
         _refuse_frames(base, recipe)
         made = FAMILIES[base.family]
-        return made(base, height=recipe.height, width=recipe.width, dtype=dtype, device=device)
+        return made(base, **_options(recipe), dtype=dtype, device=device)
 
     def sketch(self, base: ImageBase, recipe: Recipe, dtype: torch.dtype) -> ImageBackbone | None:
         from selfnpo_image.families import FAMILIES
 
         _refuse_frames(base, recipe)
-        return FAMILIES[base.family].sketch(base, height=recipe.height, width=recipe.width, dtype=dtype)
+        return FAMILIES[base.family].sketch(base, **_options(recipe), dtype=dtype)
 
     def plan(self, options: Options) -> Job:
         from selfnpo_image import sampling
@@ -135,6 +135,11 @@ class ImageFamily(Family["ImageBase", "Job"]):
         from selfnpo_image import kohya
 
         return kohya.files(lora, npo, base, beta, scale, file)
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe tells a backbone."""
+    return {"height": recipe.height, "width": recipe.width, "tiling": bool(recipe.sample_tiling)}
 
 
 def _refuse_frames(base: ImageBase, recipe: Recipe) -> None:

@@ -16,8 +16,15 @@ from transformers import CLIPTokenizer
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.cached import check_cached
-from selfnpo_core.models.components import load_variants, wanted_files
-from selfnpo_core.models.headers import read_header
+from selfnpo_core.models.components import (
+    component_class,
+    header_of,
+    load_component,
+    load_variants,
+    sketched_component,
+    wanted_files,
+)
+from selfnpo_core.models.headers import encoding_dtype, read_header
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
 from selfnpo_core.models.stated import check_agree, settled, stated_in
@@ -178,6 +185,44 @@ def encoder_files(base: ImageBase) -> dict[str, Path]:
                 read_header(path)
             files += [*sorted((folder / part).glob("*.json")), *weights]
     return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def encoder_dtypes(base: ImageBase, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Of a local model's text encoders: the 16 bits that each was stored in, if it was, else `dtype`."""
+    source, kind = base.source, base.kind
+    if source.kind == "file":
+        others = ("model.diffusion_model.", "first_stage_model.")
+        own = {name: found for name, found in base.header.dtypes.items() if not name.startswith(others)}
+        return dict.fromkeys(kind.text_encoders, encoding_dtype(own, dtype))
+    found = {part: base.weights[part] for part in kind.text_encoders if part in base.weights}
+    folder = Path(source.location)
+    return {part: encoding_dtype(header_of(folder / part, some).dtypes, dtype) for part, some in found.items()}
+
+
+def load_encoders(base: ImageBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """The text encoders of a local folder, each in its own dtype. A single file's come with the pipeline."""
+    source = base.source
+    if source.kind == "file":
+        return {}
+    folder, variants = Path(source.location), base.variants
+    with quiet(), one_line_errors(source):
+        index = read_config(folder / "model_index.json", base.name)
+        return {part: load_component(folder, index, part, variants.get(part), own) for part, own in dtypes.items()}
+
+
+def sketched(base: ImageBase, part: str, dtype: torch.dtype) -> torch.nn.Module | None:
+    """A component on the meta device, by configurations alone; `None` for one that the model comes without."""
+    source, kind = base.source, base.kind
+    if source.kind == "hub" or (source.kind == "file" and source.config is None):
+        configs: Configs = layout_of(kind).configs
+        index, config = configs["model_index.json"], configs[f"{part}/config.json"]
+    else:
+        folder = source.config or Path(source.location)
+        if part in kind.optional and not (folder / part).is_dir():
+            return None
+        index, config = (read_config(folder / name, base.name) for name in ("model_index.json", f"{part}/config.json"))
+    made, _ = component_class(Path(source.location), index, part)
+    return sketched_component(made, config, dtype)
 
 
 def _missing(folder: Path, kind: Kind) -> dict[str, None]:

@@ -51,6 +51,7 @@ class SDXL(ImageBackbone):
         kohya=KohyaForm(first_release=True, side=1024),
     )
     lora_targets = UNET_TARGETS
+    upcasts_vae = True
 
     def _encode(self, pipe: Any, texts: Sequence[str]) -> tuple[Tensor, ...]:
         tokens, _, pooled, _ = pipe.encode_prompt(list(texts), device=self.device, do_classifier_free_guidance=False)

@@ -5,6 +5,7 @@ an SNR shift and zero terminal SNR, which the checkpoint's own scheduler configu
 never on the device together: T5-XXL is the larger one.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from selfnpo_core.adapters.attach import attach_weights
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.backbone import has_numbers
+from selfnpo_core.models.backbone import Aside, has_numbers
+from selfnpo_core.models.components import size_of
 from selfnpo_core.models.embeddings import EmbeddingsCache, embedded
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.models.lengths import say_what_is_cut
@@ -33,11 +35,14 @@ from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_core.system import private
 from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.devices import best_device
+from selfnpo_core.system.memory import available
 from selfnpo_core.training.pictures import strip
+from selfnpo_core.training.simulation import held_by
 from selfnpo_video import loading, recipes
 from selfnpo_video.attention import use_attention
 from selfnpo_video.clips import Settings, frames_of, latent_clips
 from selfnpo_video.kinds import VideoBase, VideoKind
+from selfnpo_video.memory import decoding_bytes
 from selfnpo_video.models import KNOWN
 from selfnpo_video.positions import Rotary, rotary_positions, window_at
 from selfnpo_video.video_files import write_video
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
 
     from selfnpo_core.models.backbone import NegativeWeights
 
+log = logging.getLogger(__name__)
 COGVIDEOX = VideoKind(
     name="cogvideox",
     title="CogVideoX",
@@ -81,7 +87,8 @@ class CogVideoX:
     Of the model only the transformer is in memory; T5 is read for `embed`, the VAE for `draw_samples`.
 
     frames, height, width: of the clips, in pixels; None is what the checkpoint was made for. On the meta device it is
-    made by its configuration alone, without weights: see `sketch`.
+    made by its configuration alone, without weights: see `sketch`. tiling: whether `draw_clips` decodes tile by tile;
+    None is where whole frames do not fit.
 
     Raises `InputError` for a model that wants an image, and for a size that the model cannot draw.
     """
@@ -102,7 +109,9 @@ class CogVideoX:
         width: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "auto",
+        tiling: bool | None = None,
     ):
+        self.tiling = tiling
         self.name, self.dtype = base.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
         self._base = base if self.device == META else loading.local(base)
@@ -198,7 +207,8 @@ class CogVideoX:
         steps: int,
         negative: "NegativeWeights",
     ) -> Sequence[np.ndarray]:
-        """(F, H, W, 3) a prompt, each one of `embed`'s. The transformer waits on the CPU while the VAE decodes."""
+        """(F, H, W, 3) a prompt, each one of `embed`'s. The transformer waits on the CPU while the VAE decodes, tile by
+        tile if the constructor was told so, or if whole frames do not fit."""
         assert self._table is not None, "embed() comes before draw_clips()"
         device = next(self.denoiser.parameters()).device
         embeddings = self._table[[*(self._row[prompt] for prompt in prompts), -1]]
@@ -209,12 +219,50 @@ class CogVideoX:
             drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings)
             clips = [latents.cpu() for _, latents in drawn]
         self.denoiser.to("cpu")
+        _empty_cache(self.device)
         named = zip(clips, (f"the clip of seed {seed}" for seed in seeds), strict=True)
-        frames = [np.stack(list(frames_of(pipe, clip, self.device, name=name))) for clip, name in named]
+        frames = [self._decoded(pipe, clip, name) for clip, name in named]
         del pipe
         self.denoiser.to(device)
         _empty_cache(self.device)
         return frames
+
+    def _decoded(self, pipe: Any, latents: Tensor, name: str) -> np.ndarray:
+        """(F, H, W, 3) of latents (1, F, C, h, w), by tiles if whole frames do not fit; and then the clips after it."""
+        need = decoding_bytes(self._base, self.size, self.dtype, self.device.type, tiling=False)
+        if self.tiling is None and need > available(self.device):
+            log.warning("clips of %s are decoded tile by tile: whole ones do not fit on %s", self.size, self.device)
+            self.tiling = True
+        if self.tiling:
+            pipe.vae.enable_tiling()
+        try:
+            return np.stack(list(frames_of(pipe, latents, self.device, name=name)))
+        except torch.OutOfMemoryError:
+            if self.tiling is not None:
+                raise
+        _empty_cache(self.device)
+        log.warning("out of memory while decoding %s: it and what follows is decoded tile by tile", name)
+        self.tiling = True
+        return self._decoded(pipe, latents, name)
+
+    decodes_apart = True
+    drawn_at_once = 1
+
+    def encoding(self, on_gpu: bool) -> Aside | None:
+        encoder = loading.sketched_encoder(self._base, self.dtype)
+        if encoder is None:
+            return None
+        tokens = (1, self.max_tokens)
+        return Aside(
+            weights=size_of(encoder), work=held_by([encoder], lambda: encoder(torch.zeros(tokens, dtype=torch.long)))
+        )
+
+    def decoding(self, on_gpu: bool) -> Aside:
+        """On a GPU by tiles, as it is where memory asks for it."""
+        tiling = on_gpu if self.tiling is None else self.tiling
+        kind = "cuda" if on_gpu else "cpu"
+        work = decoding_bytes(self._base, self.size, self.dtype, kind, tiling=tiling)
+        return Aside(weights=size_of(loading.sketched_vae(self._base, self.dtype)), work=work)
 
     def write_clip(self, path: Path, frames: Sequence[np.ndarray]) -> None:
         write_video(path, frames, fps=self.fps)

@@ -174,14 +174,12 @@ class VideoFamily(Family["VideoBase", "Job"]):
     def backbone(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype, device: str) -> VideoBackbone:
         from selfnpo_video.families import backbone_of
 
-        size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-        return backbone_of(base)(base, **size, dtype=dtype, device=device)
+        return backbone_of(base)(base, **_options(recipe), dtype=dtype, device=device)
 
     def sketch(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype) -> VideoBackbone:
         from selfnpo_video.families import backbone_of
 
-        size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-        return backbone_of(base).sketch(base, **size, dtype=dtype)
+        return backbone_of(base).sketch(base, **_options(recipe), dtype=dtype)
 
     def plan(self, options: Options) -> Job:
         from selfnpo_video import sampling
@@ -212,6 +210,12 @@ class VideoFamily(Family["VideoBase", "Job"]):
         from selfnpo_video.demo import moving
 
         return moving.demo()
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe tells a backbone."""
+    size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
+    return {**size, "tiling": recipe.sample_tiling}
 
 
 VIDEO = VideoFamily()

@@ -16,9 +16,9 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.cached import check_cached, incomplete, is_offline
-from selfnpo_core.models.components import header_of, load_variants, wanted_files
+from selfnpo_core.models.components import header_of, load_variants, sketched_component, wanted_files
 from selfnpo_core.models.embeddings import Encode, Encoder, tokenizer_facts
-from selfnpo_core.models.headers import widest_dtype
+from selfnpo_core.models.headers import encoding_dtype, widest_dtype
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
 from selfnpo_core.models.stated import settled
@@ -118,13 +118,17 @@ def _check_tokenizer(tokenizer: Any, base: VideoBase) -> None:
 def text_encoder(
     base: VideoBase, tokenizer: T5Tokenizer, max_tokens: int, device: torch.device, dtype: torch.dtype
 ) -> Encoder:
-    """A local model's T5: a text → its embeddings (max_tokens, D), padded as the pipeline pads."""
+    """A local model's T5: a text → its embeddings (max_tokens, D) in `dtype`, padded as the pipeline pads.
+
+    It is read in the 16 bits that it was stored in, whatever `dtype` is: in 32, T5-XXL takes 17.7 GiB.
+    """
     folder = base.folder / "text_encoder"
+    own = encoding_dtype(header_of(folder, base.weights["text_encoder"]).dtypes, dtype)
 
     def load() -> Encode:
         with quiet(), one_line_errors(base.source):
             variant = base.variants.get("text_encoder")
-            model: Any = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, variant=variant)
+            model: Any = T5EncoderModel.from_pretrained(folder, dtype=own, use_safetensors=True, variant=variant)
         model.to(device)
 
         def encode(text: str | None) -> tuple[Tensor, ...]:
@@ -135,8 +139,46 @@ def text_encoder(
 
     weights = [folder / name for name in base.weights["text_encoder"].files]
     files = {path.name: path for path in (*sorted(folder.glob("*.json")), *weights)}
-    facts = {"dtype": str(dtype), "max_tokens": max_tokens, "tokenizer": tokenizer_facts(tokenizer)}
+    facts = {
+        "dtype": str(dtype),
+        "encoder": str(own),
+        "max_tokens": max_tokens,
+        "tokenizer": tokenizer_facts(tokenizer),
+    }
     return Encoder(load=load, files={**files, "code": Path(__file__)}, facts=facts, device=device)
+
+
+T5_XXL = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+"""Of the known models' text encoder, T5 1.1's largest: 4,762,310,656 parameters."""
+
+
+def sketched_encoder(base: VideoBase, dtype: torch.dtype) -> nn.Module | None:
+    """T5 on the meta device, as `text_encoder` reads it; `None` where its size is not known.
+
+    On the hub weights are in 16 bits, which of the two their headers would say.
+    """
+    if base.source.kind == "folder":
+        config = read_config(base.folder, "text_encoder", base.name)
+        own = encoding_dtype(header_of(base.folder / "text_encoder", base.weights["text_encoder"]).dtypes, dtype)
+    elif base.transformer.text_embed_dim == T5_XXL["d_model"]:
+        config, own = T5_XXL, dtype if dtype.itemsize == 2 else torch.bfloat16
+    else:
+        return None
+    return sketched_component(T5EncoderModel, config, own)
+
+
+def sketched_vae(base: VideoBase, dtype: torch.dtype) -> nn.Module:
+    """On the meta device."""
+    return sketched_component(base.kind.vae, vars(base.vae), dtype)
 
 
 def save_lora(kind: VideoKind, transformer: Any, directory: Path, adapter: str) -> None:

@@ -91,14 +91,7 @@ class Sampler:
         )
 
     def _decoding(self, size: ClipSize) -> int:
-        chunk = 9 if size.frames > 1 else 1  # the first three latent frames, at most
-        vae = self.base.vae
-        factor = DECODE.get(self.device.type, DECODE["cuda"]) * chunk * vae.block_out_channels[0]
-        if not self.tiling:
-            return int(factor * size.height * size.width * self.dtype.itemsize)
-        height, width = min(size.height, vae.sample_height // 2), min(size.width, vae.sample_width // 2)
-        whole = size.frames * size.height * size.width * 3
-        return int(max(factor * height * width + TILES * whole, TILED * whole) * self.dtype.itemsize)
+        return decoding_bytes(self.base, size, self.dtype, self.device.type, tiling=self.tiling)
 
     def wants_tiles(self, size: ClipSize) -> bool:
         """Whether a clip fits when it is decoded by tiles, and only then."""
@@ -142,6 +135,18 @@ class Sampler:
                     asked = f"--frames {smaller.frames} --height {smaller.height} --width {smaller.width}"
                     return " ".join(filter(None, [asked, *words]))
         return "another device, or a 16-bit dtype"
+
+
+def decoding_bytes(base: VideoBase, size: ClipSize, dtype: torch.dtype, kind: str, *, tiling: bool) -> int:
+    """What decoding one clip holds beside the VAE's weights, at its peak. kind: of device, "cpu", "cuda"."""
+    chunk = 9 if size.frames > 1 else 1  # the first three latent frames, at most
+    vae = base.vae
+    factor = DECODE.get(kind, DECODE["cuda"]) * chunk * vae.block_out_channels[0]
+    if not tiling:
+        return int(factor * size.height * size.width * dtype.itemsize)
+    height, width = min(size.height, vae.sample_height // 2), min(size.width, vae.sample_width // 2)
+    whole = size.frames * size.height * size.width * 3
+    return int(max(factor * height * width + TILES * whole, TILED * whole) * dtype.itemsize)
 
 
 def _smaller(size: ClipSize) -> Iterator[ClipSize]:

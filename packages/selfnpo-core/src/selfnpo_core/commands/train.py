@@ -16,7 +16,7 @@ from selfnpo_core.models.prompts import kept_prompts
 from selfnpo_core.system.devices import DTYPES, best_device
 from selfnpo_core.system.paths import check_folder
 from selfnpo_core.system.processes import is_main, on_main
-from selfnpo_core.training.accelerators import make_accelerator
+from selfnpo_core.training.accelerators import check_engine, make_accelerator
 from selfnpo_core.training.estimate import check_memory, dry_run
 from selfnpo_core.training.presets import name_or_file, why_rate
 from selfnpo_core.training.recipe import Recipe
@@ -43,6 +43,7 @@ def run_train(family: AnyFamily, options: Options) -> None:
         click.echo(dry_run(backbone, recipe, prompts, processes))
         click.echo(work_of(backbone, recipe, prompts, processes))
         return
+    check_engine(recipe, processes)
     check_folder(recipe.output or "runs")
     if sketched is not None:
         check_memory(sketched, recipe, prompts, best_device(device), processes)

@@ -6,6 +6,7 @@ of embeddings, `NULL = -1` being the null prompt.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -70,8 +71,9 @@ class Backbone(Protocol):
         """Fill the table of embeddings with these prompts and the null prompt.
 
         With a cache all processes of a run do so together (`selfnpo_core.models.embeddings.embedded`), and the table
-        is the same, bit for bit, as without. Afterwards text encoder and VAE are off the training device, and stay so
-        but for `draw_samples`.
+        is the same, bit for bit, as without. Text encoders are read in the 16 bits that they were stored in, if they
+        were, whatever the denoiser's dtype. Afterwards they and the VAE are off the training device, and stay so but
+        for the VAE in `draw_samples`.
         """
 
     def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
@@ -104,8 +106,8 @@ class Backbone(Protocol):
 
         `denoiser` holds the base weights and no adapter is active. Under "a name" that adapter, inactive, is in the
         network (`NegativeAdapters.attach(pipe, {negative: 1.0})`); under a mapping it is the offset of all weights
-        (`NegativeDelta`). Brings VAE and text encoder in and puts them away again, uses no randomness but the seeds,
-        and leaves the network as it was.
+        (`NegativeDelta`). Brings the VAE in, which decodes no more at a time than fits, and puts it away again, uses
+        no randomness but the seeds, and leaves the network as it was.
         """
 
     def save_lora(self, directory: Path, adapter: str) -> None:
@@ -189,6 +191,34 @@ class LoadingBackbone(Backbone, Protocol):
     @property
     def device(self) -> torch.device:
         """Where it calculates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aside:
+    """Bytes of what a family holds beside its denoiser at a time: weights, and what they calculate, at its peak."""
+
+    weights: int
+    work: int
+
+
+@runtime_checkable
+class StagedBackbone(Protocol):
+    """A family that tells what it will hold when it encodes and draws; also one on the meta device does."""
+
+    def encoding(self, on_gpu: bool) -> Aside | None:
+        """Of text encoders at one text, in the dtype that they are read in; without a GPU, of all that is held then
+        but the denoiser. `None` where their configurations are not known."""
+
+    def decoding(self, on_gpu: bool) -> Aside:
+        """Of the VAE at one sample of a grid, as it is decoded on this device."""
+
+    @property
+    def decodes_apart(self) -> bool:
+        """Whether the denoiser leaves the device before grids are decoded."""
+
+    @property
+    def drawn_at_once(self) -> int:
+        """Samples in one forward of `draw_latents` and `draw_samples`, at most."""
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ import transformers
 from selfnpo_core.errors import InputError
 from selfnpo_core.models import quantised
 from selfnpo_core.models.headers import Header, read_header
+from selfnpo_core.system import private
 from selfnpo_core.system.files import PICKLES
 
 log = logging.getLogger(__name__)
@@ -125,15 +126,42 @@ def load_variants(
 
     index: the folder's model_index.json. variants: component → variant.
     """
-    made = {}
-    for part, variant in variants.items():
-        library, name = index[part]
-        if library not in ("diffusers", "transformers"):
-            raise InputError(f"{folder}/model_index.json has a {part} of {library}: give one of diffusers' own classes")
-        kind: Any = getattr(diffusers if library == "diffusers" else transformers, name)
-        given = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
-        made[part] = kind.from_pretrained(folder / part, variant=variant, use_safetensors=True, **given)
+    return {part: load_component(folder, index, part, variant, dtype) for part, variant in variants.items()}
+
+
+def load_component(
+    folder: Path, index: Mapping[str, Any], part: str, variant: str | None, dtype: torch.dtype | None
+) -> Any:
+    """One component with its weights, by the class that the folder's model_index.json names."""
+    kind, is_transformers = component_class(folder, index, part)
+    given = {"dtype" if is_transformers else "torch_dtype": dtype}
+    return kind.from_pretrained(folder / part, variant=variant, use_safetensors=True, **given)
+
+
+def sketched_component(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    """One on the meta device, as `load_component` would read it in this dtype: its bytes, not its numbers."""
+    of_transformers = issubclass(kind, transformers.PreTrainedModel)
+    with torch.device("meta"):
+        made: torch.nn.Module = kind(kind.config_class(**config)) if of_transformers else kind.from_config(dict(config))
+    torch.nn.Module.to(made.eval(), dtype)  # diffusers' own warns of what is kept below
+    kept = private.float32_parts(kind) if of_transformers and dtype == torch.float16 else ()
+    for name, module in made.named_modules():
+        if name.rpartition(".")[2] in kept:
+            module.float()
     return made
+
+
+def size_of(module: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+
+def component_class(folder: Path, index: Mapping[str, Any], part: str) -> tuple[Any, bool]:
+    """And whether it is transformers'. Raises `InputError` for another library's."""
+    library, name = index[part]
+    if library not in ("diffusers", "transformers"):
+        raise InputError(f"{folder}/model_index.json has a {part} of {library}: give one of diffusers' own classes")
+    return getattr(diffusers if library == "diffusers" else transformers, name), library == "transformers"
 
 
 def _header(file: Path, name: str) -> Header:

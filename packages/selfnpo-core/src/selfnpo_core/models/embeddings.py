@@ -8,7 +8,8 @@ An entry's key is the sha256 of what encodes and of the text. What encodes is: t
 configurations and code come from, the tokenizer, dtype, number of tokens, the libraries' versions, and the device,
 since each kind of device rounds in its own way. Every text is encoded by itself: how a matrix product rounds depends on
 its shape (by 6e-6 in a toy T5), so that a row would depend on what else was missing. Thus a run is the same, bit for
-bit, with an empty cache, a full one and none. It is slower than in batches, but done once, and shared out.
+bit, with an empty cache, a full one and none. It is slower than in batches, but done once, and shared out
+over the machines, of each of which one process reads the encoders.
 
 A row is used only if its checksum, stored beside it, is that of its key and its bytes. Files get their name when they
 are whole, and nothing is locked: what is missing, damaged or swept away by another process is encoded anew. What this
@@ -35,7 +36,7 @@ from tqdm import tqdm
 
 from selfnpo_core.system.caches import MOST_BYTES, cache_folder, checksum, digest_of, remove, sha256_of, sweep, touch
 from selfnpo_core.system.files import file_aside, read_json, save_tensors
-from selfnpo_core.system.processes import gathered, is_main, on_main, own_share
+from selfnpo_core.system.processes import gathered, is_first_of_node, is_main, on_main, own_share
 
 log = logging.getLogger(__name__)
 SHARD_BYTES = 64 << 20
@@ -77,16 +78,20 @@ def embedded(texts: Sequence[Text], encoder: Encoder, cache: "EmbeddingsCache | 
 
 
 def _fill_together(table: "EmbeddingTable", cached: "EncoderCache", load: Callable[[], Encode]) -> None:
-    """What is missing is shared out; twice, for processes that see different folders. The rest is left over."""
+    """What is missing is shared out over the nodes, of each of which one process reads the encoder.
+
+    As often as there are nodes, for those that see different folders. The rest is left over.
+    """
     texts = {cached.key(text): text for text in table.missing}
-    for attempt in range(_ROUNDS):
-        lacking = gathered(lambda: cached.read(table))
+    for attempt in range(max(_ROUNDS, sum(gathered(is_first_of_node)))):
+        found_by = gathered(lambda: (cached.read(table), is_first_of_node()))
+        lacking, first = [keys for keys, _ in found_by], [is_first for _, is_first in found_by]
         if attempt == 0 and is_main():
             found = len(table) - len(table.missing)
             log.info("%d of %d texts have their embeddings in %s", found, len(table), cached.root)
         if not any(lacking):
             break
-        own = [texts[key] for key in own_share(lacking)]
+        own = [texts[key] for key in own_share(lacking, first)]
         gathered(partial(cached.write, _encoded(table, own, load)))
     else:
         cached.read(table)

@@ -38,6 +38,12 @@ def read_header(path: Path) -> Header:
         raise InputError(f"{path} {foreign_kind(path) or not_whole(error)}") from None
 
 
+def encoding_dtype(dtypes: Mapping[str, str], dtype: torch.dtype) -> torch.dtype:
+    """Of a text encoder: the 16 bits that it was stored in, if it was, whatever the network beside it; else `dtype`."""
+    stored = widest_dtype(dtypes)
+    return stored if stored.itemsize == 2 else dtype
+
+
 def widest_dtype(dtypes: Mapping[str, str]) -> torch.dtype:
     """One that holds every tensor's numbers. float8 fits into bfloat16; float16 and bfloat16 together into float32."""
     found = {DTYPES.get(name, torch.bfloat16) for name in dtypes.values() if name.startswith(("F", "BF"))}

@@ -48,6 +48,16 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
     return {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
 
 
+def backward_within_modes(loss: Tensor) -> None:
+    """The backward pass of a scalar within the function modes that are on, in which checkpointing calculates anew.
+
+    torch's own two ways to it are functions that such modes see, and it leaves a mode while that sees a function.
+    """
+    engine: Any = torch.autograd.Variable._execution_engine
+    once = {"allow_unreachable": True, "accumulate_grad": True}
+    engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), **once)
+
+
 def is_fake_tensor(tensor: Tensor) -> bool:
     """Whether `fake_tensors` made it: the device that it names is not where it is."""
     return bool(is_fake(tensor))
@@ -157,6 +167,11 @@ def block_facts(kind: type[nn.Module]) -> Any:
     from diffusers.hooks._helpers import TransformerBlockRegistry
 
     return TransformerBlockRegistry.get(kind)
+
+
+def float32_parts(kind: Any) -> tuple[str, ...]:
+    """Names of the layers that transformers reads in float32 where a model of this class is read in float16."""
+    return tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
 
 
 def exact_layers(network: Any) -> list[str]:

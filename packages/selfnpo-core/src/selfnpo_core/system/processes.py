@@ -6,6 +6,7 @@ for as long as it takes; a process that ends is noticed there too.
 """
 
 import atexit
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -110,14 +111,24 @@ def shared_out(items: Sequence[Any], work: Callable[[Sequence[Any]], Sequence[Re
     return results
 
 
-def own_share(lacking: Sequence[Sequence[str]]) -> list[str]:
-    """Of what the processes lack, as `gathered`, this one's part: each item goes to one of those that lack it."""
+def is_first_of_node() -> bool:
+    """Whether no other process of its machine comes before this one, as its launcher says."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def own_share(lacking: Sequence[Sequence[str]], able: Sequence[bool] | None = None) -> list[str]:
+    """Of what the processes lack, as `gathered`, this one's part: each item goes to one of those that lack it.
+
+    able: of each process, whether it is to take a part where one that is lacks the item too; `None`: all are.
+    """
     lack: dict[str, list[int]] = {}
     for rank, items in enumerate(lacking):
         for item in items:
             lack.setdefault(item, []).append(rank)
-    own, _ = _place()
-    return [item for i, (item, ranks) in enumerate(lack.items()) if ranks[i % len(ranks)] == own]
+    own, count = _place()
+    takes = [True] * count if able is None else able
+    takers = [[rank for rank in ranks if takes[rank]] or ranks for ranks in lack.values()]
+    return [item for i, (item, ranks) in enumerate(zip(lack, takers, strict=True)) if ranks[i % len(ranks)] == own]
 
 
 def largest(value: int, device: torch.device) -> int:

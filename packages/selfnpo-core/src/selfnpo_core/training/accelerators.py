@@ -76,6 +76,8 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
 def check_engine(recipe: Recipe, processes: int) -> str:
     """The engine by name ("single", "ddp", "fsdp2", "zero1" to "zero3"), or `InputError` for what cannot be."""
     fp16, cuda = recipe.mixed_precision == "fp16", torch.cuda.is_available()
+    if recipe.device == "cuda" and not cuda:
+        raise InputError("device is cuda, and there is no CUDA GPU: use auto or cpu")
     if fp16 and (recipe.device == "cpu" or not cuda):
         raise InputError("mixed_precision fp16 needs a CUDA GPU: use bf16 or no")
     _check_packages(recipe)

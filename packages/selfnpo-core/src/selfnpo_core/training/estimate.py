@@ -1,8 +1,8 @@
-"""What a run will cost, before it runs: parameters, memory by part, forwards an update.
+"""What a run will cost, before it runs: parameters, memory by stage and of an update by part, forwards an update.
 
 Weights and optimizer states are counted. What an update holds besides is the peak of its simulation on shapes alone
-(`simulation`), as it would run on the CPU. Not in it: the allocator's own losses, work space of kernels, and what
-ZeRO-3 gathers ahead of its use.
+(`simulation`), in the types that the device's autocast would have; the other stages are in `stages`. Not in it: the
+allocator's own losses, work space of kernels, and what ZeRO-3 gathers ahead of its use.
 """
 
 import copy
@@ -21,20 +21,12 @@ from selfnpo_core.system.memory import available
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
+from selfnpo_core.training.stages import Part, Planned, Stage, stages_of
 from selfnpo_core.training.student import Student
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_fused": 8, "adamw8bit": 2}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part of the memory, on the training device or in the host's."""
-
-    name: str
-    bytes: int
-    on_device: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +38,11 @@ class DryRun:
     network_parameters: int
     trained_parameters: int
     memory: tuple[Part, ...]
+    """Of an update."""
+    stages: tuple[Stage, ...]
+    """In the order of the run; the update is one of them."""
+    on_gpu: bool = False
+    """Whether it is that of a CUDA GPU."""
     teacher_rows: float
     base_rows: float
     student_rows: float = 3.0
@@ -55,7 +52,13 @@ class DryRun:
 
     @property
     def device_bytes(self) -> int:
+        """Of an update."""
         return sum(part.bytes for part in self.memory if part.on_device)
+
+    @property
+    def largest(self) -> Stage:
+        """The stage that holds the most on the device."""
+        return max(self.stages, key=lambda stage: stage.device_bytes)
 
     @property
     def rows_per_update(self) -> float:
@@ -74,11 +77,18 @@ class DryRun:
             f"forwards an update   {self.rows_per_update:g} a row: {self.teacher_rows:g} teacher{base} + "
             f"{self.student_rows:g} student (backward counted as two)",
             *self._drawing(),
-            "memory, estimated" + (", of each process" if self.processes > 1 else ""),
+            "memory of an update, estimated" + self._whose(),
             *(f"  {p.name:<40}{_size(p.bytes):>10}{'' if p.on_device else '  (host)'}" for p in self.memory),
             f"  {'together on the device':<40}{_size(self.device_bytes):>10}",
+            "memory on the device by stage" + self._whose(),
+            *(f"  {stage.name:<40}{_size(stage.device_bytes):>10}" for stage in self.stages),
+            f"  the most: {self.largest.name}, {_size(self.largest.device_bytes)}",
         ]
         return "\n".join(lines)
+
+    def _whose(self) -> str:
+        kind = "a CUDA GPU" if self.on_gpu else "the CPU (a GPU's: --set device=cuda)"
+        return f", on {kind}" + (", of each process" if self.processes > 1 else "")
 
     def _drawing(self) -> list[str]:
         """What finished samples cost beside the updates."""
@@ -112,7 +122,7 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
     base, plan = backbone.denoiser, None
     if recipe.rollout == "samples":
         plan = SamplePlan.of(backbone, recipe, len(prompts), processes=processes)
-    network_parameters = sum(p.numel() for p in base.parameters())
+    network_parameters, loaded = sum(p.numel() for p in base.parameters()), _bytes_of(base)
     backbone.embed(list(prompts[:1]))
     with replaced([base], on_meta):
         backbone.denoiser = copy.deepcopy(base)  # whose layers may be changed for good
@@ -122,11 +132,22 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
                     backbone, recipe, sharded=False, offload=torch.device("cpu") if recipe.group_offload else None
                 )
             trained = student.trained_parameters
-            memory = (
-                *_weights(student, recipe, processes),
-                *_rest(backbone, recipe, len(prompts), processes),
-                *_update(backbone, student, recipe, processes),
+            with student.role("base"):
+                network = _size_of_all(backbone.denoiser)
+            run = Planned(
+                backbone=backbone,
+                student=student,
+                recipe=recipe,
+                num_prompts=len(prompts),
+                processes=processes,
+                on_gpu=is_on_gpu(recipe),
+                base=loaded,
+                network=network,
+                held=_weights(student, recipe, processes),
+                rest=_rest(backbone, recipe, len(prompts), processes),
+                update=_update(backbone, student, recipe, processes),
             )
+            stages = stages_of(run)
         finally:
             backbone.denoiser = base
     return DryRun(
@@ -134,7 +155,9 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         processes=processes,
         network_parameters=network_parameters,
         trained_parameters=trained,
-        memory=memory,
+        memory=(*run.held, *run.rest, *run.update),
+        stages=stages,
+        on_gpu=run.on_gpu,
         teacher_rows=teacher_rows(recipe, backbone.schedule.first_trained(backbone.schedule.grid(recipe.grid_steps))),
         base_rows=reference_rows(recipe),
         samples=plan,
@@ -150,19 +173,21 @@ def check_memory(
     """
     check_pool(backbone, recipe, device, processes)
     free, asked = available(device), dry_run(backbone, recipe, prompts, processes)
-    if asked.device_bytes <= free:
+    stage = asked.largest
+    if stage.device_bytes <= free:
         return
-    largest = sorted((part for part in asked.memory if part.on_device), key=lambda part: -part.bytes)[:3]
+    largest = sorted((part for part in stage.parts if part.on_device), key=lambda part: -part.bytes)[:3]
     parts = ", ".join(f"{part.name} {_size(part.bytes)}" for part in largest)
     for changes in _savings(backbone, recipe):
         changed = recipe.model_copy(update=changes)
-        if dry_run(backbone, changed, prompts, processes).device_bytes <= free:
+        if dry_run(backbone, changed, prompts, processes).largest.device_bytes <= free:
             advice = " ".join(f"--set {key}={str(value).lower()}" for key, value in changes.items())
             break
     else:
         advice = "a device with more memory, or a smaller model"
     raise InputError(
-        f"this training takes {_size(asked.device_bytes)} ({parts}), and {device} has {_size(free)} free: use {advice}"
+        f"this training takes {_size(stage.device_bytes)} (to {stage.name}: {parts}), and {device} has {_size(free)} "
+        f"free: use {advice}"
     )
 
 
@@ -183,6 +208,11 @@ def _savings(backbone: Backbone, recipe: Recipe) -> Iterator[dict[str, Any]]:
         yield dict(changes)
     if recipe.engine.startswith("zero") and not recipe.offload_optimizer:
         changes["offload_optimizer"] = True
+        yield dict(changes)
+    if recipe.sample_every and recipe.sample_tiling is not True:
+        yield {**changes, "sample_tiling": True}
+    if recipe.sample_every:
+        changes["sample_every"] = 0
         yield dict(changes)
     if recipe.train == "full":
         changes["train"] = "lora"
@@ -205,6 +235,8 @@ def out_of_memory(backbone: Backbone, recipe: Recipe, device: torch.device) -> s
             ("train=lora", recipe.train == "lora"),
             ("base_storage=fp8", recipe.train == "full" or recipe.base_storage != "same"),
             ("group_offload=true", recipe.train == "full" or recipe.group_offload),
+            ("sample_tiling=true", not recipe.sample_every or bool(recipe.sample_tiling)),
+            ("sample_every=0 if it was in a sample grid", not recipe.sample_every),
         )
         if not on
     ]
@@ -285,8 +317,8 @@ def _keeps_gradients(recipe: Recipe, processes: int) -> bool:
 def _update(backbone: Backbone, student: Student, recipe: Recipe, processes: int) -> tuple[Part, ...]:
     """What comes and goes with every update."""
     own = not _keeps_gradients(recipe, processes)
-    peak = simulated_peak(backbone, student, recipe, gradients=own)
-    on_gpu = recipe.device != "cpu" and torch.cuda.is_available()
+    on_gpu = is_on_gpu(recipe)
+    peak = simulated_peak(backbone, student, recipe, gradients=own, on_gpu=on_gpu)
     if recipe.optimizer == "adamw" and on_gpu and not recipe.offload_optimizer:  # its step makes one more copy
         peak = max(peak, 4 * student.trained_parameters * (2 if own else 1))
     what = "activations and gradients" if own else "activations"
@@ -295,6 +327,11 @@ def _update(backbone: Backbone, student: Student, recipe: Recipe, processes: int
         Part(name=f"{recipe.update_rows} samples, drawn and advanced", bytes=samples),
         Part(name=f"{what} of {recipe.batch_size} rows (simulated)", bytes=peak),
     )
+
+
+def is_on_gpu(recipe: Recipe) -> bool:
+    """Whether the run is on a CUDA GPU: one that is here, or that the recipe says."""
+    return recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
 
 
 def _rest(backbone: Backbone, recipe: Recipe, num_prompts: int, processes: int) -> tuple[Part, ...]:
@@ -315,6 +352,12 @@ def _bytes_of(network: nn.Module, *, kept: bool = True) -> int:
     named = ((name, parameter) for name, parameter in network.named_parameters() if ".lora_" not in name)
     tensors = [*(p for name, p in named if kept or not is_kept(name)), *network.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _size_of_all(network: nn.Module) -> int:
+    """With adapters' weights, but for those that are fetched for each use."""
+    named = ((name, parameter) for name, parameter in network.named_parameters() if not is_kept(name))
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*(p for _, p in named), *network.buffers()))
 
 
 def _size(count: int) -> str:

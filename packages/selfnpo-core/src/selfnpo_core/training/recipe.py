@@ -176,7 +176,11 @@ class Recipe(BaseModel):
     other_batch_on_resume: bool = Field(
         False, description="resume although updates get another number of rows than before"
     )
-    device: Literal["auto", "cpu"] = Field("auto", description="auto: an accelerator where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="auto: an accelerator where there is one; cuda: refused where there is none, but by --dry-run, "
+        "which says what a GPU would hold",
+    )
     attention: str = Field("auto", description="attention implementation, a name the family knows")
 
     negative_condition: Literal["null", "prompt"] = Field(
@@ -207,6 +211,11 @@ class Recipe(BaseModel):
     sample_guidance_scales: Annotated[tuple[Finite, ...], BeforeValidator(_listed)] = (5.0,)
     sample_steps: Positive = 25
     sample_seed: Count = 0
+    sample_tiling: bool | None = Field(
+        None,
+        description="decode sample grids tile by tile: less memory, slightly other pixels where tiles meet; null: "
+        "clips whose whole frames do not fit",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":

@@ -6,6 +6,7 @@ middle of an update: pictures are shared out, and saving is quick.
 
 import importlib.metadata
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -81,7 +82,8 @@ def train(
             folder = stack.enter_context(_opened(output, recipe, prompts, facts, accelerator, resume=resume))
             config = _npo_config(backbone, recipe)
             shown = recipe.sample_prompts  # their rows come after the prompts', and are not trained with
-            backbone.embed([*prompts, *shown], cache)
+            with _shared(cache, folder, accelerator) as cached:
+                backbone.embed([*prompts, *shown], cached)
             stack.enter_context(_own_random_numbers(accelerator))
             drawing = samples = None
             if recipe.rollout == "samples":
@@ -105,6 +107,19 @@ def train(
             if (why := _known_cause(error, accelerator, backbone, recipe)) is None:
                 raise
             raise RunError(f"{why}, then go on with --resume; {_last_whole(Path(output))}") from error
+
+
+@contextmanager
+def _shared(
+    cache: EmbeddingsCache | None, folder: RunFolder, accelerator: Accelerator
+) -> Iterator[EmbeddingsCache | None]:
+    """What the prompts' embeddings are shared through: several processes have a folder for it in any case."""
+    if cache is not None or accelerator.num_processes == 1:
+        yield cache
+        return
+    passing = folder.path / ".embeddings"
+    yield EmbeddingsCache(passing)
+    on_main(lambda: shutil.rmtree(passing, ignore_errors=True))
 
 
 def _own_random_numbers(accelerator: Accelerator) -> Any:
