@@ -1,8 +1,7 @@
 """What a run will cost, before it runs: parameters, memory by part, forwards an update.
 
 Weights and optimizer states are counted. What an update holds besides is the peak of its simulation on shapes alone
-(`simulation`), as it would run on the CPU. Not in it: the allocator's own losses, work space of kernels, and what
-ZeRO-3 gathers ahead of its use.
+(`simulation`), as it would run on the CPU. Not in it: the allocator's own losses and work space of kernels.
 """
 
 import copy
@@ -18,6 +17,8 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.backbone import Backbone, embeddings_on_device
 from selfnpo_core.models.storage import is_kept
 from selfnpo_core.system.memory import available
+from selfnpo_core.training.accelerators import AMP, zero_settings
+from selfnpo_core.training.deepspeed_settings import bucket_bytes, with_buckets
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
@@ -269,12 +270,21 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
     if recipe.engine.startswith("zero"):
         copy = share(trained, 1)
         parts.append(Part(name="ZeRO's copy of the student", bytes=copy, on_device=not recipe.offload_optimizer))
+        parts.append(Part(name="DeepSpeed's buckets", bytes=_buckets(student, recipe, stage)))
     if recipe.group_offload:  # those in use are the simulation's
         rest = _bytes_of(base) - _bytes_of(base, kept=False)
         parts.append(Part(name="base weights until they are used", bytes=rest, on_device=False))
     if _keeps_gradients(recipe, processes):
         parts.append(Part(name="gradients, float32", bytes=share(trained, 2)))
     return tuple(parts)
+
+
+def _buckets(student: Student, recipe: Recipe, stage: int) -> int:
+    zero = zero_settings(recipe, stage)["zero_optimization"]
+    weights = list(student.network.parameters())
+    zero = with_buckets(zero, [p.numel() for p in student.parameters.values()], [p.numel() for p in weights])
+    sent = 4 if (amp := AMP[recipe.mixed_precision]) is None else amp.itemsize
+    return bucket_bytes(zero, sent, max(p.element_size() for p in weights))
 
 
 def _keeps_gradients(recipe: Recipe, processes: int) -> bool:

@@ -67,9 +67,12 @@ class Student(ABC):
     def use(self, prepared: nn.Module) -> None:
         """Train through this wrapper of `network` (Accelerate's) from now on."""
 
-    def place(self, device: torch.device) -> None:
-        """Bring what is trained to the training device, before it is prepared."""
-        self.network.to(device)
+    @abstractmethod
+    def place(self, device: torch.device, zero3: Mapping[str, Any] | None = None) -> None:
+        """Bring what is trained to the training device, before it is prepared.
+
+        zero3: DeepSpeed's settings, if it is to be cut by them on the way.
+        """
 
     def before_close(self) -> None:  # noqa: B027
         """While the network is still prepared."""
