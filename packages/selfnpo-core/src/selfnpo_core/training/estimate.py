@@ -17,8 +17,10 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.backbone import Backbone, embeddings_on_device
 from selfnpo_core.models.storage import is_kept
 from selfnpo_core.system.memory import available
+from selfnpo_core.system.memory import size_text as _size
 from selfnpo_core.training.accelerators import AMP, zero_settings
 from selfnpo_core.training.deepspeed_settings import bucket_bytes, with_buckets
+from selfnpo_core.training.host_memory import HostPart, check_host, host_line, host_parts
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
@@ -53,6 +55,8 @@ class DryRun:
     """One forward and a backward, which counts as two."""
     samples: SamplePlan | None = None
     """Those that are drawn before the first update, and as many in each later round."""
+    host: tuple[HostPart, ...] = ()
+    """Of a node, where all weights are trained."""
 
     @property
     def device_bytes(self) -> int:
@@ -78,6 +82,7 @@ class DryRun:
             "memory, estimated" + (", of each process" if self.processes > 1 else ""),
             *(f"  {p.name:<40}{_size(p.bytes):>10}{'' if p.on_device else '  (host)'}" for p in self.memory),
             f"  {'together on the device':<40}{_size(self.device_bytes):>10}",
+            *([host_line(self.host)] if self.host else []),
         ]
         return "\n".join(lines)
 
@@ -139,19 +144,28 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         teacher_rows=teacher_rows(recipe, backbone.schedule.first_trained(backbone.schedule.grid(recipe.grid_steps))),
         base_rows=reference_rows(recipe),
         samples=plan,
+        host=_host(recipe, memory, trained, processes) if recipe.train == "full" else (),
     )
+
+
+def _host(recipe: Recipe, memory: Sequence[Part], trained: int, processes: int) -> tuple[HostPart, ...]:
+    """What is not on the device, or all where that is the CPU. A checkpoint: student, teacher and optimizer, whole."""
+    on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
+    each = [(part.name, part.bytes) for part in memory if on_cpu or not part.on_device]
+    return host_parts(each, (4 + 4 + OPTIMIZER_BYTES[recipe.optimizer]) * trained, processes)
 
 
 def check_memory(
     backbone: Backbone, recipe: Recipe, prompts: Sequence[str], device: torch.device, processes: int = 1
 ) -> None:
-    """Raise `InputError`, with what would fit, for a training that needs more than is free on `device`.
+    """Raise `InputError`, with what would fit, for a training that needs more than is free on `device`, or on the host.
 
     backbone: on the meta device, so that nothing has been loaded yet.
     """
     check_pool(backbone, recipe, device, processes)
     free, asked = available(device), dry_run(backbone, recipe, prompts, processes)
     if asked.device_bytes <= free:
+        check_host(asked.host, recipe)
         return
     largest = sorted((part for part in asked.memory if part.on_device), key=lambda part: -part.bytes)[:3]
     parts = ", ".join(f"{part.name} {_size(part.bytes)}" for part in largest)
@@ -257,11 +271,13 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
 
     state = share(OPTIMIZER_BYTES[recipe.optimizer] * trained // 4, 1)
     own = share(trained, 3) if full else trained
+    waits = full and recipe.objective != "dpo"  # in the host's memory, for drift, pictures and its own spread
+    of_base = _bytes_of(base, kept=not recipe.group_offload)
     parts = [
         Part(
             name="base weights",
-            bytes=share(_bytes_of(base, kept=not recipe.group_offload), 3, of_base=True),
-            on_device=not recipe.offload_parameters,
+            bytes=of_base if waits else share(of_base, 3, of_base=True),
+            on_device=not (recipe.offload_parameters or waits),
         ),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"teacher{kind}, float32", bytes=own),
@@ -325,10 +341,3 @@ def _bytes_of(network: nn.Module, *, kept: bool = True) -> int:
     named = ((name, parameter) for name, parameter in network.named_parameters() if ".lora_" not in name)
     tensors = [*(p for name, p in named if kept or not is_kept(name)), *network.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
