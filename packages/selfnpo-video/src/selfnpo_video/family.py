@@ -175,13 +175,13 @@ class VideoFamily(Family["VideoBase", "Job"]):
         from selfnpo_video.families import backbone_of
 
         size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-        return backbone_of(base)(base, **size, dtype=dtype, device=device)
+        return backbone_of(base)(base, **size, dtype=dtype, device=device, keep_stored=recipe.train == "full")
 
     def sketch(self, base: VideoBase, recipe: Recipe, dtype: torch.dtype) -> VideoBackbone:
         from selfnpo_video.families import backbone_of
 
         size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-        return backbone_of(base).sketch(base, **size, dtype=dtype)
+        return backbone_of(base).sketch(base, **size, dtype=dtype, keep_stored=recipe.train == "full")
 
     def plan(self, options: Options) -> Job:
         from selfnpo_video import sampling

@@ -103,8 +103,11 @@ def narrowest(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def resident(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Within the block a network is on a device, in a type; afterwards it is where and as it was, without a copy."""
+def resident(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Within the block a network is on a device, in a type; afterwards it is where and as it was, without a copy.
+
+    dtype: `None` for its own.
+    """
     tensors = [*network.parameters(), *network.buffers()]
     kept = [tensor.data for tensor in tensors]
     try:

@@ -30,6 +30,10 @@ from selfnpo_core.training.recipe import Recipe
 AMP = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def on_cpu(recipe: Recipe) -> bool:
+    return recipe.device == "cpu" or not torch.cuda.is_available()
+
+
 def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
     """The recipe's engine, over the processes that a launcher has started, or in this one alone.
 
@@ -38,7 +42,7 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     engine = check_engine(recipe, processes)
-    cpu = recipe.device == "cpu" or not torch.cuda.is_available()
+    cpu = on_cpu(recipe)
     private.forget_accelerator(processes=not dist.is_initialized())
     together: dict[str, Any] = {}
     handlers: list[Any] = []
@@ -109,7 +113,7 @@ def check_engine(recipe: Recipe, processes: int) -> str:
 
 def _deepspeed_plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if recipe.device == "cpu" or not torch.cuda.is_available():  # else a helper is compiled at first use, for a minute
+    if on_cpu(recipe):  # else a helper is compiled at first use, for a minute
         private.leave_out_helpers(["deepspeed_shm_comm"])
     return DeepSpeedPlugin(hf_ds_config=zero_settings(recipe, stage))
 

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.backbone import Backbone, embeddings_on_device
+from selfnpo_core.models.backbone import Backbone, embeddings_on_device, is_shared
 from selfnpo_core.models.storage import is_kept
 from selfnpo_core.system.memory import available
 from selfnpo_core.system.memory import size_text as _size
-from selfnpo_core.training.accelerators import AMP, zero_settings
+from selfnpo_core.training.accelerators import AMP, on_cpu, zero_settings
 from selfnpo_core.training.deepspeed_settings import bucket_bytes, with_buckets
 from selfnpo_core.training.host_memory import HostPart, check_host, host_line, host_parts
 from selfnpo_core.training.recipe import Recipe
@@ -28,6 +28,7 @@ from selfnpo_core.training.student import Student
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
 
+BASE = "base weights"
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_fused": 8, "adamw8bit": 2}
 
 
@@ -144,15 +145,17 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         teacher_rows=teacher_rows(recipe, backbone.schedule.first_trained(backbone.schedule.grid(recipe.grid_steps))),
         base_rows=reference_rows(recipe),
         samples=plan,
-        host=_host(recipe, memory, trained, processes) if recipe.train == "full" else (),
+        host=_host(backbone, recipe, memory, trained, processes) if recipe.train == "full" else (),
     )
 
 
-def _host(recipe: Recipe, memory: Sequence[Part], trained: int, processes: int) -> tuple[HostPart, ...]:
+def _host(
+    backbone: Backbone, recipe: Recipe, memory: Sequence[Part], trained: int, processes: int
+) -> tuple[HostPart, ...]:
     """What is not on the device, or all where that is the CPU. A checkpoint: student, teacher and optimizer, whole."""
-    on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
-    each = [(part.name, part.bytes) for part in memory if on_cpu or not part.on_device]
-    return host_parts(each, (4 + 4 + OPTIMIZER_BYTES[recipe.optimizer]) * trained, processes)
+    each = [(part.name, part.bytes) for part in memory if on_cpu(recipe) or not part.on_device]
+    shared = (BASE,) if is_shared(backbone) else ()
+    return host_parts(each, (4 + 4 + OPTIMIZER_BYTES[recipe.optimizer]) * trained, processes, shared)
 
 
 def check_memory(
@@ -275,9 +278,9 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
     of_base = _bytes_of(base, kept=not recipe.group_offload)
     parts = [
         Part(
-            name="base weights",
+            name=BASE,
             bytes=of_base if waits else share(of_base, 3, of_base=True),
-            on_device=not (recipe.offload_parameters or waits),
+            on_device=not recipe.offload_parameters and (on_cpu(recipe) or not waits),
         ),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"teacher{kind}, float32", bytes=own),

@@ -37,6 +37,8 @@ class FullStudent(Student):
         self._types = {name: tensor.dtype for name, tensor in self._base.items()}
         self._base_norm = self._measure(self._base.values())
         self._asked_for_base = recipe.objective == "dpo"  # at every update
+        if self._asked_for_base and any(tensor.is_meta for tensor in self._base.values()):
+            self.base.float()  # as it will answer; else it becomes so where it is placed
         self._device: torch.device | None = None
         self._base_is_shown = False
         self._name_parameters()

@@ -32,9 +32,15 @@ def processes_on_node(processes: int) -> int:
     return min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
 
 
-def host_parts(each: Sequence[tuple[str, int]], collected: int, processes: int) -> tuple[HostPart, ...]:
-    """each: name and bytes of what every process has there. collected: bytes of a checkpoint, in the first process."""
-    own = [HostPart(name=name, bytes=size, count=processes_on_node(processes)) for name, size in each if size]
+def host_parts(
+    each: Sequence[tuple[str, int]], collected: int, processes: int, shared: Sequence[str] = ()
+) -> tuple[HostPart, ...]:
+    """each: name and bytes of what every process has there, or of the `shared` ones a node.
+
+    collected: bytes of a checkpoint, in the first process.
+    """
+    here = processes_on_node(processes)
+    own = [HostPart(name=name, bytes=size, count=1 if name in shared else here) for name, size in each if size]
     return (*own, HostPart(name="a checkpoint while it is written", bytes=collected))
 
 
