@@ -4,7 +4,7 @@ import json
 import sys
 
 import torch
-from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
+from tests.core.training.toy import ToyBackbone, toy_recipe
 from torch import Tensor, nn
 
 from selfnpo_core.training import sharding
