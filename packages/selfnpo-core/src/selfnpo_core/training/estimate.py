@@ -18,7 +18,7 @@ from selfnpo_core.models.backbone import Backbone, embeddings_on_device, is_shar
 from selfnpo_core.models.storage import is_kept
 from selfnpo_core.system.memory import available
 from selfnpo_core.system.memory import size_text as _size
-from selfnpo_core.training.accelerators import AMP, on_cpu, zero_settings
+from selfnpo_core.training.accelerators import AMP, zero_settings
 from selfnpo_core.training.deepspeed_settings import bucket_bytes, with_buckets
 from selfnpo_core.training.host_memory import HostPart, check_host, host_line, host_parts
 from selfnpo_core.training.recipe import Recipe
@@ -153,7 +153,7 @@ def _host(
     backbone: Backbone, recipe: Recipe, memory: Sequence[Part], trained: int, processes: int
 ) -> tuple[HostPart, ...]:
     """What is not on the device, or all where that is the CPU. A checkpoint: student, teacher and optimizer, whole."""
-    each = [(part.name, part.bytes) for part in memory if on_cpu(recipe) or not part.on_device]
+    each = [(part.name, part.bytes) for part in memory if recipe.device == "cpu" or not part.on_device]
     shared = (BASE,) if is_shared(backbone) else ()
     return host_parts(each, (4 + 4 + OPTIMIZER_BYTES[recipe.optimizer]) * trained, processes, shared)
 
@@ -280,7 +280,7 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
         Part(
             name=BASE,
             bytes=of_base if waits else share(of_base, 3, of_base=True),
-            on_device=not recipe.offload_parameters and (on_cpu(recipe) or not waits),
+            on_device=not recipe.offload_parameters and (recipe.device == "cpu" or not waits),
         ),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"teacher{kind}, float32", bytes=own),
