@@ -239,3 +239,24 @@ def test_sample_grids_of_prompts_that_are_not_trained_with(folder, tmp_path):
     assert (len(frames), fps) == (backbone.size.frames, 8)
     assert frames.shape[1:3] == (14 + 2 * backbone.size.height, 2 * backbone.size.width)
     assert (tmp_path / "run" / "prompts.txt").read_text().split("\n")[:2] == PROMPTS
+
+
+def test_a_base_that_stays_mapped_from_its_file_trains_the_same(folder, tmp_path):
+    """Bit for bit as one that was made float32, which reading it would have cost each process."""
+    whole = CogVideoXPipeline.from_pretrained(folder)
+    whole.transformer.to(torch.bfloat16)
+    whole.save_pretrained(tmp_path / "model")
+    changes = {"train": "full", "rollout": "samples", "loss": "denoising", "samples": 4, "sample_grid_steps": 2}
+    recipe = build_recipe({**SMALL, **CLIP, **changes, "samples_cache": None, "sample_every": 0, "uses": 1})
+    made = []
+    for keep in (False, True):
+        backbone = CogVideoX(find_base(str(tmp_path / "model")), **CLIP, device="cpu", keep_stored=keep)
+        kinds = {parameter.dtype for parameter in backbone.denoiser.parameters()}
+        assert kinds == {torch.bfloat16 if keep else torch.float32}
+        npo = train(backbone, recipe, PROMPTS, tmp_path / f"run-{keep}", progress=False)
+        assert {parameter.dtype for parameter in backbone.denoiser.parameters()} == kinds
+        made.append((load_file(npo / "delta.safetensors"), backbone.denoiser.state_dict()))
+    (one, base), (other, kept) = made
+    assert all(torch.equal(other[name], one[name]) for name in one)
+    assert any(tensor.any() for tensor in one.values())
+    assert all(torch.equal(kept[name].float(), base[name]) for name in base)

@@ -9,6 +9,7 @@ from tests.core.training.toy import toy_recipe
 
 from selfnpo_core import InputError
 from selfnpo_core.training import accelerators
+from selfnpo_core.training.deepspeed_settings import bucket_bytes, with_buckets
 from selfnpo_core.training.recipe import Recipe
 
 ZERO2: dict[str, Any] = {"engine": "zero2", "batch_size": 4, "grad_accumulation": 2, "mixed_precision": "bf16"}
@@ -98,3 +99,21 @@ def test_a_file_needs_deepspeeds_engine_and_must_be_there(tmp_path: Path) -> Non
         used(given(tmp_path, {}, engine="ddp"))
     with pytest.raises(InputError, match=r"gone\.json cannot be read: No such file"):
         used(toy_recipe(**ZERO2, deepspeed=str(tmp_path / "gone.json")))
+
+
+def test_buckets_have_the_models_size_unless_a_file_says_otherwise() -> None:
+    small = with_buckets({"stage": 2}, [7, 4], [100])
+    assert small == {"stage": 2, "reduce_bucket_size": 12, "allgather_bucket_size": 12}  # 11, even
+    large = with_buckets({"stage": 3}, [30_000_000] * 100, [80_000_000, 1])
+    assert large["reduce_bucket_size"] == 50_000_000
+    assert large["stage3_prefetch_bucket_size"] == 80_000_000
+    assert with_buckets({"stage": 3}, [1_000_000] * 1000, [1])["reduce_bucket_size"] == 20_000_000
+    assert with_buckets({"stage": 3, "reduce_bucket_size": 5}, [9], [9])["reduce_bucket_size"] == 5
+
+
+def test_buckets_are_counted_as_they_are_made() -> None:
+    three = {"stage": 3, "reduce_bucket_size": 10, "stage3_prefetch_bucket_size": 100}
+    assert bucket_bytes(three, sent=2, kept=4) == 2 * 10 + 4 * 100
+    two = {"stage": 2, "reduce_bucket_size": 10, "overlap_comm": True}
+    assert bucket_bytes(two, sent=2, kept=4) == 2 * 2 * 10
+    assert bucket_bytes({**two, "contiguous_gradients": False}, sent=2, kept=4) == 0

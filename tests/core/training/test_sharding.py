@@ -1,11 +1,15 @@
 """Tensors in pieces, in one process: what is made whole is what was cut."""
 
 import copy
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
 from tests.core.training.toy import ToyNet
+from tests.tools.launching import environment, free_port
 from torch.distributed.tensor import DTensor
 
 from selfnpo_core.training.sharding import collect, entire, fill, like, pieces, release, split, whole
@@ -80,3 +84,19 @@ def test_ordinary_tensors_pass_through():
     release([own])
     fill({"own": own}, {"own": torch.ones(3)})
     assert own.tolist() == [1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["full", "lora"])
+def test_zero3_cuts_a_network_while_it_is_brought_to_the_device(what, tmp_path):
+    """Left to DeepSpeed, all of it lies there whole first."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    module = ["--module", "tests.core.training.cutting", what, str(tmp_path / "said.json")]
+    start = [sys.executable, *launcher, *module]
+    done = subprocess.run(start, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["same"]
+    assert not said["moved"]  # all of it to the device
+    assert said["most"] <= 4 * 256 * 256
+    assert said["buckets"] == [said["trained"]]  # as small a model as this goes in one

@@ -90,6 +90,9 @@ class CogVideoX:
     made by its configuration alone, without weights: see `sketch`. tiling: whether `draw_clips` decodes tile by tile;
     None is where whole frames do not fit.
 
+    keep_stored: the transformer's weights stay mapped from their file, in the type that they have there, which all
+    processes of a node share; whoever uses it brings it to its device as `dtype` first.
+
     Raises `InputError` for a model that wants an image, and for a size that the model cannot draw.
     """
 
@@ -110,9 +113,10 @@ class CogVideoX:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "auto",
         tiling: bool | None = None,
+        keep_stored: bool = False,
     ):
         self.tiling = tiling
-        self.name, self.dtype = base.name, dtype
+        self.name, self.dtype, self.base_is_mapped = base.name, dtype, keep_stored
         self.device = best_device(device) if isinstance(device, str) else device
         self._base = base if self.device == META else loading.local(base)
         with one_line_errors(base.source):
@@ -134,9 +138,11 @@ class CogVideoX:
         self._table: Tensor | None = None
         self._row: dict[str, int] = {}
         self._rotary: dict[tuple[int, int, torch.device], Rotary | None] = {}
-        network = _sketched(base) if self.device == META else loading.load_network(base, loading.stored_dtype(base))
+        stored = self.dtype if base.source.kind == "hub" else loading.stored_dtype(base)  # a hub's sketch cannot tell
+        network = _sketched(base) if self.device == META else loading.load_network(base, stored)
         self.base_hash = "" if self.device == META else weights_hash(network)
-        self.denoiser: nn.Module = network.to(self.dtype).requires_grad_(False).eval()
+        network.to(stored if self.base_is_mapped else self.dtype)
+        self.denoiser: nn.Module = network.requires_grad_(False).eval()
 
     @classmethod
     def sketch(cls, base: VideoBase, **options: Any) -> "CogVideoX":

@@ -215,7 +215,7 @@ class VideoFamily(Family["VideoBase", "Job"]):
 def _options(recipe: Recipe) -> dict[str, Any]:
     """What a recipe tells a backbone."""
     size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-    return {**size, "tiling": recipe.sample_tiling}
+    return {**size, "tiling": recipe.sample_tiling, "keep_stored": recipe.train == "full"}
 
 
 VIDEO = VideoFamily()

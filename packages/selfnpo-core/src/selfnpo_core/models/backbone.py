@@ -234,6 +234,19 @@ def embeddings_on_device(backbone: Backbone) -> bool:
     return not (isinstance(backbone, PlacesEmbeddings) and backbone.embeddings_in_host_memory)
 
 
+@runtime_checkable
+class MapsBase(Protocol):
+    """A family that says how the base waits in host memory; any other's is each process's own."""
+
+    @property
+    def base_is_mapped(self) -> bool:
+        """Whether its weights are mapped from their file, so that a node's processes share them."""
+
+
+def is_shared(backbone: Backbone) -> bool:
+    return isinstance(backbone, MapsBase) and backbone.base_is_mapped
+
+
 def has_numbers(tensor: Tensor) -> bool:
     """Whether a tensor is more than a shape and a type: none of a simulation or on the meta device, worth nothing
     afterwards."""

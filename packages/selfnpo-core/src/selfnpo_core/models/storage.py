@@ -85,13 +85,38 @@ def _keep_narrow(layer: nn.Module) -> bool:
     weight = layer.weight
     if not isinstance(weight, nn.Parameter) or weight.dtype != torch.float32 or weight.is_meta:
         return False
-    for dtype in (torch.bfloat16, torch.float16):
-        kept = weight.detach().to(dtype)
-        if torch.equal(kept.float(), weight.detach()):
-            layer.weight = nn.Parameter(kept, requires_grad=False)
-            parametrize.register_parametrization(layer, "weight", _Widen(), unsafe=True)
-            return True
-    return False
+    kept = narrowest(weight.detach())
+    if kept.dtype == torch.float32:
+        return False
+    layer.weight = nn.Parameter(kept, requires_grad=False)
+    parametrize.register_parametrization(layer, "weight", _Widen(), unsafe=True)
+    return True
+
+
+def narrowest(tensor: Tensor) -> Tensor:
+    """A float32 tensor's numbers in 16 bits, if none of them changes by that; else the tensor."""
+    for dtype in (torch.bfloat16, torch.float16) if tensor.dtype == torch.float32 and not tensor.is_meta else ():
+        kept = tensor.to(dtype)
+        if torch.equal(kept.float(), tensor):
+            return kept
+    return tensor
+
+
+@contextmanager
+def resident(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Within the block a network is on a device, in a type; afterwards it is where and as it was, without a copy.
+
+    dtype: `None` for its own.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    kept = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else None)
+        yield
+    finally:
+        for tensor, own in zip(tensors, kept, strict=True):
+            tensor.data = own
 
 
 @contextmanager

@@ -215,6 +215,11 @@ def piece_of(tensor: Any) -> Tensor:
     return piece
 
 
+def cut_too(cut: Any, parameter: nn.Parameter) -> None:
+    """Cut another parameter as one that is cut; the public way takes whole modules, and all of their parameters."""
+    cut.convert_to_zero_parameters(param_list=[parameter])
+
+
 def whole_shape(tensor: Any) -> torch.Size:
     """While it is cut, `shape` is that of nothing."""
     shape: torch.Size = tensor.ds_shape

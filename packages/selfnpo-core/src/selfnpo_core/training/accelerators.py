@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,14 @@ from torch import nn
 
 from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.system import private
-from selfnpo_core.training.deepspeed_settings import merged, read_settings
+from selfnpo_core.training.deepspeed_settings import merged, read_settings, with_buckets
 from selfnpo_core.training.recipe import Recipe
 
 AMP = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def on_cpu(recipe: Recipe) -> bool:
+    return recipe.device == "cpu" or not torch.cuda.is_available()
 
 
 def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
@@ -38,7 +42,7 @@ def make_accelerator(recipe: Recipe, logs: Path | None = None) -> Accelerator:
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     engine = check_engine(recipe, processes)
-    cpu = recipe.device == "cpu" or not torch.cuda.is_available()
+    cpu = on_cpu(recipe)
     private.forget_accelerator(processes=not dist.is_initialized())
     together: dict[str, Any] = {}
     handlers: list[Any] = []
@@ -110,19 +114,23 @@ def check_engine(recipe: Recipe, processes: int) -> str:
 
 
 def _deepspeed_plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
-    """With the recipe's settings, or what the user's file makes of them."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if on_cpu(recipe):  # else a helper is compiled at first use, for a minute
+        private.leave_out_helpers(["deepspeed_shm_comm"])
+    return DeepSpeedPlugin(hf_ds_config=zero_settings(recipe, stage))
+
+
+def zero_settings(recipe: Recipe, stage: int) -> dict[str, Any]:
+    """The recipe's settings for DeepSpeed, or what the user's file makes of them."""
     settings = _zero_settings(recipe, stage)
-    if recipe.deepspeed is not None:
-        settings = merged(settings, read_settings(recipe.deepspeed), recipe.deepspeed)
-    return DeepSpeedPlugin(hf_ds_config=settings)
+    if recipe.deepspeed is None:
+        return settings
+    return merged(settings, read_settings(recipe.deepspeed), recipe.deepspeed)
 
 
 def _zero_settings(recipe: Recipe, stage: int) -> dict[str, Any]:
     """ZeRO's settings (1910.02054). Weights keep their types; autocast is DeepSpeed's, which ends others'."""
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     cuda = recipe.device != "cpu" and torch.cuda.is_available()
-    if not cuda:  # else a helper is compiled at first use, for a minute
-        private.leave_out_helpers(["deepspeed_shm_comm"])
     zero: dict[str, Any] = {"stage": stage}
     if recipe.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
@@ -151,6 +159,20 @@ def keep_whole(accelerator: Accelerator, numbers: int) -> None:
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == 3:
         plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = numbers + 1
+
+
+def size_buckets(accelerator: Accelerator, trained: Sequence[int], every: Sequence[int]) -> None:
+    """Before the network is prepared: DeepSpeed's buckets for tensors of these sizes. See `with_buckets`."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        zero = plugin.deepspeed_config["zero_optimization"]
+        zero.update(with_buckets(zero, trained, every))
+
+
+def zero3_settings(accelerator: Accelerator) -> Mapping[str, Any] | None:
+    """DeepSpeed's, where it cuts weights."""
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin.deepspeed_config if plugin is not None and plugin.zero_stage == 3 else None
 
 
 def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:

@@ -3,9 +3,12 @@
 The recipe decides rows, clipping, precision, the stage and the optimizer; a file that says otherwise is refused by the
 key that is to be changed in the recipe. All else is the file's: buckets, prefetching, offloading to NVMe, profilers.
 "auto", which other trainers fill in, is what the recipe says.
+
+Buckets that the file does not name have the model's size: DeepSpeed's own, 500 million numbers, lie there as 1 to 2 GiB
+whether a model has as many or not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,10 @@ REFUSED: Mapping[str, str] = {
     "amp": "the recipe's `mixed_precision` decides it",
 }
 """Sections that may only be absent, "auto" throughout or switched off."""
+
+
+FIRST_BUCKET, LAST_BUCKET = 5_000_000, 50_000_000
+"""Numbers: fewer are sent slowly, more not faster."""
 
 
 def read_settings(name: str) -> Settings:
@@ -64,6 +71,34 @@ def merged(ours: Settings, theirs: Settings, name: str) -> Settings:
                 f"deepspeed {name} has {place} {other}, but the recipe {said}: change {key}, or leave it out"
             )
     return _over(ours, theirs)
+
+
+def with_buckets(zero: Settings, trained: Sequence[int], every: Sequence[int]) -> Settings:
+    """ZeRO's section with buckets for tensors of these sizes: those that are trained, and all of the network.
+
+    A bucket holds the largest tensor, and a fiftieth of all numbers within `FIRST_BUCKET` and `LAST_BUCKET`.
+    """
+    own = {"reduce_bucket_size": _bucket(trained), "allgather_bucket_size": _bucket(trained)}
+    if zero["stage"] == 3:
+        own["stage3_prefetch_bucket_size"] = _bucket(every)
+    return {**own, **zero}
+
+
+def bucket_bytes(zero: Settings, sent: int, kept: int) -> int:
+    """What the buckets of such a section take on the device. sent, kept: bytes of a number, as gradient and as weight.
+
+    Gradients wait in one until they are sent, in two if that overlaps; weights that are gathered ahead fill another.
+    """
+    stages_of_two = 2 if zero["stage"] < 3 and zero.get("overlap_comm") else 1
+    buffers = stages_of_two if zero.get("contiguous_gradients", True) else 0
+    ahead = zero["stage3_prefetch_bucket_size"] if zero["stage"] == 3 else 0
+    return int(buffers * sent * zero["reduce_bucket_size"] + kept * ahead)
+
+
+def _bucket(sizes: Sequence[int]) -> int:
+    largest, together = max(sizes), sum(sizes)
+    size = max(largest, min(together, max(FIRST_BUCKET, min(together // 50, LAST_BUCKET))))
+    return size + size % 2  # as DeepSpeed aligns them
 
 
 def _over(ours: Settings, theirs: Settings) -> Settings:

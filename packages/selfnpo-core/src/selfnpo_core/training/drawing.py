@@ -9,8 +9,8 @@ later rounds' samples are nobody else's. A signal stops drawing after the parts 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from selfnpo_core.errors import RunError
 from selfnpo_core.models.backbone import Backbone, NegativeWeights, SamplingBackbone
 from selfnpo_core.models.embeddings import arithmetic
+from selfnpo_core.models.storage import resident
 from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.compiling import compiled, why_not
 from selfnpo_core.system.durations import duration
@@ -62,7 +63,9 @@ class Drawing:
         if store is not None:
             on_main(lambda: samples.take_from(store))
         if missing := on_main(samples.missing):
-            with _on_device(network, self.accelerator.device), compiled(network) if compiles else nullcontext():
+            dtype = torch.float32 if self.recipe.train == "full" else None  # the base may wait as it is stored
+            place = resident(network, self.accelerator.device, dtype)
+            with place, compiled(network) if compiles else nullcontext():
                 self._draw(samples, missing, self._sampler(samples.plan), store)
             if store is not None:
                 store.sweep()
@@ -174,13 +177,3 @@ class Drawing:
             raise interrupted_by(
                 number, f"stopped while drawing samples in {self.folder}: go on with the same command and --resume"
             )
-
-
-@contextmanager
-def _on_device(network: nn.Module, device: torch.device) -> Iterator[None]:
-    before = next(network.parameters()).device
-    network.to(device)
-    try:
-        yield
-    finally:
-        network.to(before)

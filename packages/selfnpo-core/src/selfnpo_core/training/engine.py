@@ -21,7 +21,7 @@ from selfnpo_core.errors import InputError, RunError
 from selfnpo_core.models.backbone import Backbone
 from selfnpo_core.ranks import Ranks
 from selfnpo_core.system.processes import joined
-from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for
+from selfnpo_core.training.accelerators import AMP, learning_rate_at, seed_for, zero3_settings
 from selfnpo_core.training.checkpoint import State
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.rollouts import SHARED, Watch, make_teacher, unwatched
@@ -81,7 +81,7 @@ class Engine:
         self._own_spread: float | None = None
         offload = accelerator.device if recipe.group_offload else None
         self.student = make_student(backbone, recipe, offload=offload)
-        self.student.place(accelerator.device)
+        self.student.place(accelerator.device, zero3_settings(accelerator))
         self.student.network.eval()  # no dropout: teacher and student answer alike
         self.steps = make_steps(accelerator, recipe, self.student.network, self.student.parameters)
         self.student.use(self.steps.network)
@@ -115,15 +115,16 @@ class Engine:
     def measure_own_spread(self) -> None:
         """Of the base's samples, once a run. Not for finished samples, which are its own."""
         if self.recipe.rollout != "samples" and self._own_spread is None:
-            self._own_spread = own_spread(
-                self.denoisers.base,
-                self.backbone.schedule,
-                shape=tuple(self.backbone.latent_shape),
-                num_prompts=self._num_prompts,
-                batch_size=self.recipe.batch_size,
-                generator=torch.Generator().manual_seed(seed_for(self.recipe.seed, SPREAD)),
-                device=self.accelerator.device,
-            )
+            with self.student.role("base"):
+                self._own_spread = own_spread(
+                    self.denoisers.base,
+                    self.backbone.schedule,
+                    shape=tuple(self.backbone.latent_shape),
+                    num_prompts=self._num_prompts,
+                    batch_size=self.recipe.batch_size,
+                    generator=torch.Generator().manual_seed(seed_for(self.recipe.seed, SPREAD)),
+                    device=self.accelerator.device,
+                )
 
     def warm_up(self, check: Callable[[], None] = lambda: None, watch: Watch = unwatched) -> None:
         """Prepare the source of samples; before the first update of a new run, or of one that was stopped within it."""

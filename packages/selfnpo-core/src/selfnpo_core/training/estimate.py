@@ -2,7 +2,7 @@
 
 Weights and optimizer states are counted. What an update holds besides is the peak of its simulation on shapes alone
 (`simulation`), in the types that the device's autocast would have; the other stages are in `stages`. Not in it: the
-allocator's own losses, work space of kernels, and what ZeRO-3 gathers ahead of its use.
+allocator's own losses and work space of kernels.
 """
 
 import copy
@@ -15,13 +15,17 @@ import torch
 from torch import nn
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.backbone import Backbone, embeddings_on_device
+from selfnpo_core.models.backbone import Backbone, embeddings_on_device, is_shared
 from selfnpo_core.models.storage import is_kept
 from selfnpo_core.system.memory import available
+from selfnpo_core.system.memory import size_text as _size
+from selfnpo_core.training.accelerators import AMP, zero_settings
+from selfnpo_core.training.deepspeed_settings import bucket_bytes, with_buckets
+from selfnpo_core.training.host_memory import HostPart, check_host, host_line, host_parts
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
-from selfnpo_core.training.stages import Part, Planned, Stage, stages_of
+from selfnpo_core.training.stages import BASE, Part, Planned, Stage, stages_of
 from selfnpo_core.training.student import Student
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
@@ -49,6 +53,8 @@ class DryRun:
     """One forward and a backward, which counts as two."""
     samples: SamplePlan | None = None
     """Those that are drawn before the first update, and as many in each later round."""
+    host: tuple[HostPart, ...] = ()
+    """Of a node, where all weights are trained."""
 
     @property
     def device_bytes(self) -> int:
@@ -83,6 +89,7 @@ class DryRun:
             "memory on the device by stage" + self._whose(),
             *(f"  {stage.name:<40}{_size(stage.device_bytes):>10}" for stage in self.stages),
             f"  the most: {self.largest.name}, {_size(self.largest.device_bytes)}",
+            *([host_line(self.host)] if self.host else []),
         ]
         return "\n".join(lines)
 
@@ -122,7 +129,8 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
     base, plan = backbone.denoiser, None
     if recipe.rollout == "samples":
         plan = SamplePlan.of(backbone, recipe, len(prompts), processes=processes)
-    network_parameters, loaded = sum(p.numel() for p in base.parameters()), _bytes_of(base)
+    network_parameters = sum(p.numel() for p in base.parameters())
+    loaded = _bytes_of(base) if recipe.train == "lora" else 4 * network_parameters  # as it answers, however it waits
     backbone.embed(list(prompts[:1]))
     with replaced([base], on_meta):
         backbone.denoiser = copy.deepcopy(base)  # whose layers may be changed for good
@@ -147,7 +155,7 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
                 rest=_rest(backbone, recipe, len(prompts), processes),
                 update=_update(backbone, student, recipe, processes),
             )
-            stages = stages_of(run)
+            stages, memory = stages_of(run), (*run.held, *run.rest, *run.update)
         finally:
             backbone.denoiser = base
     return DryRun(
@@ -155,19 +163,29 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         processes=processes,
         network_parameters=network_parameters,
         trained_parameters=trained,
-        memory=(*run.held, *run.rest, *run.update),
+        memory=memory,
         stages=stages,
         on_gpu=run.on_gpu,
         teacher_rows=teacher_rows(recipe, backbone.schedule.first_trained(backbone.schedule.grid(recipe.grid_steps))),
         base_rows=reference_rows(recipe),
         samples=plan,
+        host=_host(backbone, recipe, memory, trained, processes) if recipe.train == "full" else (),
     )
+
+
+def _host(
+    backbone: Backbone, recipe: Recipe, memory: Sequence[Part], trained: int, processes: int
+) -> tuple[HostPart, ...]:
+    """What is not on the device, or all where that is the CPU. A checkpoint: student, teacher and optimizer, whole."""
+    each = [(part.name, part.bytes) for part in memory if recipe.device == "cpu" or not part.on_device]
+    shared = (BASE,) if is_shared(backbone) else ()
+    return host_parts(each, (4 + 4 + OPTIMIZER_BYTES[recipe.optimizer]) * trained, processes, shared)
 
 
 def check_memory(
     backbone: Backbone, recipe: Recipe, prompts: Sequence[str], device: torch.device, processes: int = 1
 ) -> None:
-    """Raise `InputError`, with what would fit, for a training that needs more than is free on `device`.
+    """Raise `InputError`, with what would fit, for a training that needs more than is free on `device`, or on the host.
 
     backbone: on the meta device, so that nothing has been loaded yet.
     """
@@ -175,6 +193,7 @@ def check_memory(
     free, asked = available(device), dry_run(backbone, recipe, prompts, processes)
     stage = asked.largest
     if stage.device_bytes <= free:
+        check_host(asked.host, recipe)
         return
     largest = sorted((part for part in stage.parts if part.on_device), key=lambda part: -part.bytes)[:3]
     parts = ", ".join(f"{part.name} {_size(part.bytes)}" for part in largest)
@@ -288,11 +307,13 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
 
     state = share(OPTIMIZER_BYTES[recipe.optimizer] * trained // 4, 1)
     own = share(trained, 3) if full else trained
+    waits = full and recipe.objective != "dpo"  # in the host's memory, for drift, pictures and its own spread
+    of_base = _bytes_of(base, kept=not recipe.group_offload)
     parts = [
         Part(
-            name="base weights",
-            bytes=share(_bytes_of(base, kept=not recipe.group_offload), 3, of_base=True),
-            on_device=not recipe.offload_parameters,
+            name=BASE,
+            bytes=of_base if waits else share(of_base, 3, of_base=True),
+            on_device=not recipe.offload_parameters and (recipe.device == "cpu" or not waits),
         ),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"teacher{kind}, float32", bytes=own),
@@ -301,12 +322,21 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
     if recipe.engine.startswith("zero"):
         copy = share(trained, 1)
         parts.append(Part(name="ZeRO's copy of the student", bytes=copy, on_device=not recipe.offload_optimizer))
+        parts.append(Part(name="DeepSpeed's buckets", bytes=_buckets(student, recipe, stage)))
     if recipe.group_offload:  # those in use are the simulation's
         rest = _bytes_of(base) - _bytes_of(base, kept=False)
         parts.append(Part(name="base weights until they are used", bytes=rest, on_device=False))
     if _keeps_gradients(recipe, processes):
         parts.append(Part(name="gradients, float32", bytes=share(trained, 2)))
     return tuple(parts)
+
+
+def _buckets(student: Student, recipe: Recipe, stage: int) -> int:
+    zero = zero_settings(recipe, stage)["zero_optimization"]
+    weights = list(student.network.parameters())
+    zero = with_buckets(zero, [p.numel() for p in student.parameters.values()], [p.numel() for p in weights])
+    sent = 4 if (amp := AMP[recipe.mixed_precision]) is None else amp.itemsize
+    return bucket_bytes(zero, sent, max(p.element_size() for p in weights))
 
 
 def _keeps_gradients(recipe: Recipe, processes: int) -> bool:
@@ -358,10 +388,3 @@ def _size_of_all(network: nn.Module) -> int:
     """With adapters' weights, but for those that are fetched for each use."""
     named = ((name, parameter) for name, parameter in network.named_parameters() if not is_kept(name))
     return sum(tensor.numel() * tensor.element_size() for tensor in (*(p for _, p in named), *network.buffers()))
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

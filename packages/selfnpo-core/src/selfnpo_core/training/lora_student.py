@@ -1,7 +1,7 @@
 """A LoRA in training: student and teacher are two adapters on one copy of the base."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from selfnpo_core.models.backbone import Backbone, NegativeWeights
 from selfnpo_core.models.storage import give_back, place_rest, store_base
 from selfnpo_core.system import private
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.sharding import split, whole
+from selfnpo_core.training.sharding import Cutter, split, whole
 from selfnpo_core.training.student import Role, Saver, Student
 
 NPO, TEACHER = "npo", "teacher"
@@ -47,10 +47,16 @@ class LoraStudent(Student):
         self._split, self._offloaded = recipe.engine == "fsdp2", offload is not None
         self._stored = recipe.base_storage != "same" or offload is not None
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: torch.device, zero3: Mapping[str, Any] | None = None) -> None:
         """Adapters stay whole and on the device, whatever becomes of the base."""
         if self._offloaded:
             place_rest(self.network, device)
+        elif zero3 is not None:
+            cut = Cutter(zero3)
+            for parameter in self.network.parameters():
+                cut(parameter)
+            for buffer in self.network.buffers():
+                buffer.data = buffer.data.to(device)
         elif self._split:
             adapters = [*self.parameters.values(), *self.teacher.values()]
             for parameter in adapters:

@@ -35,6 +35,32 @@ def split(network: nn.Module, device: torch.device, ignored: Iterable[nn.Paramet
     fully_shard(network, **options)
 
 
+class Cutter:
+    """ZeRO-3: each rank keeps its piece of every parameter that is handed in, as the first rank has it.
+
+    A parameter is whole on the device for the time of its cutting only. Left to itself, DeepSpeed brings the whole
+    network there first. settings: DeepSpeed's, by which the pieces are in the host's memory if they are offloaded.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = dict(settings)
+        self._first: nn.Parameter | None = None
+
+    def __call__(self, parameter: nn.Parameter) -> None:
+        if self._first is not None:
+            private.cut_too(self._first, parameter)
+            return
+        from deepspeed.runtime.zero.partition_parameters import Init
+
+        Init(module=nn.ParameterList([parameter]), config_dict_or_path=self._settings, dtype=torch.float32)
+        self._first = parameter
+
+
+def own_part(value: Tensor, size: int) -> Tensor:
+    """Of a whole tensor, what this rank's piece of so many numbers holds under ZeRO-3, without the padding."""
+    return value.reshape(-1)[size * dist.get_rank() : size * (dist.get_rank() + 1)]
+
+
 def _is_whole(tensor: Tensor) -> bool:
     return not private.is_cut(tensor) or private.is_gathered(tensor)
 

@@ -2,7 +2,8 @@
 
     encode prompts   text encoders, one text at a time; on a GPU the network is not there yet
     draw samples     the whole base as it was loaded, and a batch's forward; with `rounds`, beside what is trained
-    warm up          what is trained, without the optimizer's state, and a batch's forward of the teacher
+    warm up          what is trained, without the optimizer's state, the base, asked for its spread at first, and a
+                     batch's forward of the teacher
     update           all of that, a batch's activations and its gradients
     sample grids     what lies there between two updates, and the larger of drawing and decoding
     save             the same, and what is copied on the way to the disk
@@ -23,6 +24,7 @@ from selfnpo_core.training.simulation import simulated_draw, simulated_step
 from selfnpo_core.training.student import Student
 
 NOTHING = Aside(weights=0, work=0)
+BASE = "base weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,12 @@ class Planned:
         return count if self._sides is None else min(count, self._sides.drawn_at_once)
 
     @property
+    def called_in(self) -> tuple[Part, ...]:
+        """The base, where it waits in the host's memory and is on the device only while it answers."""
+        waits = any(part.name == BASE and not part.on_device for part in self.held)
+        return (Part(name=BASE, bytes=self.base),) if waits else ()
+
+    @property
     def before_updates(self) -> tuple[Part, ...]:
         """Of what is held, what there is before the first: torch makes an optimizer's state in its first step."""
         late = () if self.recipe.engine.startswith("zero") else ("optimizer", "gradients")
@@ -99,7 +107,7 @@ def encode(run: Planned) -> Stage | None:
     aside = run.encoding
     if aside is None:
         return None
-    own = () if run.on_gpu else (Part(name="base weights", bytes=run.base),)
+    own = () if run.on_gpu else (Part(name=BASE, bytes=run.base),)
     parts = (*own, Part(name="text encoders", bytes=aside.weights), Part(name="one text", bytes=aside.work))
     return Stage(name="encode prompts", parts=parts)
 
@@ -107,8 +115,8 @@ def encode(run: Planned) -> Stage | None:
 def draw(run: Planned) -> Stage | None:
     if run.recipe.rollout != "samples":
         return None
-    first = (Part(name="base weights", bytes=run.base), *run.rest)
-    late = _drawing_parts(run, (*run.held, *run.rest), adapters=True) if run.recipe.rounds > 1 else ()
+    first = (Part(name=BASE, bytes=run.base), *run.rest)
+    late = _drawing_parts(run, (*run.held, *run.called_in, *run.rest), adapters=True) if run.recipe.rounds > 1 else ()
     parts = max((_drawing_parts(run, first, adapters=False), late), key=_on_device)
     return Stage(name="draw finished samples", parts=parts)
 
@@ -118,7 +126,7 @@ def warm_up(run: Planned) -> Stage | None:
         return None
     peak = simulated_step(run.backbone, run.student, run.recipe, on_gpu=run.on_gpu)
     forward = Part(name=f"a forward of {run.recipe.batch_size} rows (simulated)", bytes=peak)
-    return Stage(name="warm the pool up", parts=(*run.before_updates, *run.rest, forward))
+    return Stage(name="warm the pool up", parts=(*run.before_updates, *run.called_in, *run.rest, forward))
 
 
 def update(run: Planned) -> Stage:
@@ -130,7 +138,7 @@ def grids(run: Planned) -> Stage | None:
     recipe, decoding = run.recipe, run.decoding
     if not recipe.sample_every or recipe.engine in ("zero3", "fsdp2"):
         return None
-    held = (*run.held, *run.rest)
+    held = (*run.held, *run.called_in, *run.rest)
     negative = (Part(name="negative weights", bytes=run.base),) if recipe.train == "full" else ()
     vae = Part(name="VAE", bytes=decoding.weights)
     prompts = len(recipe.sample_prompts) or min(4, run.num_prompts)

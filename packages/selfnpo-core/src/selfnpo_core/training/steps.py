@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from selfnpo_core.errors import RunError
 from selfnpo_core.system import private
 from selfnpo_core.system.processes import total
-from selfnpo_core.training.accelerators import keep_whole, make_optimizer
+from selfnpo_core.training.accelerators import keep_whole, make_optimizer, size_buckets
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.sharding import entire, like, whole
 
@@ -170,8 +170,10 @@ class ZeroSteps(Steps):
         self, accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
     ):
         super().__init__(accelerator, recipe, parameters)
+        trained = [_shape(parameter).numel() for parameter in parameters.values()]
+        size_buckets(accelerator, trained, [_shape(parameter).numel() for parameter in network.parameters()])
         if recipe.train == "lora":  # small, and asked for at every step
-            keep_whole(accelerator, max(parameter.numel() for parameter in parameters.values()))
+            keep_whole(accelerator, max(trained))
         self.network, _ = accelerator.prepare(network, make_optimizer(parameters.values(), recipe))
         self._engine: Any = self.network
         self._optimizer: Any = self._engine.optimizer  # ZeRO's

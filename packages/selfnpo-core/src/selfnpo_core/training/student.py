@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from selfnpo_core.ema import ema_update
 from selfnpo_core.errors import RunError
 from selfnpo_core.models.backbone import Backbone, NegativeWeights
-from selfnpo_core.training.sharding import collect, fill, pieces
+from selfnpo_core.training.sharding import collect, fill, pieces, release
 
 Role = Literal["student", "teacher", "base"]
 
@@ -67,9 +67,12 @@ class Student(ABC):
     def use(self, prepared: nn.Module) -> None:
         """Train through this wrapper of `network` (Accelerate's) from now on."""
 
-    def place(self, device: torch.device) -> None:
-        """Bring what is trained to the training device, before it is prepared."""
-        self.network.to(device)
+    @abstractmethod
+    def place(self, device: torch.device, zero3: Mapping[str, Any] | None = None) -> None:
+        """Bring what is trained to the training device, before it is prepared.
+
+        zero3: DeepSpeed's settings, if it is to be cut by them on the way.
+        """
 
     def before_close(self) -> None:  # noqa: B027
         """While the network is still prepared."""
@@ -96,7 +99,8 @@ class Student(ABC):
             other.copy_(kept)
 
     def _held(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The teacher's and the student's numbers on this rank."""
+        """The teacher's and the student's numbers on this rank; of what ZeRO-3 has gathered of either, its pieces."""
+        release([*self.teacher.values(), *self.parameters.values()])
         return pieces(self.teacher.values()), pieces(self.parameters.values())
 
     def collect(self, keep: bool) -> dict[str, dict[str, Tensor]]:

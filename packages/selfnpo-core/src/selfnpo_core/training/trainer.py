@@ -278,9 +278,13 @@ class Trainer:
             self._keep_warm_up()
 
     def _keep_warm_up(self) -> None:
+        self._keep_state()
+        self._saved = 0
+
+    def _keep_state(self) -> None:
+        """Whole in the first process's memory, and gone from there when it is written."""
         state = self.engine.state()
         on_main(lambda: save_checkpoint(self.folder.checkpoints, state, self.recipe.keep_last))
-        self._saved = 0
 
     def _warn(self, spreads: Mapping[str, float]) -> None:
         """Of each spread that is out of its limits, once."""
@@ -342,8 +346,7 @@ class Trainer:
         """A checkpoint and the npo folder as they are now, each once a step."""
         step = self.engine.step
         if self._saved != step:
-            state = self.engine.state()
-            on_main(lambda: save_checkpoint(self.folder.checkpoints, state, self.recipe.keep_last))
+            self._keep_state()
             self._saved = step
         if self._exported != step:
             with self.engine.exported(), self.engine.student.saving() as saver:
