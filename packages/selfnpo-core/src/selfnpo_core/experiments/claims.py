@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from selfnpo_core.experiments.controls import EQUAL
-from selfnpo_core.experiments.equal_cost import Entry, check_budget, versus, write_comparisons
+from selfnpo_core.experiments.equal_cost import Entry, best_plain, check_budget, versus, write_comparisons
 from selfnpo_core.experiments.methods import METHODS
 from selfnpo_core.experiments.pareto import compared
 from selfnpo_core.experiments.protocol import Cell, Protocol, cells_of, is_plain
@@ -78,7 +78,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Of one budget. base: plain guidance as it was picked; plain: all scales of the second set.
+    """Of one budget. base: plain guidance at its best on the second set; plain: all of its scales there.
 
     controls: cells with the comparison `AGAINST_WHOLE`. without: methods without a point as accurate as plain guidance.
     """
@@ -95,10 +95,10 @@ def compare(protocol: Protocol, real: Tensor) -> None:
 
     The judges' scores of both sides must be on this disk, unless a cell has the comparison already.
     """
-    table, picked = protocol.claim, protocol.picked()
-    drawn = _drawn(protocol)
+    table, drawn = protocol.claim, _drawn(protocol)
     for entry, cell in drawn:
-        best = picked[entry.budget][METHODS[entry.method].base]
+        same_cost = [other for each, other in drawn if each.budget == entry.budget]
+        best = best_plain(same_cost, table.world, METHODS[entry.method].base)
         sides: dict[str, Cell | None] = {AGAINST: best}
         if all(best[key] == cell[key] for key in ("arm", "scale")):
             sides = {AGAINST: None}
@@ -123,7 +123,10 @@ def found(protocol: Protocol) -> dict[int, Found]:
         own = [(entry, cell) for entry, cell in drawn if entry.budget == budget]
         check_budget([cell for _, cell in own], protocol.claim.world)
         plain = [cell for entry, cell in own if is_plain(entry.method)]
-        bases = {cell["method"]: cell for cell in plain if cell["scale"] == picked[cell["method"]]["scale"]}
+        bases = {
+            base: best_plain(plain, protocol.claim.world, base)
+            for base in dict.fromkeys(cell["method"] for cell in plain)
+        }
         result[budget] = Found(
             base=bases["cfg"],
             plain=plain,

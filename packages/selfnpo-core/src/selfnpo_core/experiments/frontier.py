@@ -106,12 +106,9 @@ def section(budget: int, known: Found, world: World) -> str:
 def words(known: Found, world: World) -> list[str]:
     """One line for plain guidance, one for each claim."""
     key, base = world.distance, known.base
-    label = key.upper()
-    best = min((cell for cell in known.plain if cell["method"] == "cfg"), key=lambda cell: cell[key][0])
     lines = [
-        f"- Plain guidance, at the scale {base['scale']:g} that the first set gave it: {label} {base[key][0]:.1f}, "
-        f"prompt accuracy {100 * base['accuracy'][0]:.1f} %. Its least {label} on this set is {best[key][0]:.1f}, "
-        f"at scale {best['scale']:g}."
+        f"- Plain guidance at its best on this set, scale {base['scale']:g}, which is in its favour: {key.upper()} "
+        f"{base[key][0]:.1f}, prompt accuracy {100 * base['accuracy'][0]:.1f} %."
     ]
     for claim in known.claims:
         missed = claim.missed(world)
