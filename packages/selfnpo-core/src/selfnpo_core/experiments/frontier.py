@@ -51,7 +51,7 @@ def write_frontier_page(demo: Demo, protocol: Protocol, folder: Path, command: s
         distance=world.distance.upper(),
         first=f"{len(protocol.choose.task.prompts):,}",
         count=f"{count:,}",
-        real=f"{least:.1f}",
+        real=f"{least:.{1 if least >= 10 else 2}f}",
         reference=f"{world.judges.reference.count:,}",
         seeds=", ".join(map(str, protocol.seeds)),
         methods="\n".join(about(method) for method in protocol.methods),
@@ -108,7 +108,7 @@ def words(known: Found, world: World) -> list[str]:
     key, base = world.distance, known.base
     lines = [
         f"- Plain guidance at its best on this set, scale {base['scale']:g}, which is in its favour: {key.upper()} "
-        f"{base[key][0]:.1f}, prompt accuracy {100 * base['accuracy'][0]:.1f} %."
+        f"{base[key][0]:.{digits(known, world)}f}, prompt accuracy {100 * base['accuracy'][0]:.1f} %."
     ]
     for claim in known.claims:
         missed = claim.missed(world)
@@ -143,13 +143,17 @@ def table(known: Found, world: World) -> str:
             point(claim.cells[0]),
             str(claim.cells[0]["steps"]),
             str(len(claim.cells)) if METHODS[claim.method].untrained else "—",
-            bounds(claim.mean(key), 1),
-            _signed(claim.mean(f"{key}_change", AGAINST)),
+            bounds(claim.mean(key), digits(known, world)),
+            _signed(claim.mean(f"{key}_change", AGAINST), digits=digits(known, world)),
             _plain(claim.mean("excess_ratio", AGAINST), 2),
             percent(claim.mean("accuracy")).replace(" %", ""),
             _signed(claim.mean("accuracy_change", AGAINST), 100),
             percent(claim.mean("win_rate", AGAINST)).replace(" %", ""),
-            *([f"{equal:.2f}", _signed(versus[0]), percent(versus[1]).replace(" %", "")] if equal else ["—"] * 3),
+            *(
+                [f"{equal:.2f}", _signed(versus[0], digits=digits(known, world)), percent(versus[1]).replace(" %", "")]
+                if equal
+                else ["—"] * 3
+            ),
             *([_plain(claim.mean("motion_ratio", AGAINST), 2)] if moving else []),
         ]
         lines.append(_row(row))
@@ -178,10 +182,10 @@ def controls(known: Found, world: World) -> str:
             point(cell),
             cell["control"].replace("_", " ") + equal,
             str(cell["training_seed"]),
-            bounds(cell[key], 1),
+            bounds(cell[key], digits(known, world)),
             percent(cell["accuracy"]).replace(" %", ""),
-            _signed(cell[AGAINST][f"{key}_change"]),
-            _signed(whole[f"{key}_change"]),
+            _signed(cell[AGAINST][f"{key}_change"], digits=digits(known, world)),
+            _signed(whole[f"{key}_change"], digits=digits(known, world)),
             _signed(whole["accuracy_change"], 100),
             percent(whole["win_rate"]).replace(" %", ""),
         ]
@@ -193,9 +197,14 @@ def _row(parts: Sequence[str]) -> str:
     return f"| {' | '.join(parts)} |"
 
 
-def _signed(interval: Interval, factor: float = 1) -> str:
-    value, low, high = (round(factor * v, 1) + 0.0 for v in interval)
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+def digits(known: Found, world: World) -> int:
+    """Behind the point of a distance."""
+    return 1 if known.base[world.distance][0] >= 10 else 2
+
+
+def _signed(interval: Interval, factor: float = 1, digits: int = 1) -> str:
+    value, low, high = (round(factor * v, digits) + 0.0 for v in interval)
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _plain(interval: Interval, digits: int) -> str:

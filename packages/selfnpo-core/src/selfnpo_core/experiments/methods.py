@@ -231,7 +231,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "ours": Method(
         title="Self-NPO",
-        what="2,000 own finished samples of scale 2, the diffusion loss under the null prompt alone; beta: strength",
+        what="own finished samples of scale 2, the diffusion loss under the null prompt alone; beta: strength",
         make=_trained("ours"),
         scales=(1.5, 2.0, 2.5, 3.0, 4.0, 5.0),
         variants=(BETA, WHOLE),
