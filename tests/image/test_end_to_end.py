@@ -136,7 +136,12 @@ def test_dry_run_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert command("train", "--model", folder, *SETS, "--dry-run") == 0
     said = capsys.readouterr().out
-    for words in ("teacher_guidance: -1.0", "parameters trained", "4 a row: 1 teacher", "memory, estimated"):
+    for words in (
+        "teacher_guidance: -1.0",
+        "parameters trained",
+        "4 a row: 1 teacher",
+        "memory of an update, estimated",
+    ):
         assert words in said
     assert list(tmp_path.iterdir()) == []
 

@@ -20,7 +20,7 @@ SETTINGS = {
     "steps": 8,
     "batch_size": 2,
     "grad_accumulation": 2,
-    "pool_size": 6,
+    "pool_size": 12,
     "grid_steps": 3,
     "rank": 4,
     "checkpoint_every": 2,

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
@@ -29,6 +31,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from transformers import T5EncoderModel
 
 from selfnpo_core.system import private
 
@@ -144,6 +147,28 @@ def test_flop_formulas():
     assert attention(q, k, k, out_val=None) == 2 * 2 * (2 * 3 * 5 * 7 * 8)  # queries by keys, weights by values
     product = formulas[torch.ops.aten.mm]
     assert product(torch.empty(2, 3), torch.empty(3, 4), out_val=torch.empty(2, 4)) == 2 * 2 * 3 * 4
+
+
+def test_backward_within_modes():
+    x = torch.ones(3, requires_grad=True)
+    private.backward_within_modes((x * torch.arange(3.0)).sum())
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 1, 2]
+
+
+def test_float32_parts():
+    assert private.float32_parts(T5EncoderModel) == ("wo",)
+    assert private.float32_parts(nn.Linear) == ()
+
+
+def test_cut_too():
+    """What it calls is DeepSpeed's; test_sharding cuts with it."""
+    made: list[list[nn.Parameter]] = []
+    cut = SimpleNamespace(convert_to_zero_parameters=lambda param_list: made.append(param_list))
+    parameter = nn.Parameter(torch.zeros(2))
+    private.cut_too(cut, parameter)
+    assert made == [[parameter]]
+    assert "convert_to_zero_parameters" in inspect.getsource(deepspeed.zero.Init)
 
 
 def test_forget_accelerator():

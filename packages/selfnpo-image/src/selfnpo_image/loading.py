@@ -222,7 +222,8 @@ def sketched(base: ImageBase, part: str, dtype: torch.dtype) -> torch.nn.Module 
             return None
         index, config = (read_config(folder / name, base.name) for name in ("model_index.json", f"{part}/config.json"))
     made, _ = component_class(Path(source.location), index, part)
-    return sketched_component(made, config, dtype)
+    with one_line_errors(source):
+        return sketched_component(made, config, dtype)
 
 
 def _missing(folder: Path, kind: Kind) -> dict[str, None]:

@@ -173,12 +173,14 @@ def sketched_encoder(base: VideoBase, dtype: torch.dtype) -> nn.Module | None:
         config, own = T5_XXL, dtype if dtype.itemsize == 2 else torch.bfloat16
     else:
         return None
-    return sketched_component(T5EncoderModel, config, own)
+    with one_line_errors(base.source):
+        return sketched_component(T5EncoderModel, config, own)
 
 
 def sketched_vae(base: VideoBase, dtype: torch.dtype) -> nn.Module:
     """On the meta device."""
-    return sketched_component(base.kind.vae, vars(base.vae), dtype)
+    with one_line_errors(base.source):
+        return sketched_component(base.kind.vae, vars(base.vae), dtype)
 
 
 def save_lora(kind: VideoKind, transformer: Any, directory: Path, adapter: str) -> None:
