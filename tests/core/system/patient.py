@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from selfnpo_core.system import processes
+from selfnpo_core.system import private, processes
 
 SECONDS = 2
 
@@ -19,6 +19,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     dist.barrier()
     _set_pg_timeout(timedelta(seconds=SECONDS), dist.group.WORLD)
+    private.default_store().set_timeout(timedelta(seconds=SECONDS))
 
     def work() -> str:
         time.sleep(3 * SECONDS)

@@ -131,6 +131,17 @@ def test_leave_out_of_ddp(tmp_path):
         dist.destroy_process_group()
 
 
+def test_default_store(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        store = private.default_store()
+        assert isinstance(store, dist.Store)
+        assert store.add("a", 2) == 2
+        assert store.timeout.total_seconds() > 0
+    finally:
+        dist.destroy_process_group()
+
+
 def test_memory_changes():
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         kept = torch.empty(1000, dtype=torch.float32)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tools.launching import free_port
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.system import processes
@@ -82,6 +83,34 @@ def test_those_without_work_wait_for_longer_than_those_in_an_update(tmp_path):
     ]:
         assert process.wait(300) == 0
     assert (tmp_path / "1").read_text() == "done nothing done gave up"
+
+
+@pytest.mark.parametrize(
+    ("way", "at_least", "why"),
+    [
+        ("stop", 3, "of rank 1: no sign of life for 3 s"),
+        ("kill", 3, "of rank 1: no sign of life for 3 s"),
+        ("stop the store's", 3, "the store is silent for 3 s"),
+        ("end", 0, "of rank 1: it came to an end"),
+    ],
+)
+def test_nobody_waits_for_a_process_that_is_gone(tmp_path, way, at_least, why):
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    script, port, answer = SCRIPT.with_name("lost.py"), str(free_port()), tmp_path / "answer"
+    both = [
+        subprocess.Popen([sys.executable, script, str(rank), port, way, answer], env=own, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    try:
+        assert both[1 if way == "stop the store's" else 0].wait(120) == 0
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    seconds, said = answer.read_text().split(" ", 1)
+    assert said.startswith("another process of this run has ended or hangs")
+    assert why in said
+    assert at_least <= float(seconds) < at_least + 30
 
 
 def test_alone_everything_is_ones_own():

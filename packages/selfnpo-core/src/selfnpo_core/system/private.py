@@ -111,6 +111,13 @@ def set_compiled_call(module: nn.Module, call: Callable[..., Any] | None) -> Non
     module._compiled_call_impl = call
 
 
+def default_store() -> Any:
+    """Where the processes of a run found one another. torch hands on a store only to who made it, not what it made."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
 def leave_out_of_ddp(network: nn.Module, names: Sequence[str]) -> None:
     """Parameters and buffers that DDP is neither to send around nor to reduce. It reads them off the network only."""
     network._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]

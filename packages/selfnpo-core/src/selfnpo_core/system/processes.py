@@ -1,14 +1,15 @@
 """What processes that train together do for one another: one acts for all, or each takes a share.
 
 Numbers are exchanged in the group that trains, whose time-out finds a process that hangs. Where some have work and the
-others have none (one writes a checkpoint, three of eight draw a sample) these wait in a group of their own, on the CPU,
-for as long as it takes; a process that ends is noticed there too.
+others have none (one writes a checkpoint, three of eight draw a sample) these wait at a meeting, for as long as all
+give signs of life (`selfnpo_core.system.meeting`); what they then tell one another goes through a group of its own, on
+the CPU.
 """
 
 import atexit
 import os
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -16,28 +17,46 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selfnpo_core.errors import InputError, RunError
+from selfnpo_core.system.meeting import Meetings
+from selfnpo_core.system.private import default_store
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(days=7)
-_patient: list[tuple[Any, Any]] = []
-"""The group that trains, and the one that waits beside it; of the last ones that there were."""
 
 
-def _waiting() -> Any:
-    """The patient group, made by all processes together when they first wait."""
+@dataclass(frozen=True)
+class _Waiting:
+    """trains: the group that trains, beside which it is. group: on the CPU."""
+
+    trains: Any
+    group: Any
+    meetings: Meetings
+
+
+_waits: list[_Waiting] = []
+"""Of the last group that there was, if any process has waited yet."""
+
+
+def _waiting() -> _Waiting:
+    """Made by all processes together when they first wait."""
     trains = dist.group.WORLD
-    if not _patient or _patient[0][0] is not trains:
-        if not _patient:
+    if not _waits or _waits[0].trains is not trains:
+        for former in _waits:
+            former.meetings.close()
+        if not _waits:
             atexit.register(_end_waiting)
-        _patient[:] = [(trains, dist.new_group(backend="gloo", timeout=PATIENCE))]
-    return _patient[0][1]
+        store = default_store()
+        group = dist.new_group(backend="gloo", timeout=store.timeout)
+        _waits[:] = [_Waiting(trains, group, Meetings(store, *_place(), store.timeout))]
+    return _waits[0]
 
 
 def _end_waiting() -> None:
-    """Its threads end before the interpreter does, which aborts where they still run; nothing holds on to it then."""
-    if dist.is_initialized() and _patient[0][0] is dist.group.WORLD:
-        dist.destroy_process_group(_patient[0][1])
-    _patient.clear()
+    """Threads end before the interpreter does, which aborts where they still run; then nothing holds on to it."""
+    for waiting in _waits:
+        waiting.meetings.close()
+        if dist.is_initialized() and waiting.trains is dist.group.WORLD:
+            dist.destroy_process_group(waiting.group)
+    _waits.clear()
 
 
 def _together() -> bool:
@@ -58,7 +77,7 @@ def on_main(work: Callable[[], Result]) -> Result:
     """The first process works, the others wait and get the same answer, or the same error."""
     if not _together():
         return work()
-    group = _waiting()  # before the work: that it can be made is not waited for
+    waiting = _waiting()  # before the work: that it can be made is not waited for
     answer: list[Any] = [None]
     failure: BaseException | None = None
     if dist.get_rank() == 0:
@@ -66,7 +85,8 @@ def on_main(work: Callable[[], Result]) -> Result:
             answer = [(True, work())]
         except Exception as error:
             failure, answer = error, [(False, (type(error).__name__, str(error)))]
-    dist.broadcast_object_list(answer, src=0, group=group)
+    waiting.meetings.meet()
+    dist.broadcast_object_list(answer, src=0, group=waiting.group)
     if failure is not None:
         raise failure
     done, value = answer[0]
@@ -81,7 +101,7 @@ def gathered(work: Callable[[], Result]) -> list[Result]:
     """What every process's work gives, in their order, on all of them; if one fails, none waits for it."""
     if not _together():
         return [work()]
-    group = _waiting()
+    waiting = _waiting()
     mine: Any = None
     failure: Exception | None = None
     try:
@@ -90,7 +110,8 @@ def gathered(work: Callable[[], Result]) -> list[Result]:
         failure = error
     everyones: list[Any] = [None] * dist.get_world_size()
     problem = None if failure is None else f"{type(failure).__name__}: {failure}"
-    dist.all_gather_object(everyones, (mine, problem), group=group)
+    waiting.meetings.meet()
+    dist.all_gather_object(everyones, (mine, problem), group=waiting.group)
     if failure is not None:
         raise failure
     if strays := [problem for _, problem in everyones if problem is not None]:
