@@ -1,5 +1,6 @@
 """What every benchmark does: say how and where it was run, and write its figures."""
 
+import gc
 import json
 import os
 import platform
@@ -10,6 +11,8 @@ from typing import Any
 
 import click
 import torch
+
+from selfnpo_core.system import private
 
 threads_option = click.option("--threads", default=0, help="CPU threads; 0 leaves torch's choice.")
 
@@ -32,3 +35,14 @@ def write(output: Path, figures: dict[str, Any]) -> None:
 def command() -> str:
     """As it was called; where a run lies is of no interest."""
     return shlex.join(["python", "tools/benchmark.py", *("RUN" if Path(w).is_dir() else w for w in sys.argv[1:])])
+
+
+def tensor_bytes() -> int:
+    """Of all tensors that are alive and hold numbers, each storage once."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and not private.is_fake_tensor(thing) and thing.device.type != "meta":
+            storage = thing.untyped_storage()
+            storages[private.storage_key(storage)] = storage.nbytes()
+    return sum(storages.values())

@@ -1,6 +1,5 @@
 """What each way to hold negative weights costs, on a UNet of SD1.5's architecture with random weights."""
 
-import gc
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,14 +9,13 @@ from typing import Any
 
 import click
 import torch
-from benchmarks.common import command, machine, threads_option, use_threads, write
+from benchmarks.common import command, machine, tensor_bytes, threads_option, use_threads, write
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 from tqdm import tqdm
 
 from selfnpo_core.adapters import NegativeDelta, NegativeLayers, attach_npo
-from selfnpo_core.system import private
 from selfnpo_image.backbone import save_lora
 from selfnpo_image.sd15 import SD15
 
@@ -51,9 +49,9 @@ def modes(output: Path, side: int, steps: int, repeats: int, rank: int, blocks: 
         rows, plains = {}, []
         for mode, attach in tqdm(ways.items(), unit="mode"):
             plain = [_seconds(pipe, side, steps) for _ in range(repeats)]
-            before = _tensor_bytes()
+            before = tensor_bytes()
             with attach():
-                held = _tensor_bytes() - before
+                held = tensor_bytes() - before
                 own = [_seconds(pipe, side, steps) for _ in range(repeats)]
             plain += [_seconds(pipe, side, steps) for _ in range(repeats)]
             plains += plain
@@ -131,14 +129,3 @@ def _seconds(pipe: StableDiffusionPipeline, side: int, steps: int) -> float:
         generator=torch.Generator().manual_seed(2),
     )
     return time.perf_counter() - start
-
-
-def _tensor_bytes() -> int:
-    """Of all tensors that are alive and hold numbers, each storage once."""
-    gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and not private.is_fake_tensor(thing) and thing.device.type != "meta":
-            storage = thing.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
-    return sum(storages.values())
