@@ -13,6 +13,7 @@ Figures go to docs/results as JSON.
     python tools/benchmark.py levers
     python tools/benchmark.py recipe CONFIG --family video
     python tools/benchmark.py update --shape demo
+    python tools/benchmark.py sample --shape demo
     python tools/benchmark.py counts
 
 Compared figures come from one run on one machine.
@@ -28,6 +29,7 @@ from benchmarks.modes import modes
 from benchmarks.precision import precision
 from benchmarks.ranks import ranks
 from benchmarks.recipe import recipe
+from benchmarks.sample import sample
 from benchmarks.update import update
 
 
@@ -36,7 +38,7 @@ def main() -> None:
     torch.manual_seed(0)
 
 
-for command in (memory, long, modes, precision, ranks, levers, recipe, update, counts):
+for command in (memory, long, modes, precision, ranks, levers, recipe, update, sample, counts):
     main.add_command(command)
 
 if __name__ == "__main__":

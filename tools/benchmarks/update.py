@@ -123,11 +123,11 @@ class Bench:
 
     def arm(self, name: str) -> Updates:
         """One of them, on a model that is read anew."""
-        backbone = self._backbone()
+        own = self.backbone()
         if name == OURS:
-            return Ours(backbone, self.recipe, self.prompts)
+            return Ours(own, self.recipe, self.prompts)
         if name == "plain_lora":
-            return PlainLora(backbone, self.recipe, self.prompts)
+            return PlainLora(own, self.recipe, self.prompts)
         same: dict[str, Any] = {
             "batch_size": self.recipe.batch_size,
             "grad_accumulation": self.recipe.grad_accumulation,
@@ -138,20 +138,20 @@ class Bench:
         }
         if name == "full_simulation":
             _, recipe = self._resolved({**FULL, **same, "rollout": "full", "teacher_guidance": BOTH_BRANCHES}, "paper")
-            return Ours(backbone, recipe, self.prompts)
+            return Ours(own, recipe, self.prompts)
         if name == "reference":
             _, recipe = self._resolved({**FULL, **same}, "paper")
             folder = Path(self.base.source.location)
-            return Published(backbone, recipe, self.prompts, load_vae(folder, DTYPES[base_dtype(self.recipe)]))
+            return Published(own, recipe, self.prompts, load_vae(folder, DTYPES[base_dtype(self.recipe)]))
         raise click.BadParameter(f"'{name}' is no arm: use reference, full_simulation, plain_lora")
 
-    def _backbone(self) -> Backbone:
+    def backbone(self) -> Backbone:
         device = "cpu" if self.recipe.device == "cpu" else "auto"
         made: Backbone = self.of.backbone(self.base, self.recipe, DTYPES[base_dtype(self.recipe)], device)
         return made
 
     def about(self) -> str:
-        size = sum(weight.numel() for weight in self._backbone().denoiser.parameters())
+        size = sum(weight.numel() for weight in self.backbone().denoiser.parameters())
         return f"{self.shape.architecture or 'the shipped demo'}, {size:,} weights" + (
             ", random" if self.shape.architecture else ""
         )
@@ -233,13 +233,13 @@ def matrix_rate(bench: Bench, size: int = 2048) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    _wait()
+    wait_for_device()
     start = time.perf_counter()
     work()
-    _wait()
+    wait_for_device()
     return time.perf_counter() - start
 
 
-def _wait() -> None:
+def wait_for_device() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
