@@ -15,6 +15,7 @@ Figures go to docs/results as JSON.
     python tools/benchmark.py update --shape demo
     python tools/benchmark.py sample --shape demo
     python tools/benchmark.py counts
+    python tools/benchmark.py page
 
 Compared figures come from one run on one machine.
 """
@@ -26,6 +27,7 @@ from benchmarks.levers import levers
 from benchmarks.long import long
 from benchmarks.memory import memory
 from benchmarks.modes import modes
+from benchmarks.page import page
 from benchmarks.precision import precision
 from benchmarks.ranks import ranks
 from benchmarks.recipe import recipe
@@ -38,7 +40,7 @@ def main() -> None:
     torch.manual_seed(0)
 
 
-for command in (memory, long, modes, precision, ranks, levers, recipe, update, sample, counts):
+for command in (memory, long, modes, precision, ranks, levers, recipe, update, sample, counts, page):
     main.add_command(command)
 
 if __name__ == "__main__":

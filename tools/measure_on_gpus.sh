@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every recipe on real cards, at real size, with random weights: what each takes, beside what --dry-run says of it, and
-# a run of it from prompts to negative weights and samples.
+# a run of it from prompts to negative weights and samples; on one card, what an update and a step cost beside other ways.
 #
 #     tools/measure_on_gpus.sh WORK          one card: the LoRA recipes, and all weights of SD1.5 and SDXL
 #     tools/measure_on_gpus.sh WORK 8        eight: ZeRO-3 and DDP; those for four cards run on four of them
@@ -35,6 +35,13 @@ if [ "$cards" -eq 1 ]; then
     for recipe in sd15-lora sd15-full; do measure 1 image sd15 $recipe; done
     for recipe in sdxl-lora sdxl-full; do measure 1 image sdxl $recipe; done
     for model in cogvideox-2b cogvideox-5b cogvideox-1.5-5b; do measure 1 video $model $model-lora; done
+    for shape in sd15 sdxl cogvideox-2b-small cogvideox-2b cogvideox-5b-small; do
+        for suite in update sample; do
+            [ -e "docs/results/performance/$suite-$shape.json" ] && continue
+            python tools/benchmark.py $suite --shape $shape --work "$work/shapes" 2>&1 | tee "$work/logs/$suite-$shape.log" | tail -n 12
+        done
+    done
+    python tools/benchmark.py page
 else
     for model in sd15 sdxl; do measure 4 image $model $model-node; done
     for model in cogvideox-2b cogvideox-5b; do measure "$cards" video $model $model-zero3; done
