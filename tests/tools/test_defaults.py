@@ -27,7 +27,7 @@ ALL = {
     "sample_grid_steps": 10,
     "negative_condition": "null",
 }
-PICTURES = {"steps": 600, "uses": 10, "update_rows": 32}
+PICTURES = {"steps": 600, "uses": 20, "update_rows": 32}
 LARGE = {**PICTURES, "batch_size": 4, "mixed_precision": "bf16", "gradient_checkpointing": True}
 CLIPS = {"steps": 400, "uses": 16, "update_rows": 8, "batch_size": 1, "mixed_precision": "bf16"}
 OWN = {
@@ -35,7 +35,7 @@ OWN = {
     "sdxl": LARGE,
     "sd3": LARGE,
     "cogvideox": {**CLIPS, "gradient_checkpointing": True},
-    "demo": {**PICTURES, "batch_size": 32, "samples": 2000},
+    "demo": {**PICTURES, "batch_size": 32, "samples": 2000, "uses": 10},
 }
 SCALES = {"demo": (2.0, 3.0), "cogvideox": (2.0, 6.0)}
 MODELS = [(IMAGE, name) for name in IMAGE.known()] + [(VIDEO, name) for name in VIDEO.known() if name != "demo"]
