@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tests.tiny import cogvideox, sd15
 from tests.tools.launching import SCRIPT, environment, free_port, launch
+
+from selfnpo_core.training.checkpoint import load_checkpoint
 
 ENGINES = {
     "single": ("auto", 1),
@@ -79,8 +82,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def state(run: Path, part: str) -> dict[str, torch.Tensor]:
-    return load_file(run / f"checkpoints/step-{UPDATES:06d}/{part}.safetensors")
+def state(run: Path, part: str) -> Mapping[str, torch.Tensor]:
+    return load_checkpoint(run / f"checkpoints/step-{UPDATES:06d}").tensors[part]
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_a_warm_up_is_shown_and_kept_when_it_takes_long(tmp_path, capfd, monkeyp
     saved = []
     monkeypatch.setattr(
         "selfnpo_core.training.trainer.save_checkpoint",
-        lambda root, state, keep: saved.append((state.step, int(state.tensors["source"]["index"].sum()))),
+        lambda root, state, *_, **__: saved.append((state.step, int(state.tensors["source"]["index"].sum()))),
     )
     train(ToyBackbone(), toy_recipe(steps=1), PROMPTS, tmp_path / "run")
     rows = 40 * 4 // 2

@@ -26,11 +26,14 @@ from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
 from selfnpo_core.training.stages import BASE, Part, Planned, Stage, stages_of
+from selfnpo_core.training.streaming import WRITTEN_AT_ONCE
 from selfnpo_core.training.student import Student
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_fused": 8, "adamw8bit": 2}
+WRITTEN, JOINED = "weights while they are written", "the pool while it is written"
+Host = tuple[HostPart, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class DryRun:
     """One forward and a backward, which counts as two."""
     samples: SamplePlan | None = None
     """Those that are drawn before the first update, and as many in each later round."""
-    host: tuple[HostPart, ...] = ()
+    host: Host = ()
     """Of a node, where all weights are trained."""
 
     @property
@@ -156,6 +159,7 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
                 update=_update(backbone, student, recipe, processes),
             )
             stages, memory = stages_of(run), (*run.held, *run.rest, *run.update)
+            host = _host(backbone, student, recipe, memory, processes) if recipe.train == "full" else ()
         finally:
             backbone.denoiser = base
     return DryRun(
@@ -169,17 +173,19 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         teacher_rows=teacher_rows(recipe, backbone.schedule.first_trained(backbone.schedule.grid(recipe.grid_steps))),
         base_rows=reference_rows(recipe),
         samples=plan,
-        host=_host(backbone, recipe, memory, trained, processes) if recipe.train == "full" else (),
+        host=host,
     )
 
 
-def _host(
-    backbone: Backbone, recipe: Recipe, memory: Sequence[Part], trained: int, processes: int
-) -> tuple[HostPart, ...]:
-    """What is not on the device, or all where that is the CPU. A checkpoint: student, teacher and optimizer, whole."""
+def _host(backbone: Backbone, student: Student, recipe: Recipe, memory: Sequence[Part], processes: int) -> Host:
+    """What is not on the device, or all where that is the CPU, and what is written at a time."""
     each = [(part.name, part.bytes) for part in memory if recipe.device == "cpu" or not part.on_device]
-    shared = (BASE,) if is_shared(backbone) else ()
-    return host_parts(each, (4 + 4 + OPTIMIZER_BYTES[recipe.optimizer]) * trained, processes, shared)
+    each.append((WRITTEN, WRITTEN_AT_ONCE * 4 * max(p.numel() for p in student.parameters.values())))
+    once = [BASE] if is_shared(backbone) else []
+    if recipe.rollout == "pool" and processes > 1:  # that of all processes, in the first
+        each.append((JOINED, recipe.pool_size * _trajectory(backbone, recipe)))
+        once.append(JOINED)
+    return host_parts(each, processes, once)
 
 
 def check_memory(
