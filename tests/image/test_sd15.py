@@ -21,7 +21,9 @@ from selfnpo_core.models.backbone import Backbone, SamplingBackbone
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.system.devices import best_device
 from selfnpo_core.system.memory import peak_tensor_bytes
+from selfnpo_core.training import build_recipe
 from selfnpo_image.families import find_base
+from selfnpo_image.family import IMAGE
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sd15 import SD15
 
@@ -152,6 +154,25 @@ def test_drawn_samples_are_the_stock_pipelines(backbone: SD15, folder: Path) -> 
     for a, b in zip(drawn, wanted, strict=True):
         assert ImageChops.difference(a, b).getbbox() is None
     assert not backbone.vae_on_device
+
+
+@pytest.mark.parametrize(("said", "tiled"), [(None, False), (False, False), (True, True)])
+def test_sample_tiling_decodes_grids_by_tiles(folder: Path, said: bool | None, tiled: bool) -> None:
+    """As the stock pipeline does it; the VAE's tiles are of 16 latent pixels."""
+    recipe = build_recipe({"device": "cpu", "height": 48, "width": 48, "sample_tiling": said})
+    backbone = IMAGE.backbone(find_base(str(folder)), recipe, torch.float32, "cpu")
+    backbone.embed(PROMPTS)
+    pipe = load_pipeline(find_base(str(folder)))
+    pipe.set_progress_bar_config(disable=True)
+    pictures = []
+    for on in (False, True):
+        if on:
+            pipe.vae.enable_tiling()
+        seed = torch.Generator().manual_seed(3)
+        call: dict[str, Any] = {"num_inference_steps": 2, "height": 48, "width": 48, "generator": seed}
+        pictures += pipe(PROMPTS[0], guidance_scale=4.0, **call).images
+    (drawn,) = backbone.draw_samples(PROMPTS[:1], [3], guidance_scale=4.0, steps=2, negative=None)
+    assert [ImageChops.difference(drawn, one).getbbox() is None for one in pictures] == [not tiled, tiled]
 
 
 def test_drawn_latents_are_the_stock_pipelines(backbone: SD15, folder: Path) -> None:

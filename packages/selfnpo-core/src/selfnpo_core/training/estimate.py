@@ -7,11 +7,12 @@ allocator's own losses and work space of kernels.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from selfnpo_core.errors import InputError
@@ -248,27 +249,42 @@ def out_of_memory(backbone: Backbone, recipe: Recipe, device: torch.device) -> s
     """What filled a GPU, and the switches that are left."""
     weights = sum(p.numel() * p.element_size() for p in backbone.denoiser.parameters() if p.device.type == device.type)
     peak = torch.cuda.max_memory_allocated(device)
+    grids, pool = bool(recipe.sample_every), recipe.rollout == "pool"
+    stored = {"gradient_checkpointing": True, "base_storage": "fp8"}
+    offloaded = {"gradient_checkpointing": True, "group_offload": True, "sample_every": 0}
     switches = [
         name
-        for name, on in (
-            ("gradient_checkpointing=true", recipe.gradient_checkpointing),
-            ("batch_size=1 with more grad_accumulation", recipe.batch_size == 1),
-            ("mixed_precision=bf16", recipe.mixed_precision != "no"),
-            ("chunk_frames", recipe.chunk_frames is not None or len(backbone.latent_shape) < 4),
-            ("pool_device=cpu", recipe.pool_device == "cpu"),
-            ("offload_optimizer=true with engine=zero2", recipe.offload_optimizer),
-            ("train=lora", recipe.train == "lora"),
-            ("base_storage=fp8", recipe.train == "full" or recipe.base_storage != "same"),
-            ("group_offload=true", recipe.train == "full" or recipe.group_offload),
-            ("sample_tiling=true", not recipe.sample_every or bool(recipe.sample_tiling)),
-            ("sample_every=0 if it was in a sample grid", not recipe.sample_every),
+        for name, left in (
+            ("gradient_checkpointing=true", not recipe.gradient_checkpointing),
+            ("batch_size=1 with more grad_accumulation", recipe.batch_size > 1),
+            ("mixed_precision=bf16", recipe.mixed_precision == "no"),
+            ("chunk_frames", recipe.chunk_frames is None and len(backbone.latent_shape) == 4),
+            ("pool_device=cpu", pool and recipe.pool_device == "device"),
+            ("offload_optimizer=true with engine=zero2", not recipe.offload_optimizer),
+            ("train=lora", recipe.train == "full"),
+            ("base_storage=fp8", recipe.base_storage == "same" and _is_possible(recipe, stored)),
+            (
+                f"group_offload=true{' with sample_every=0' if grids else ''}",
+                not recipe.group_offload and _is_possible(recipe, offloaded),
+            ),
+            ("sample_tiling=true", grids and not recipe.sample_tiling),
+            ("sample_every=0 if it was in a sample grid", grids),
         )
-        if not on
+        if left
     ]
     return (
         f"out of memory on {device}: {_size(peak)} at the peak, {_size(weights)} of them the network's weights and the "
         f"rest activations, gradients and the optimizer; what is left to --set: {', '.join(switches) or 'nothing'}"
     )
+
+
+def _is_possible(recipe: Recipe, changes: Mapping[str, Any]) -> bool:
+    """Whether a recipe takes them."""
+    try:
+        Recipe.model_validate({**recipe.model_dump(), **changes})
+    except ValidationError:
+        return False
+    return True
 
 
 def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device, processes: int = 1) -> None:
