@@ -29,6 +29,21 @@ def test_all_weights_on_the_cpu_are_counted_there():
     assert "host memory, a node" not in str(dry_run(ToyBackbone(), toy_recipe(), PROMPTS))
 
 
+def test_where_there_is_no_gpu_the_device_is_the_host_whatever_it_is_called():
+    cpu, auto = (dry_run(ToyBackbone(), toy_recipe(train="full", device=name), PROMPTS) for name in ("cpu", "auto"))
+    assert auto.host == cpu.host
+    assert auto.memory == cpu.memory
+    names = {part.name for part in dry_run(ToyBackbone(), toy_recipe(train="full", device="cuda"), PROMPTS).host}
+    assert {"base weights", estimate.WRITTEN} <= names
+    assert not [name for name in names if name.startswith(("student", "teacher", "optimizer"))]
+
+
+def test_offloaded_pieces_of_student_and_teacher_are_in_host_memory():
+    recipe = toy_recipe(train="full", device="cuda", engine="zero3", offload_parameters=True)
+    names = {part.name for part in dry_run(ToyBackbone(), recipe, PROMPTS, processes=2).host}
+    assert {"student, float32", "teacher, float32"} <= names
+
+
 def test_a_node_with_too_little_is_refused_with_what_to_do(monkeypatch):
     parts = (HostPart(name="state", bytes=600, count=2), HostPart(name="checkpoint", bytes=100))
     recipe = toy_recipe(train="full", engine="zero2", offload_optimizer=True)

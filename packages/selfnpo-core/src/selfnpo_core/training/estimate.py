@@ -180,7 +180,7 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
 
 def _host(backbone: Backbone, student: Student, recipe: Recipe, memory: Sequence[Part], processes: int) -> Host:
     """What is not on the device, or all where that is the CPU, and what is written at a time."""
-    each = [(part.name, part.bytes) for part in memory if recipe.device == "cpu" or not part.on_device]
+    each = [(part.name, part.bytes) for part in memory if not (part.on_device and is_on_gpu(recipe))]
     each.append((WRITTEN, WRITTEN_AT_ONCE * 4 * max(p.numel() for p in student.parameters.values())))
     once = [BASE] if is_shared(backbone) else []
     if recipe.rollout == "pool" and processes > 1:  # that of all processes, in the first
@@ -335,10 +335,10 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
         Part(
             name=BASE,
             bytes=of_base if waits else share(of_base, 3, of_base=True),
-            on_device=not recipe.offload_parameters and (recipe.device == "cpu" or not waits),
+            on_device=not recipe.offload_parameters and not (waits and is_on_gpu(recipe)),
         ),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
-        Part(name=f"teacher{kind}, float32", bytes=own),
+        Part(name=f"teacher{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"optimizer, {recipe.optimizer}", bytes=state, on_device=not recipe.offload_optimizer),
     ]
     if recipe.engine.startswith("zero"):

@@ -123,7 +123,8 @@ class ShardedStudent(FullStudent):
         base = [self._base[name].detach() for name in self.parameters]
         theirs = [own_part(whole, piece.numel()) for piece, whole in zip(self._own, base, strict=True)]
         ours = [piece[: part.numel()] for piece, part in zip(self._own, theirs, strict=True)]
-        return float(total(distance_squared(ours, theirs)).sqrt()) / self._base_norm
+        own = distance_squared(ours, theirs).to(self._device)  # from the host's memory, if the pieces are there
+        return float(total(own).sqrt()) / self._base_norm
 
     def _held(self) -> tuple[list[Tensor], list[Tensor]]:
         release(self.parameters.values())

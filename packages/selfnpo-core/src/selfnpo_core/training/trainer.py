@@ -1,7 +1,7 @@
 """A training run with its folder: progress, metrics, pictures, checkpoints, stopping, and the npo folder at the end.
 
-Of several processes the first one writes; all of them see the folder. None works alone while others wait for it in the
-middle of an update: pictures are shared out, and saving is quick.
+Of several processes the first one writes, and each a share of a checkpoint of all weights; all of them see the folder.
+None works alone while others wait for it in the middle of an update: pictures are shared out, and saving is quick.
 """
 
 import importlib.metadata
