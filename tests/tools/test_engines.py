@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -146,29 +146,60 @@ def test_two_processes_draw_and_train_on_the_samples_that_one_does(models, tmp_p
     assert_same_updates(one, two)
 
 
+NARROW = ("mixed_precision=bf16", "gradient_checkpointing=true")
+FINISHED = ("rollout=samples", "loss=denoising", "samples=24", "sample_grid_steps=2", "samples_cache=null")
+AVERAGED = [word for key in (*NARROW, *FINISHED, "learning_rate=1e-4", "average=0.25") for word in ("--set", key)]
+
+
+@pytest.fixture(scope="module")
+def averaged(models, tmp_path_factory) -> Callable[[str], Path]:
+    """Runs of all weights, made when they are asked for, in bf16 with gradient checkpointing."""
+    folder, made = tmp_path_factory.mktemp("averaged"), dict[str, Path]()
+
+    def run(engine: str) -> Path:
+        if engine not in made:
+            made[engine] = train(models / "image", folder / engine, engine, *AVERAGED, what="full")
+        return made[engine]
+
+    return run
+
+
+def apart(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """‖one − other‖ over all tensors."""
+    assert one.keys() == other.keys()
+    return sum(float((one[name].float() - other[name].float()).norm()) ** 2 for name in one) ** 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
-def test_weights_in_pieces_are_saved_as_their_average(models, tmp_path, engine):
-    """Which is no rounding away from the average of one process, and far from the last weights."""
-    keys = ("rollout=samples", "loss=denoising", "samples=24", "sample_grid_steps=2", "samples_cache=null")
-    more = [word for key in (*keys, "learning_rate=1e-4") for word in ("--set", key)]
-    average = ["--set", "average=0.25"]
-    one = train(models / "image", tmp_path / "single", "single", *more, *average, what="full")
-    two = train(models / "image", tmp_path / engine, engine, *more, *average, what="full")
-    last = train(models / "image", tmp_path / "last", "single", *more, what="full")
-    kept, split, after = (weights(run) for run in (one, two, last))
-    apart = sum(float((kept[name].float() - split[name].float()).norm()) ** 2 for name in kept) ** 0.5
-    lag = sum(float((kept[name].float() - after[name].float()).norm()) ** 2 for name in kept) ** 0.5
-    assert apart < 0.1 * lag
+def test_weights_in_pieces_are_trained_and_saved_as_whole_ones_are(averaged, engine):
+    """As their average: which is no rounding away from that of one process, and far from the last weights."""
+    one, two = averaged("single"), averaged(engine)
+    lag = apart(state(one, "student"), state(one, "teacher"))
+    for mine, theirs in [
+        (weights(one), weights(two)),
+        *((state(one, p), state(two, p)) for p in ("student", "teacher")),
+    ]:
+        assert apart(mine, theirs) < 0.2 * lag
+    assert apart(state(one, "optimizer"), state(two, "optimizer")) < 0.05 * apart(
+        state(one, "optimizer"), {name: torch.zeros_like(tensor) for name, tensor in state(one, "optimizer").items()}
+    )
+    base = {name: tensor - weights(one)[name].float() for name, tensor in state(one, "teacher").items()}
+    saved = {name: base[name] + tensor.float() for name, tensor in weights(two).items()}
+    assert apart(saved, state(two, "teacher")) < 0.2 * lag
+    newest = two / f"checkpoints/step-{UPDATES:06d}"
+    assert len(list(newest.glob("*-of-00002.safetensors"))) == 6
 
 
 @pytest.mark.slow
-def test_a_run_under_zero3_resumes_bit_for_bit(runs, models, tmp_path):
-    shutil.copytree(runs["zero3"], tmp_path / "run")
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_a_run_of_weights_in_pieces_resumes_bit_for_bit(averaged, models, tmp_path, engine):
+    shutil.copytree(averaged(engine), tmp_path / "run")
     shutil.rmtree(tmp_path / f"run/checkpoints/step-{UPDATES:06d}")
-    train(models / "video", tmp_path / "run", "zero3", resume=True)
+    train(models / "image", tmp_path / "run", engine, *AVERAGED, what="full", resume=True)
     for part in ("student", "teacher", "optimizer", "source"):
-        before, after = state(runs["zero3"], part), state(tmp_path / "run", part)
+        before, after = state(averaged(engine), part), state(tmp_path / "run", part)
+        assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
