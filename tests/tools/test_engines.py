@@ -173,20 +173,22 @@ def apart(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
 def test_weights_in_pieces_are_trained_and_saved_as_whole_ones_are(averaged, engine):
-    """As their average: which is no rounding away from that of one process, and far from the last weights."""
+    """As their average, which is apart by rounding (ZeRO-3 sends gradients in 16 bits), and far from the last ones."""
     one, two = averaged("single"), averaged(engine)
     lag = apart(state(one, "student"), state(one, "teacher"))
     for mine, theirs in [
         (weights(one), weights(two)),
         *((state(one, p), state(two, p)) for p in ("student", "teacher")),
     ]:
-        assert apart(mine, theirs) < 0.2 * lag
-    assert apart(state(one, "optimizer"), state(two, "optimizer")) < 0.05 * apart(
-        state(one, "optimizer"), {name: torch.zeros_like(tensor) for name, tensor in state(one, "optimizer").items()}
-    )
+        assert apart(mine, theirs) < 0.4 * lag
+    mine, theirs = state(one, "optimizer"), state(two, "optimizer")
+    for key in ("exp_avg", "exp_avg_sq"):
+        ours, other = ({n: t for n, t in held.items() if n.endswith(key)} for held in (mine, theirs))
+        assert apart(ours, other) < 0.03 * apart(ours, dict.fromkeys(ours, torch.zeros(())))
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in mine.items() if name.endswith("step"))
     base = {name: tensor - weights(one)[name].float() for name, tensor in state(one, "teacher").items()}
     saved = {name: base[name] + tensor.float() for name, tensor in weights(two).items()}
-    assert apart(saved, state(two, "teacher")) < 0.2 * lag
+    assert apart(saved, state(two, "teacher")) < 0.05 * lag
     newest = two / f"checkpoints/step-{UPDATES:06d}"
     assert len(list(newest.glob("*-of-00002.safetensors"))) == 6
 

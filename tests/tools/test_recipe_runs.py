@@ -23,8 +23,8 @@ MODELS = {
     "cogvideox-5b": lambda: cogvideox("5b"),
     "cogvideox-1.5-5b": lambda: cogvideox("1.5"),
 }
-IN_EVERY_RUN = ("cogvideox-2b-zero3", "sdxl-nodes", "sd15-nodes", "cogvideox-5b-lora")
-"""ZeRO-3, FSDP2, ZeRO-1 and DDP; all of them in bf16 with gradient checkpointing. The rest takes minutes."""
+IN_EVERY_RUN = ("cogvideox-2b-zero3", "sdxl-nodes", "cogvideox-5b-lora")
+"""ZeRO-3, FSDP2 and DDP, in bf16 with gradient checkpointing, as all of them are. The rest takes minutes."""
 GROUPS = (
     pytest.param(IN_EVERY_RUN, marks=pytest.mark.slow, id="one an engine"),
     pytest.param(
