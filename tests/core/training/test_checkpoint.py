@@ -72,11 +72,13 @@ def test_an_empty_folder_has_none(tmp_path):
     assert newest_checkpoint(tmp_path / "none") is None
 
 
-def test_each_process_looks_at_a_share_of_the_files(tmp_path):
+@pytest.mark.parametrize("file", ["source.safetensors", "state.json", "student.safetensors"])
+def test_every_file_is_looked_at_by_one_of_the_processes(tmp_path, file):
     saved = save_checkpoint(tmp_path, state(1))
-    (saved / "student.safetensors").unlink()
-    seen = [damage_of(saved, Ranks(index, 3)) for index in range(3)]
-    assert sorted(map(str, seen)) == ["None", "None", "student.safetensors is missing"]
+    (saved / file).unlink()
+    for count in (1, 2, 3, 4):
+        seen = [damage_of(saved, Ranks(index, count)) for index in range(count)]
+        assert sorted(map(str, seen)) == ["None"] * (count - 1) + [f"{file} is missing"]
 
 
 def test_what_several_have_written_is_loaded_as_one_and_what_is_not_of_it_is_left(tmp_path):

@@ -33,6 +33,7 @@ def test_where_there_is_no_gpu_the_device_is_the_host_whatever_it_is_called():
     cpu, auto = (dry_run(ToyBackbone(), toy_recipe(train="full", device=name), PROMPTS) for name in ("cpu", "auto"))
     assert auto.host == cpu.host
     assert auto.memory == cpu.memory
+    assert all(part.on_device for part in auto.memory if part.name == "base weights")
     names = {part.name for part in dry_run(ToyBackbone(), toy_recipe(train="full", device="cuda"), PROMPTS).host}
     assert {"base weights", estimate.WRITTEN} <= names
     assert not [name for name in names if name.startswith(("student", "teacher", "optimizer"))]
