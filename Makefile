@@ -35,7 +35,8 @@ test-fast: setup  ## what takes under five minutes
 	$(PYTEST) -q -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
 
 test-faults: setup  ## engines and kills, all of them: many minutes
-	$(PYTEST) -v --no-header --durations=0 tests/tools/test_engines.py tests/tools/test_faults.py tests/tools/test_recipes.py
+	$(PYTEST) -v --no-header --durations=0 tests/tools/test_engines.py tests/tools/test_faults.py \
+		tests/tools/test_recipes.py tests/tools/test_recipe_runs.py
 
 test-core: setup  ## the wheels, and what is fast in core
 	$(PYTEST) -q -n $(JOBS) --dist loadfile tests/tools/test_wheels.py

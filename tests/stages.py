@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from selfnpo_core.models.backbone import MovingBackbone
 from selfnpo_core.system.memory import peak_tensor_bytes
 from selfnpo_core.training.accelerators import AMP, make_accelerator
+from selfnpo_core.training.checkpoint import save_checkpoint
 from selfnpo_core.training.engine import Engine
 from selfnpo_core.training.measuring import Noise, _held, measure
 from selfnpo_core.training.recipe import Recipe
@@ -81,7 +82,6 @@ def _grid(engine: Engine, prompts: Sequence[str]) -> None:
 
 
 def _save(engine: Engine, folder: Path) -> None:
-    state = engine.state()
-    with engine.student.saving() as saver:
+    save_checkpoint(folder, engine.state())
+    with engine.student.saving(folder, engine.ranks) as saver:
         saver.write(folder)
-    del state

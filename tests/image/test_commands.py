@@ -15,7 +15,7 @@ from tests.image.conftest import Command, quick
 from tests.tiny import sd15
 
 from selfnpo_core.system.locks import FolderLock
-from selfnpo_core.training import checkpoint
+from selfnpo_core.training import streaming
 from selfnpo_image.models import KNOWN
 
 SETS = quick("steps=1")
@@ -196,7 +196,7 @@ def test_a_full_disk_is_a_failed_run(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_hashed", full)
+    monkeypatch.setattr(streaming, "HashedFile", full)
     code = command("train", "--model", folder, "--prompts", prompts_file, *SETS, "--output", tmp_path / "run")
     refused(capsys, code, ["disk is full", "--resume"], expected=1)
     monkeypatch.undo()

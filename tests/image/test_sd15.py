@@ -12,13 +12,18 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 from PIL import ImageChops
+from safetensors.torch import save_file
+from tests.image.ldm import single_file
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.guidance import NULL
 from selfnpo_core.models.backbone import Backbone, SamplingBackbone
 from selfnpo_core.models.identity import weights_hash
 from selfnpo_core.system.devices import best_device
+from selfnpo_core.system.memory import peak_tensor_bytes
+from selfnpo_core.training import build_recipe
 from selfnpo_image.families import find_base
+from selfnpo_image.family import IMAGE
 from selfnpo_image.loading import load_pipeline
 from selfnpo_image.sd15 import SD15
 
@@ -82,6 +87,40 @@ def test_sixteen_bits(folder: Path, backbone: SD15, dtype: torch.dtype) -> None:
     assert half._table[0].dtype == dtype
 
 
+@pytest.mark.parametrize("place", ["folder", "file"])
+@pytest.mark.parametrize(("dtype", "bytes_each"), [(torch.float16, 3), (torch.bfloat16, 4.5)])
+def test_what_is_stored_in_16_bits_never_lies_in_32(
+    folder: Path, tmp_path: Path, place: str, dtype: torch.dtype, bytes_each: float
+) -> None:
+    """Its own 2 bytes a number, 2 where another type is wanted, and the largest tensor's hash."""
+    pipe = load_pipeline(find_base(str(folder))).to(torch.float16)
+    if place == "folder":
+        pipe.save_pretrained(tmp_path / "half")
+        base = find_base(str(tmp_path / "half"))
+    else:
+        save_file(single_file(pipe), tmp_path / "half.safetensors")
+        base = find_base(str(tmp_path / "half.safetensors"), folder)
+    made: list[SD15] = []
+    peak = peak_tensor_bytes(lambda: made.append(SD15(base, dtype=dtype, device="cpu")))
+    numbers = sum(p.numel() for part in (pipe.unet, pipe.vae) for p in part.parameters())
+    assert 2 * numbers <= peak < bytes_each * numbers
+    assert made[0].base_hash == weights_hash(pipe.unet)
+    for name, parameter in made[0].denoiser.named_parameters():
+        assert parameter.dtype == dtype
+        assert torch.equal(parameter, pipe.unet.get_parameter(name).to(dtype))
+
+
+def test_a_vae_that_was_stored_wider_than_the_denoiser_keeps_its_numbers(folder: Path, tmp_path: Path) -> None:
+    pipe = load_pipeline(find_base(str(folder)))
+    wide = {name: tensor.clone() for name, tensor in pipe.vae.state_dict().items()}
+    pipe.unet.half()
+    pipe.save_pretrained(tmp_path / "mixed")
+    save_file(single_file(pipe), tmp_path / "mixed.safetensors")
+    for base in (find_base(str(tmp_path / "mixed")), find_base(str(tmp_path / "mixed.safetensors"), folder)):
+        vae = load_pipeline(base, dtype=None, text_encoder=None).vae.state_dict()
+        assert all(torch.equal(vae[name], tensor) for name, tensor in wide.items())
+
+
 def test_prediction_type_and_schedule_are_the_schedulers(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "v")
     file = copy / "scheduler" / "scheduler_config.json"
@@ -115,6 +154,25 @@ def test_drawn_samples_are_the_stock_pipelines(backbone: SD15, folder: Path) -> 
     for a, b in zip(drawn, wanted, strict=True):
         assert ImageChops.difference(a, b).getbbox() is None
     assert not backbone.vae_on_device
+
+
+@pytest.mark.parametrize(("said", "tiled"), [(None, False), (False, False), (True, True)])
+def test_sample_tiling_decodes_grids_by_tiles(folder: Path, said: bool | None, tiled: bool) -> None:
+    """As the stock pipeline does it; the VAE's tiles are of 16 latent pixels."""
+    recipe = build_recipe({"device": "cpu", "height": 48, "width": 48, "sample_tiling": said})
+    backbone = IMAGE.backbone(find_base(str(folder)), recipe, torch.float32, "cpu")
+    backbone.embed(PROMPTS)
+    pipe = load_pipeline(find_base(str(folder)))
+    pipe.set_progress_bar_config(disable=True)
+    pictures = []
+    for on in (False, True):
+        if on:
+            pipe.vae.enable_tiling()
+        seed = torch.Generator().manual_seed(3)
+        call: dict[str, Any] = {"num_inference_steps": 2, "height": 48, "width": 48, "generator": seed}
+        pictures += pipe(PROMPTS[0], guidance_scale=4.0, **call).images
+    (drawn,) = backbone.draw_samples(PROMPTS[:1], [3], guidance_scale=4.0, steps=2, negative=None)
+    assert [ImageChops.difference(drawn, one).getbbox() is None for one in pictures] == [not tiled, tiled]
 
 
 def test_drawn_latents_are_the_stock_pipelines(backbone: SD15, folder: Path) -> None:

@@ -11,8 +11,10 @@ from PIL import Image
 from tests.core.adapters.reference import TwoModels, add_lora, assert_same, delta_of
 from tests.tiny import COGVIDEOX_KINDS, FROM_IMAGE_KINDS, cogvideox
 
-from selfnpo_core import NegativeAdapters
+from selfnpo_core import NegativeAdapters, attach_npo
 from selfnpo_core.errors import InputError
+from selfnpo_core.weights.npo_folder import load_npo
+from selfnpo_core.weights.offsets import offset_of
 from selfnpo_video.cli import selfnpo_video
 from selfnpo_video.cogvideox import COGVIDEOX
 from selfnpo_video.loading import save_lora
@@ -122,7 +124,41 @@ def test_text_to_video_takes_no_image(small, tmp_path):
 def test_training_wants_text_to_video(from_image):
     command = ["train", "--model", str(from_image / "model"), "--output", str(from_image / "run")]
     done = CliRunner().invoke(selfnpo_video, command)
-    assert "training wants text to video" in str(done.exception)
+    assert "training wants text to video: train its text-to-video sibling" in str(done.exception)
+    done = CliRunner().invoke(selfnpo_video, ["train", "--model", "cogvideox-5b-i2v", "--dry-run"])
+    assert "train cogvideox-5b, whose LoRA serves this one too (sample --other-base)" in str(done.exception)
+
+
+TRAINED = ("steps=2", "batch_size=2", "grad_accumulation=1", "rollout=pool", "loss=huber", "pool_size=4")
+TRAINED += ("grid_steps=3", "targets=all", "rank=4", "learning_rate=0.05", "max_drift=100", "mixed_precision=no")
+TRAINED += ("device=cpu", "frames=9", "height=64", "width=64", "trackers=[]", "sample_every=0")
+TRAINED += ("student_prompt_dropout=0",)
+
+
+@pytest.mark.parametrize(("kind", "sibling"), [("5b", "5b-i2v"), ("1.5", "1.5-i2v")])
+def test_weights_of_a_text_to_video_model_act_on_its_image_to_video_sibling(kind, sibling, tmp_path):
+    """Whose patch embedding alone has other weights than the first's in shape, and no LoRA."""
+    cogvideox(kind).save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red fox\n")
+    places = ["--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts.txt")]
+    words = [word for key in TRAINED for word in ("--set", key)]
+    command = ["train", *places, "--output", str(tmp_path / "run"), *words]
+    CliRunner().invoke(selfnpo_video, command, catch_exceptions=False, standalone_mode=False)
+    pipe, reference = cogvideox(sibling), cogvideox(sibling)
+    offset = offset_of(load_npo(tmp_path / "run"), pipe.transformer)
+    assert not any("patch_embed" in name for name in offset)
+    assert any("ff.net" in name for name in offset)
+    negative = copy.deepcopy(reference.transformer)
+    with torch.no_grad():
+        for name, delta in offset.items():
+            negative.get_parameter(name).add_(delta)
+    reference.transformer = TwoModels(reference.transformer, negative)
+    expected = latents(reference)
+    with pytest.raises(InputError, match="was made for"):
+        attach_npo(pipe, tmp_path / "run")
+    with attach_npo(pipe, tmp_path / "run", other_base=True):
+        assert_same(latents(pipe), expected)
+    assert not torch.allclose(latents(pipe), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selfnpo_core.system.files import (
+    HashedFile,
     file_aside,
+    file_order,
     file_sha256,
     named_aside,
-    save_hashed,
+    save_tensors,
     write_tensors,
     write_text,
     written_aside,
@@ -106,9 +108,31 @@ def test_tensors_are_hashed_as_they_are_written(tmp_path: Path) -> None:
         "count": torch.tensor([1, -2]),
         "ü": torch.tensor([True, False]),
     }
-    assert save_hashed(tmp_path / "a.safetensors", tensors) == file_sha256(tmp_path / "a.safetensors")
+    file = HashedFile(tmp_path / "a.safetensors", {name: tensor.to("meta") for name, tensor in tensors.items()})
+    for name in file_order(tensors):
+        file.add(tensors[name])
+    assert file.close() == file_sha256(tmp_path / "a.safetensors")
+    assert file.size == (tmp_path / "a.safetensors").stat().st_size
     found = load_file(tmp_path / "a.safetensors")
     assert found.keys() == tensors.keys()
     assert all(
         found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items()
     )
+
+
+def test_a_hashed_file_is_what_safetensors_itself_writes(tmp_path: Path) -> None:
+    tensors = {"b": torch.randn(3), "a": torch.randn(2, 2).bfloat16(), "c": torch.randn(5)}
+    file = HashedFile(tmp_path / "own", tensors, {"format": "pt"})
+    for name in file_order(tensors):
+        file.add(tensors[name])
+    file.close()
+    save_tensors(tmp_path / "theirs", tensors, {"format": "pt"})
+    assert (tmp_path / "own").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_hashed_file_takes_what_it_was_told_of_and_all_of_it(tmp_path: Path) -> None:
+    file = HashedFile(tmp_path / "a", {"a": torch.zeros(2), "b": torch.zeros(3)})
+    with pytest.raises(AssertionError):
+        file.add(torch.zeros(3))
+    with pytest.raises(AssertionError):
+        file.close()

@@ -18,6 +18,7 @@ from selfnpo_core.training.accelerators import learning_rate_at, make_accelerato
     [
         ({"engine": "zero2"}, "engine zero2"),
         ({"mixed_precision": "fp16"}, "fp16 needs a CUDA GPU"),
+        ({"device": "cuda"}, "device is cuda, and there is no CUDA GPU: use auto or cpu"),
         ({"optimizer": "adamw8bit"}, "pip install bitsandbytes"),
         ({"trackers": ["trackio"]}, "pip install trackio"),
     ],
@@ -26,6 +27,12 @@ def test_what_cannot_run_here_is_said_before_anything_starts(changes, word, monk
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=word):
         make_accelerator(toy_recipe(**changes))
+
+
+def test_a_run_on_a_gpu_that_is_not_there_writes_nothing(tmp_path):
+    with pytest.raises(InputError, match="there is no CUDA GPU"):
+        train(ToyBackbone(), toy_recipe(device="cuda"), PROMPTS, tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("engine", ["auto", "ddp"])

@@ -94,14 +94,31 @@ def test_without_gradients_and_again_in_the_backward_pass():
     layer = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))
     seen = []
     layer[1].register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
-    kept: list[torch.dtype] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
-        for on in (False, True):
-            for recompute in (False, True):
-                x = torch.zeros(4, 8, requires_grad=True)
-                with CudaAutocast() if on else torch.enable_grad():
-                    with torch.autocast("cpu", dtype=torch.bfloat16):
-                        out = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
-                    private.backward_within_modes(out.float().sum())
-                assert x.grad is not None
+    for on in (False, True):
+        for recompute in (False, True):
+            x = torch.zeros(4, 8, requires_grad=True)
+            with CudaAutocast() if on else torch.enable_grad():
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    out = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+                private.backward_within_modes(out.float().sum())
+            assert x.grad is not None
     assert seen == [*[torch.bfloat16] * 3, *[torch.float32] * 3]
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_layer_norm_saves_its_input_in_float32_and_the_layers_around_it_do_not(on):
+    layers = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+    saved: list[list[torch.dtype]] = []
+
+    def keep(tensor):
+        if tensor.shape == (4, 8):  # as large as what comes in
+            saved[-1].append(tensor.dtype)
+        return tensor
+
+    x = torch.zeros(4, 8)
+    with CudaAutocast() if on else torch.enable_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for layer in layers:
+            saved.append([])
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                x = layer(x)
+    assert saved == [[torch.bfloat16], [torch.float32 if on else torch.bfloat16], [torch.bfloat16]]

@@ -1,9 +1,11 @@
 """What a run will cost, against what it is seen to cost."""
 
 import pytest
+import torch
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core.training import dry_run
+from selfnpo_core.training.estimate import out_of_memory
 from selfnpo_core.training.measuring import measure
 
 
@@ -79,3 +81,60 @@ def test_the_estimate_is_what_an_update_is_seen_to_hold(changes):
     backbone = ToyBackbone()
     asked = dry_run(backbone, recipe, PROMPTS).device_bytes
     assert asked == pytest.approx(measure(backbone, recipe, PROMPTS).bytes, rel=0.15)
+
+
+LEVERS = {
+    "gradient_checkpointing=true": {"gradient_checkpointing": True},
+    "batch_size=1 with more grad_accumulation": {"batch_size": 1},
+    "mixed_precision=bf16": {"mixed_precision": "bf16"},
+    "pool_device=cpu": {"pool_device": "cpu"},
+    "offload_optimizer=true with engine=zero2": {"offload_optimizer": True},
+    "base_storage=fp8": {"base_storage": "fp8", "gradient_checkpointing": True},
+    "group_offload=true with sample_every=0": {
+        "group_offload": True,
+        "gradient_checkpointing": True,
+        "sample_every": 0,
+    },
+    "sample_tiling=true": {"sample_tiling": True},
+    "sample_every=0 if it was in a sample grid": {"sample_every": 0},
+}
+UNTUNED = {"mixed_precision": "no", "pool_device": "device", "sample_every": 1, "gradient_checkpointing": False}
+
+
+def advice(monkeypatch, backbone=None, **changes) -> list[str]:
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 3 << 30)
+    said = out_of_memory(backbone or ToyBackbone(), toy_recipe(**{**UNTUNED, **changes}), torch.device("cpu"))
+    assert "out of memory on cpu: 3.0 GiB at the peak, 28.2 KiB of them the network's weights" in said
+    return said.partition("what is left to --set: ")[2].split(", ")
+
+
+def test_out_of_memory_names_the_switches_that_are_left(monkeypatch):
+    assert advice(monkeypatch) == list(LEVERS)
+
+
+@pytest.mark.parametrize("lever", LEVERS)
+def test_out_of_memory_does_not_name_what_is_set(monkeypatch, lever):
+    word = lever.partition(" ")[0]
+    assert not [left for left in advice(monkeypatch, **LEVERS[lever]) if left.startswith(word)]
+
+
+def test_out_of_memory_names_nothing_that_a_recipe_would_refuse(monkeypatch):
+    full = advice(monkeypatch, train="full")
+    assert "train=lora" in full
+    assert not [word for word in full if word.startswith(("base_storage", "group_offload"))]
+    cut = advice(monkeypatch, engine="zero2")
+    assert not [word for word in cut if word.startswith(("base_storage", "group_offload", "train"))]
+    drawn = advice(monkeypatch, rollout="samples", loss="denoising", samples=20)
+    assert not [word for word in drawn if word.startswith(("pool", "group_offload"))]
+    assert "base_storage=fp8" in drawn
+    assert "group_offload=true" in advice(monkeypatch, sample_every=0)
+    everything = {key: value for lever in LEVERS.values() for key, value in lever.items() if key != "base_storage"}
+    assert advice(monkeypatch, **everything) == ["base_storage=fp8"]
+
+
+def test_out_of_memory_names_windows_of_clips(monkeypatch):
+    class Clips(ToyBackbone):
+        latent_shape = (2, 4, 4, 4)
+
+    assert "chunk_frames" in advice(monkeypatch, Clips())
+    assert "chunk_frames" not in advice(monkeypatch, Clips(), chunk_frames=1)

@@ -13,7 +13,7 @@ from selfnpo_core.training.full_student import FullStudent
 def test_full_drift_is_the_distance_from_the_base():
     with engine(train="full") as made:
         update = list(made.updates())[-1]
-        delta = made.student.delta()
+        delta = dict(made.student.delta())
         now = dict(made.student.parameters)
     base = dict(ToyBackbone().denoiser.named_parameters())
     squares = sum(float((now[name] - base[name]).detach().square().sum()) for name in base)

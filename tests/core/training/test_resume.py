@@ -15,7 +15,7 @@ from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
 from selfnpo_core.system.signals import Interrupted
-from selfnpo_core.training import build_recipe, checkpoint, stored_recipe, train
+from selfnpo_core.training import build_recipe, stored_recipe, streaming, train
 from selfnpo_core.training.checkpoint import damage_of, newest_checkpoint
 
 VARIANTS = {
@@ -185,19 +185,19 @@ def test_a_signal_that_comes_while_the_processes_ask_one_another_is_not_lost(tmp
 KILLED = """
 import os, pathlib, signal, sys
 from selfnpo_core.system import files
-from selfnpo_core.training import checkpoint, trainer
+from selfnpo_core.training import streaming, trainer
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-save, replace = checkpoint.save_hashed, files._replace_folder
+opened, replace = streaming.HashedFile, files._replace_folder
 
-def save_half(path, tensors):
+def half_a_file(path, *rest):
     if "step-000004" in str(path) and path.stem == "teacher":
         path.write_bytes(b"half a file")
         die()
-    return save(path, tensors)
+    return opened(path, *rest)
 
 def never_rename(aside, target):
     if target.name == "step-000004":
@@ -208,7 +208,7 @@ for point in ("write", "rename"):
     child = os.fork()
     if not child:
         if point == "write":
-            checkpoint.save_hashed = save_half
+            streaming.HashedFile = half_a_file
         else:
             files._replace_folder = never_rename
         trainer.train(ToyBackbone(), toy_recipe(steps=6), PROMPTS, pathlib.Path(sys.argv[1]) / point, progress=False)
@@ -297,16 +297,16 @@ def test_nothing_is_pickled(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
-    save, written = checkpoint.save_hashed, []
+    class FullDisk(streaming.HashedFile):
+        """As much as went in stays."""
 
-    def fills_up(path, tensors):
-        written.append(path)
-        if "step-000004" in str(path) and len(written) % 4 == 3:
-            path.write_bytes(b"as much as went in")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return save(path, tensors)
+        def add(self, tensor):
+            path = Path(self._file.name)
+            if "step-000004" in str(path) and path.stem == "optimizer":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            super().add(tensor)
 
-    monkeypatch.setattr(checkpoint, "save_hashed", fills_up)
+    monkeypatch.setattr(streaming, "HashedFile", FullDisk)
     with pytest.raises(RunError, match=r"disk is full.*free some space.*--resume.*step-000002, is whole"):
         run(tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]

@@ -92,7 +92,7 @@ def test_advancing_by_the_target_s_own_guidance_changes_no_bit(changes, w):
     for advance in (None, w):
         with engine(teacher_guidance=w, advance_guidance=advance, **changes) as made:
             losses = [update.loss for update in made.updates()]
-            runs.append((losses, made.student.collect(True)["student"], made.source.state_dict()))
+            runs.append((losses, dict(made.student.walks()["student"]), made.source.state_dict()))
     (losses, weights, source), (others, other_weights, other_source) = runs
     assert losses == others
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)

@@ -12,7 +12,7 @@ from tests.core.training.toy import ToyNet
 from tests.tools.launching import environment, free_port
 from torch.distributed.tensor import DTensor
 
-from selfnpo_core.training.sharding import collect, entire, fill, like, pieces, release, split, whole
+from selfnpo_core.training.sharding import entire, fill, like, pieces, release, split, walk, whole
 
 CPU = torch.device("cpu")
 
@@ -33,16 +33,17 @@ def test_all_parameters_are_cut_but_the_ignored(cut):
     assert kinds == {name: name != "conv.weight" for name in kinds}
 
 
-def test_collected_tensors_are_whole_copies(cut):
+def test_a_walk_makes_whole_copies(cut):
     network, before = cut
-    collected = collect(dict(network.named_parameters()), keep=True)
-    assert collected.keys() == before.keys()
-    for name, tensor in collected.items():
+    found = walk(dict(network.named_parameters()))
+    assert {name: (o.shape, o.dtype) for name, o in found.outlines.items()} == {
+        name: (tensor.shape, tensor.dtype) for name, tensor in before.items()
+    }
+    for name, tensor in found.items():
         assert type(tensor) is torch.Tensor
         assert torch.equal(tensor, before[name])
         tensor.zero_()
     assert all(torch.equal(entire(p.detach()), before[n]) for n, p in network.named_parameters())
-    assert collect(dict(network.named_parameters()), keep=False) == {}
 
 
 def test_filled_tensors_are_cut_as_they_were(cut):
@@ -75,10 +76,8 @@ def test_ordinary_tensors_pass_through():
     with whole([own], changed=True):
         assert entire(own) is own
     assert like(own, torch.zeros(3)) is own
-    collected = collect({"own": own}, True, lambda name, tensor: tensor * 2)["own"]
-    assert collected.tolist() == [0, 2, 4]
-    kept = collect({"own": own}, True)["own"]
-    assert kept.data_ptr() != own.data_ptr()
+    assert walk({"own": own}, lambda name, tensor: tensor * 2)["own"].tolist() == [0, 2, 4]
+    assert walk({"own": own})["own"].data_ptr() != own.data_ptr()
     (piece,) = pieces([own])
     assert piece.data_ptr() == own.data_ptr()
     release([own])

@@ -91,7 +91,7 @@ def test_an_optimizer_goes_on_from_a_state(make):
     first, second = make(), make()
     for _ in range(2):
         update(first)
-    tensors, values = first.state(keep=True)
+    tensors, values = first.state()
     assert {name.partition(".")[2] for name in tensors} == {"step", "exp_avg", "exp_avg_sq"}
     shapes = [parameter.shape for parameter in first.parameters.values()]
     assert [tensors[f"{index}.exp_avg"].shape for index in range(len(shapes))] == shapes

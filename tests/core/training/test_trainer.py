@@ -15,11 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.core.training.toy import PROMPTS, ToyBackbone, toy_recipe
 
 from selfnpo_core import InputError, RunError
+from selfnpo_core.models.embeddings import EmbeddingsCache
 from selfnpo_core.system.disk import is_disk_full
 from selfnpo_core.system.files import save_tensors, written_aside
 from selfnpo_core.training import train, trainer
 from selfnpo_core.training.checkpoint import newest_checkpoint
+from selfnpo_core.training.run_folder import RunFolder
 from selfnpo_core.training.spread import LIMITS
+from selfnpo_core.training.trainer import _shared
 from selfnpo_core.weights.npo_folder import load_npo
 
 
@@ -165,7 +168,7 @@ def test_a_warm_up_is_shown_and_kept_when_it_takes_long(tmp_path, capfd, monkeyp
     saved = []
     monkeypatch.setattr(
         "selfnpo_core.training.trainer.save_checkpoint",
-        lambda root, state, keep: saved.append((state.step, int(state.tensors["source"]["index"].sum()))),
+        lambda root, state, *_, **__: saved.append((state.step, int(state.tensors["source"]["index"].sum()))),
     )
     train(ToyBackbone(), toy_recipe(steps=1), PROMPTS, tmp_path / "run")
     rows = 40 * 4 // 2
@@ -197,3 +200,18 @@ def test_an_io_error_while_writing_tensors_keeps_its_number(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert is_disk_full(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("processes", "shared"), [(1, False), (2, True)])
+def test_several_processes_without_a_cache_pass_embeddings_on_in_the_run_folder(tmp_path, processes, shared):
+    accelerator, folder = SimpleNamespace(num_processes=processes), RunFolder(tmp_path)
+    with _shared(None, folder, accelerator) as cache:
+        assert (None if cache is None else cache.folder) == (tmp_path / ".embeddings" if shared else None)
+        (tmp_path / ".embeddings").mkdir()
+        (tmp_path / ".embeddings/row").write_text("x")
+    assert (tmp_path / ".embeddings").exists() is not shared
+    own = EmbeddingsCache(tmp_path / "own")
+    own.folder.mkdir()
+    with _shared(own, folder, accelerator) as cache:
+        assert cache is own
+    assert own.folder.exists()

@@ -106,17 +106,16 @@ class ImageBackbone:
         return None if known_configs(base) is None else cls(base, device=META, **options)
 
     def _loaded(self, base: ImageBase) -> Any:
-        """The pipeline without text encoders. The base's hash is taken before any cast."""
+        """The pipeline without text encoders, read as it was stored. The base's hash is taken before any cast."""
         self._base = local(base)
         self._encoder_files = encoder_files(self._base)
         self._encoder_dtypes = encoder_dtypes(self._base, self.dtype)
         unread: dict[str, Any] = dict.fromkeys(self.kind.text_encoders)
-        pipe = load_pipeline(self._base, **unread)
+        pipe = load_pipeline(self._base, dtype=None, **unread)
         self.base_hash = weights_hash(getattr(pipe, self.kind.denoiser))
-        if self.dtype != torch.float32:
-            for part in self.kind.parts:
-                if (module := getattr(pipe, part)) is not None:
-                    module.to(self.dtype)
+        for part in self.kind.parts:
+            if (module := getattr(pipe, part)) is not None:
+                module.to(self.dtype)
         return pipe
 
     def _sketched(self, base: ImageBase) -> Any:

@@ -20,11 +20,10 @@ from selfnpo_core.models.components import (
     component_class,
     header_of,
     load_component,
-    load_variants,
     sketched_component,
     wanted_files,
 )
-from selfnpo_core.models.headers import encoding_dtype, read_header
+from selfnpo_core.models.headers import encoding_dtype, read_header, widest_dtype
 from selfnpo_core.models.loading import one_line_errors, quiet
 from selfnpo_core.models.sources import Source
 from selfnpo_core.models.stated import check_agree, settled, stated_in
@@ -37,9 +36,10 @@ from selfnpo_image.models import is_known
 from selfnpo_image.single_file import configs_for, layout_of, prepared, usual_ending
 
 
-def load_pipeline(base: ImageBase, *, dtype: torch.dtype = torch.float32, **components: Any) -> Any:
+def load_pipeline(base: ImageBase, *, dtype: torch.dtype | None = torch.float32, **components: Any) -> Any:
     """The stock pipeline of a model, on the CPU. Components that are given (`unet=…`) are not read from disk.
 
+    dtype: `None` for what denoiser and VAE were stored in; of a single file, what holds the numbers of both.
     Raises `InputError` for weights that are not there or not whole.
     """
     base = local(base)
@@ -47,15 +47,18 @@ def load_pipeline(base: ImageBase, *, dtype: torch.dtype = torch.float32, **comp
     made: Any = kind.pipeline
     with quiet(), one_line_errors(source):
         if source.kind == "file":
+            own = dtype or widest_dtype(_own_dtypes(base, wanted=True))
             with usual_ending(Path(source.location)) as file, prepared(base) as settings:
                 given = {**kind.left_out, **settings, **components}
-                pipe = made.from_single_file(str(file), torch_dtype=dtype, **given)
+                pipe = made.from_single_file(str(file), torch_dtype=own, **given)
         else:
             folder = Path(source.location)
             variants = {part: variant for part, variant in base.variants.items() if part not in components}
-            found = load_variants(folder, read_config(folder / "model_index.json", base.name), variants, dtype)
+            dtypes = _stored_dtypes(base) if dtype is None else dict.fromkeys(kind.parts, dtype)
+            index = read_config(folder / "model_index.json", base.name)
+            found = {part: load_component(folder, index, part, own, dtypes[part]) for part, own in variants.items()}
             given = {**kind.left_out, **_missing(folder, kind), **found, **components}
-            pipe = made.from_pretrained(source.location, torch_dtype=dtype, use_safetensors=True, **given)
+            pipe = made.from_pretrained(source.location, torch_dtype=dtype or dtypes, use_safetensors=True, **given)
         pipe.register_modules(scheduler=settled(pipe.scheduler, base.name, stated_in(base.header, base.name)))
         check_scheduler(pipe.scheduler, kind, source.name)
         _check_whole(pipe, base, components)
@@ -191,12 +194,22 @@ def encoder_dtypes(base: ImageBase, dtype: torch.dtype) -> dict[str, torch.dtype
     """Of a local model's text encoders: the 16 bits that each was stored in, if it was, else `dtype`."""
     source, kind = base.source, base.kind
     if source.kind == "file":
-        others = ("model.diffusion_model.", "first_stage_model.")
-        own = {name: found for name, found in base.header.dtypes.items() if not name.startswith(others)}
-        return dict.fromkeys(kind.text_encoders, encoding_dtype(own, dtype))
+        return dict.fromkeys(kind.text_encoders, encoding_dtype(_own_dtypes(base, wanted=False), dtype))
     found = {part: base.weights[part] for part in kind.text_encoders if part in base.weights}
     folder = Path(source.location)
     return {part: encoding_dtype(header_of(folder / part, some).dtypes, dtype) for part, some in found.items()}
+
+
+def _own_dtypes(base: ImageBase, *, wanted: bool) -> dict[str, str]:
+    """Of a single file's tensors, by name: of its denoiser and VAE if they are wanted, else of all others."""
+    own = ("model.diffusion_model.", "first_stage_model.")
+    return {name: found for name, found in base.header.dtypes.items() if name.startswith(own) is wanted}
+
+
+def _stored_dtypes(base: ImageBase) -> dict[str, torch.dtype]:
+    """Of a local folder's components with weights: a type that holds the numbers of each."""
+    folder = Path(base.source.location)
+    return {part: widest_dtype(header_of(folder / part, own).dtypes) for part, own in base.weights.items()}
 
 
 def load_encoders(base: ImageBase, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:

@@ -125,7 +125,10 @@ class CogVideoX:
     def _describe(self, base: VideoBase, frames: int | None, height: int | None, width: int | None) -> None:
         """What the configurations tell, and the transformer."""
         if base.from_image:
-            raise InputError(f"model {self.name} turns images into video, and training wants text to video: use that")
+            raise InputError(
+                f"model {self.name} turns images into video, and training wants text to video: train "
+                f"{self._sibling(base)}, whose LoRA serves this one too (sample --other-base)"
+            )
         scheduler = _scheduler(base)
         self.compression = base.compression
         self.size = base.size_of(frames, height, width)
@@ -143,6 +146,11 @@ class CogVideoX:
         self.base_hash = "" if self.device == META else weights_hash(network)
         network.to(stored if self.base_is_mapped else self.dtype)
         self.denoiser: nn.Module = network.requires_grad_(False).eval()
+
+    @staticmethod
+    def _sibling(base: VideoBase) -> str:
+        """From text alone, of an image-to-video model."""
+        return "its text-to-video sibling" if base.known is None else base.known.name.removesuffix("-i2v")
 
     @classmethod
     def sketch(cls, base: VideoBase, **options: Any) -> "CogVideoX":

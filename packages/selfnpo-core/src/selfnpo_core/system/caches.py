@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,13 @@ def digest_of(value: Any) -> str:
     return sha256_of([json.dumps(value, sort_keys=True, default=str).encode()])
 
 
-def checksum(key: str, tensors: Iterable[Tensor]) -> str:
-    """Of tensors' bytes, and of what they are."""
-    tensors = tuple(tensors)
-    kind = f"{key} {[(str(tensor.dtype), list(tensor.shape)) for tensor in tensors]}".encode()
-    return sha256_of([kind, *(tensor.contiguous().flatten().view(torch.uint8).numpy().data for tensor in tensors)])
+def checksum(key: str, tensors: Iterable[Tensor], outlines: Iterable[Tensor] | None = None) -> str:
+    """Of tensors' bytes, and of what they are. outlines: their shapes and types, if no two are to be held at once."""
+    if outlines is None:
+        outlines = tensors = tuple(tensors)
+    kind = f"{key} {[(str(outline.dtype), list(outline.shape)) for outline in outlines]}".encode()
+    numbers = (tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data for tensor in tensors)
+    return sha256_of(chain([kind], numbers))
 
 
 def sha256_of(parts: Iterable[Any]) -> str:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -171,37 +171,56 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def save_hashed(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """A safetensors file, hashed as it is written, so that it need not be read again. Returns its sha256.
+class HashedFile:
+    """A safetensors file that is hashed as it is written, so that it need not be read again.
 
-    Layout: 8 bytes of length, a JSON header padded to 8 bytes, the tensors without gaps, those of wider numbers first.
+    outlines: the shapes and types of what it will hold, which may be on the meta device. Tensors are added in
+    `file_order`. Layout: 8 bytes of length, a JSON header padded to 8 bytes, the tensors without gaps.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {}
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        kind = SAFETENSORS_TYPES[tensor.dtype]
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    digest, head = hashlib.sha256(), len(text).to_bytes(8, "little") + text
-    with open(path, "wb") as file:
-        file.write(head)
-        digest.update(head)
-        for block in _blocks(tensors[name] for name in order):
-            file.write(block)
-            digest.update(block)
-    return digest.hexdigest()
+
+    def __init__(self, path: Path, outlines: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None):
+        header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+        self._left, end = [], 0
+        for name in file_order(outlines):
+            outline = outlines[name]
+            start, end = end, end + outline.numel() * outline.element_size()
+            kind = SAFETENSORS_TYPES[outline.dtype]
+            header[name] = {"dtype": kind, "shape": list(outline.shape), "data_offsets": [start, end]}
+            self._left.append((outline.shape, outline.dtype))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._digest, self._file, self.size = hashlib.sha256(), open(path, "wb"), 0  # noqa: SIM115
+        self._write(len(text).to_bytes(8, "little") + text)
+
+    def add(self, tensor: Tensor) -> None:
+        assert self._left.pop(0) == (tensor.shape, tensor.dtype)
+        for block in _blocks(tensor):
+            self._write(block)
+
+    def close(self) -> str:
+        """Bring it to the disk. Returns its sha256."""
+        assert not self._left
+        with self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
+        return self._digest.hexdigest()
+
+    def _write(self, block: bytes | memoryview) -> None:
+        self._file.write(block)
+        self._digest.update(block)
+        self.size += len(block)
 
 
-def _blocks(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
-    """The bytes of tensors, in parts that stay in the processor's caches from the disk's copy to the hash."""
-    for tensor in tensors:
-        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        for start in range(0, len(numbers), BLOCK):
-            yield numbers[start : start + BLOCK].data
+def file_order(outlines: Mapping[str, Tensor]) -> list[str]:
+    """Names in the order in which a safetensors file holds them: wider numbers first, so that each lies aligned."""
+    return sorted(outlines, key=lambda name: (-outlines[name].element_size(), name))
+
+
+def _blocks(tensor: Tensor) -> Iterator[memoryview]:
+    """A tensor's bytes, in parts that stay in the processor's caches from the disk's copy to the hash."""
+    numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    for start in range(0, len(numbers), BLOCK):
+        yield numbers[start : start + BLOCK].data
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

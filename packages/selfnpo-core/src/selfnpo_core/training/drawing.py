@@ -74,9 +74,10 @@ class Drawing:
     def next(self, number: int, student: Student) -> FinishedSamples:
         """Round `number` > 0, which begins now, with the student's weights on the negative branch."""
         samples, beta = self._samples(number), self.recipe.recommended.beta
-        weights = student.collect(self.accelerator.is_main_process)["student"]
-        whose = {"round": number, "beta": beta}
-        on_main(lambda: samples.begin({**self.facts, **whose, "negative_sha256": checksum("", weights.values())}))
+        weights = student.walks()["student"]
+        numbers = checksum("", weights.one_by_one(list(weights)), weights.outlines.values())
+        whose = {"round": number, "beta": beta, "negative_sha256": numbers}
+        on_main(lambda: samples.begin({**self.facts, **whose}))
         negative = student.negative()
         with student.role("base"):
             self._draw(samples, on_main(samples.missing), self._sampler(samples.plan, negative, beta))

@@ -203,9 +203,10 @@ class Engine:
         return seed_for(self.recipe.seed, 0, step)
 
     def state(self) -> State:
-        """For all processes to call together; what the first one gets is to be saved, the others' parts are empty."""
+        """For all processes to call together, and to walk through together; what is not walked through, as the source's
+        tensors, is whole in the first one and not there in the others."""
         keep, scaler = self.accelerator.is_main_process, self.accelerator.scaler
-        optimizer, settings = self.steps.state(keep)
+        optimizer, settings = self.steps.state()
         source, owners = self.source.state_dict(), self.source.owners()
         for name in SHARED if owners else ():
             if name in source:
@@ -213,7 +214,7 @@ class Engine:
         return State(
             step=self.step,
             tensors={
-                **self.student.collect(keep),
+                **self.student.walks(),
                 "optimizer": optimizer,
                 "source": source,
             },

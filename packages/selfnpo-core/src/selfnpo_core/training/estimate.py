@@ -7,11 +7,12 @@ allocator's own losses and work space of kernels.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from selfnpo_core.errors import InputError
@@ -26,11 +27,14 @@ from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.simulation import on_meta, replaced, simulated_peak
 from selfnpo_core.training.stages import BASE, Part, Planned, Stage, stages_of
+from selfnpo_core.training.streaming import WRITTEN_AT_ONCE
 from selfnpo_core.training.student import Student
 from selfnpo_core.training.students import make_student
 from selfnpo_core.training.updates import check_window, reference_rows, teacher_rows
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_fused": 8, "adamw8bit": 2}
+WRITTEN, JOINED = "weights while they are written", "the pool while it is written"
+Host = tuple[HostPart, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,7 @@ class DryRun:
     """One forward and a backward, which counts as two."""
     samples: SamplePlan | None = None
     """Those that are drawn before the first update, and as many in each later round."""
-    host: tuple[HostPart, ...] = ()
+    host: Host = ()
     """Of a node, where all weights are trained."""
 
     @property
@@ -156,6 +160,7 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
                 update=_update(backbone, student, recipe, processes),
             )
             stages, memory = stages_of(run), (*run.held, *run.rest, *run.update)
+            host = _host(backbone, student, recipe, memory, processes) if recipe.train == "full" else ()
         finally:
             backbone.denoiser = base
     return DryRun(
@@ -169,17 +174,19 @@ def dry_run(backbone: Backbone, recipe: Recipe, prompts: Sequence[str], processe
         teacher_rows=teacher_rows(recipe, backbone.schedule.first_trained(backbone.schedule.grid(recipe.grid_steps))),
         base_rows=reference_rows(recipe),
         samples=plan,
-        host=_host(backbone, recipe, memory, trained, processes) if recipe.train == "full" else (),
+        host=host,
     )
 
 
-def _host(
-    backbone: Backbone, recipe: Recipe, memory: Sequence[Part], trained: int, processes: int
-) -> tuple[HostPart, ...]:
-    """What is not on the device, or all where that is the CPU. A checkpoint: student, teacher and optimizer, whole."""
-    each = [(part.name, part.bytes) for part in memory if recipe.device == "cpu" or not part.on_device]
-    shared = (BASE,) if is_shared(backbone) else ()
-    return host_parts(each, (4 + 4 + OPTIMIZER_BYTES[recipe.optimizer]) * trained, processes, shared)
+def _host(backbone: Backbone, student: Student, recipe: Recipe, memory: Sequence[Part], processes: int) -> Host:
+    """What is not on the device, or all where that is the CPU, and what is written at a time."""
+    each = [(part.name, part.bytes) for part in memory if not (part.on_device and is_on_gpu(recipe))]
+    each.append((WRITTEN, WRITTEN_AT_ONCE * 4 * max(p.numel() for p in student.parameters.values())))
+    once = [BASE] if is_shared(backbone) else []
+    if recipe.rollout == "pool" and processes > 1:  # that of all processes, in the first
+        each.append((JOINED, recipe.pool_size * _trajectory(backbone, recipe)))
+        once.append(JOINED)
+    return host_parts(each, processes, once)
 
 
 def check_memory(
@@ -242,27 +249,42 @@ def out_of_memory(backbone: Backbone, recipe: Recipe, device: torch.device) -> s
     """What filled a GPU, and the switches that are left."""
     weights = sum(p.numel() * p.element_size() for p in backbone.denoiser.parameters() if p.device.type == device.type)
     peak = torch.cuda.max_memory_allocated(device)
+    grids, pool = bool(recipe.sample_every), recipe.rollout == "pool"
+    stored = {"gradient_checkpointing": True, "base_storage": "fp8"}
+    offloaded = {"gradient_checkpointing": True, "group_offload": True, "sample_every": 0}
     switches = [
         name
-        for name, on in (
-            ("gradient_checkpointing=true", recipe.gradient_checkpointing),
-            ("batch_size=1 with more grad_accumulation", recipe.batch_size == 1),
-            ("mixed_precision=bf16", recipe.mixed_precision != "no"),
-            ("chunk_frames", recipe.chunk_frames is not None or len(backbone.latent_shape) < 4),
-            ("pool_device=cpu", recipe.pool_device == "cpu"),
-            ("offload_optimizer=true with engine=zero2", recipe.offload_optimizer),
-            ("train=lora", recipe.train == "lora"),
-            ("base_storage=fp8", recipe.train == "full" or recipe.base_storage != "same"),
-            ("group_offload=true", recipe.train == "full" or recipe.group_offload),
-            ("sample_tiling=true", not recipe.sample_every or bool(recipe.sample_tiling)),
-            ("sample_every=0 if it was in a sample grid", not recipe.sample_every),
+        for name, left in (
+            ("gradient_checkpointing=true", not recipe.gradient_checkpointing),
+            ("batch_size=1 with more grad_accumulation", recipe.batch_size > 1),
+            ("mixed_precision=bf16", recipe.mixed_precision == "no"),
+            ("chunk_frames", recipe.chunk_frames is None and len(backbone.latent_shape) == 4),
+            ("pool_device=cpu", pool and recipe.pool_device == "device"),
+            ("offload_optimizer=true with engine=zero2", not recipe.offload_optimizer),
+            ("train=lora", recipe.train == "full"),
+            ("base_storage=fp8", recipe.base_storage == "same" and _is_possible(recipe, stored)),
+            (
+                f"group_offload=true{' with sample_every=0' if grids else ''}",
+                not recipe.group_offload and _is_possible(recipe, offloaded),
+            ),
+            ("sample_tiling=true", grids and not recipe.sample_tiling),
+            ("sample_every=0 if it was in a sample grid", grids),
         )
-        if not on
+        if left
     ]
     return (
         f"out of memory on {device}: {_size(peak)} at the peak, {_size(weights)} of them the network's weights and the "
         f"rest activations, gradients and the optimizer; what is left to --set: {', '.join(switches) or 'nothing'}"
     )
+
+
+def _is_possible(recipe: Recipe, changes: Mapping[str, Any]) -> bool:
+    """Whether a recipe takes them."""
+    try:
+        Recipe.model_validate({**recipe.model_dump(), **changes})
+    except ValidationError:
+        return False
+    return True
 
 
 def check_pool(backbone: Backbone, recipe: Recipe, device: torch.device, processes: int = 1) -> None:
@@ -313,10 +335,10 @@ def _weights(student: Student, recipe: Recipe, processes: int) -> tuple[Part, ..
         Part(
             name=BASE,
             bytes=of_base if waits else share(of_base, 3, of_base=True),
-            on_device=not recipe.offload_parameters and (recipe.device == "cpu" or not waits),
+            on_device=not recipe.offload_parameters and not (waits and is_on_gpu(recipe)),
         ),
         Part(name=f"student{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
-        Part(name=f"teacher{kind}, float32", bytes=own),
+        Part(name=f"teacher{kind}, float32", bytes=own, on_device=not (full and recipe.offload_parameters)),
         Part(name=f"optimizer, {recipe.optimizer}", bytes=state, on_device=not recipe.offload_optimizer),
     ]
     if recipe.engine.startswith("zero"):

@@ -6,6 +6,7 @@ teacher are made from it a parameter at a time, so nothing is held twice on the 
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfnpo_core.errors import RunError
 from selfnpo_core.models.backbone import Backbone, NegativeWeights
 from selfnpo_core.models.storage import narrowest, resident
+from selfnpo_core.ranks import Ranks
 from selfnpo_core.system import private
-from selfnpo_core.system.files import save_tensors
-from selfnpo_core.system.processes import is_main
+from selfnpo_core.system.files import file_sha256, load_tensors
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.sharding import collect
+from selfnpo_core.training.sharding import walk
+from selfnpo_core.training.streaming import Walk, write_whole
 from selfnpo_core.training.student import Role, Saver, Student, distance_squared
 
 Use = Callable[[nn.Parameter], None]
@@ -93,25 +96,33 @@ class FullStudent(Student):
         base = (self._base[name] for name in self.parameters)
         return float(distance_squared(self.parameters.values(), base).sqrt()) / self._base_norm
 
-    def delta(self, keep: bool = True) -> dict[str, Tensor]:
-        """student − base, in bf16, whole, in the host's memory."""
+    def delta(self) -> Walk:
+        """student − base, in bf16."""
 
         def change(name: str, student: Tensor) -> Tensor:
             return (student.float() - self._base[name].detach().to(student.device, torch.float32)).to(torch.bfloat16)
 
-        return collect(self.parameters, keep, change)
+        return walk(self.parameters, change, torch.bfloat16)
 
     def negative(self) -> NegativeWeights:
-        return self.delta()
+        return dict(self.delta())
 
     @contextmanager
-    def saving(self) -> Iterator[Saver]:
-        delta = self.delta(keep=is_main())
+    def saving(self, folder: Path, ranks: Ranks) -> Iterator[Saver]:
+        """The weights file is written aside, a parameter at a time, and then put into its place."""
+        file = folder / ".delta.safetensors.partial"
+        sha256 = write_whole(file, self.delta(), ranks, {"format": "pt"})
 
         def write(directory: Path) -> None:
-            save_tensors(directory / "delta.safetensors", delta, {"format": "pt"})
+            os.replace(file, made := directory / "delta.safetensors")
+            if file_sha256(made) != sha256:
+                raise RunError(f"{made} does not read back as it was written: look for a fault of the disk")
 
-        yield Saver(write=write, tensors=delta)
+        try:
+            yield Saver(write=write, tensors=load_tensors(file) if ranks.index == 0 else {})
+        finally:
+            if ranks.index == 0:
+                file.unlink(missing_ok=True)
 
     def close(self) -> None:
         self.network, self._teacher = nn.Module(), nn.Module()  # gone before the base is as wide as it was

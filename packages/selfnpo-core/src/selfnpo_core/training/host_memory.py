@@ -1,4 +1,4 @@
-"""What a node's own memory holds while all weights are trained: of each of its processes, and of the one that saves."""
+"""What a node's own memory holds while all weights are trained, of each of its processes or once for all of them."""
 
 import os
 from collections.abc import Sequence
@@ -32,16 +32,10 @@ def processes_on_node(processes: int) -> int:
     return min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
 
 
-def host_parts(
-    each: Sequence[tuple[str, int]], collected: int, processes: int, shared: Sequence[str] = ()
-) -> tuple[HostPart, ...]:
-    """each: name and bytes of what every process has there, or of the `shared` ones a node.
-
-    collected: bytes of a checkpoint, in the first process.
-    """
+def host_parts(each: Sequence[tuple[str, int]], processes: int, shared: Sequence[str] = ()) -> tuple[HostPart, ...]:
+    """each: name and bytes of what every process has there, or of the `shared` ones a node."""
     here = processes_on_node(processes)
-    own = [HostPart(name=name, bytes=size, count=1 if name in shared else here) for name, size in each if size]
-    return (*own, HostPart(name="a checkpoint while it is written", bytes=collected))
+    return tuple(HostPart(name=name, bytes=size, count=1 if name in shared else here) for name, size in each if size)
 
 
 def check_host(parts: Sequence[HostPart], recipe: Recipe) -> None:

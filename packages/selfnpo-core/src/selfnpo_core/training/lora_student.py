@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.backbone import Backbone, NegativeWeights
 from selfnpo_core.models.storage import give_back, place_rest, store_base
+from selfnpo_core.ranks import Ranks
 from selfnpo_core.system import private
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.sharding import Cutter, split, whole
@@ -115,7 +116,7 @@ class LoraStudent(Student):
         return NPO
 
     @contextmanager
-    def saving(self) -> Iterator[Saver]:
+    def saving(self, folder: Path, ranks: Ranks) -> Iterator[Saver]:
         def write(directory: Path) -> None:
             self.backbone.save_lora(directory, NPO)
 

@@ -75,7 +75,8 @@ def _held(engine: Engine) -> int:
             network = engine.backbone.denoiser
         tensors += [*network.parameters(), *network.buffers()]
     tensors += [weight.grad for weight in engine.student.parameters.values() if weight.grad is not None]
-    tensors += engine.steps.state(keep=True)[0].values()
+    optimizer, _ = engine.steps.state()
+    tensors += optimizer.one_by_one(list(optimizer))
     if engine.recipe.pool_device == "device":
         tensors += engine.source.state_dict().values()
     plain = (part for tensor in tensors for part in _plain(tensor))

@@ -17,7 +17,8 @@ from selfnpo_core.system import private
 from selfnpo_core.system.processes import total
 from selfnpo_core.training.full_student import FullStudent, give_numbers, keep_narrow, outline
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.sharding import Cutter, collect, fill, like, own_part, pieces, release, split
+from selfnpo_core.training.sharding import Cutter, fill, like, own_part, pieces, release, split, walk
+from selfnpo_core.training.streaming import Walk
 from selfnpo_core.training.student import Role, distance_squared
 
 
@@ -122,16 +123,21 @@ class ShardedStudent(FullStudent):
         base = [self._base[name].detach() for name in self.parameters]
         theirs = [own_part(whole, piece.numel()) for piece, whole in zip(self._own, base, strict=True)]
         ours = [piece[: part.numel()] for piece, part in zip(self._own, theirs, strict=True)]
-        return float(total(distance_squared(ours, theirs)).sqrt()) / self._base_norm
+        own = distance_squared(ours, theirs).to(self._device)  # from the host's memory, if the pieces are there
+        return float(total(own).sqrt()) / self._base_norm
 
     def _held(self) -> tuple[list[Tensor], list[Tensor]]:
         release(self.parameters.values())
         return self._pieces["teacher"], self._own
 
-    def collect(self, keep: bool) -> dict[str, dict[str, Tensor]]:
-        student = collect(self.parameters, keep)
-        with self.role("teacher"):
-            return {"student": student, "teacher": collect(self.parameters, keep)}
+    def walks(self) -> dict[str, Walk]:
+        student = walk(self.parameters)
+
+        def of_teacher(names: Sequence[str]) -> Iterator[Tensor]:
+            with self.role("teacher"):
+                yield from student.one_by_one(names)
+
+        return {"student": student, "teacher": Walk(outlines=student.outlines, one_by_one=of_teacher)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         for part in ("teacher", "student"):

@@ -6,7 +6,7 @@ dimension. Ordinary tensors pass through unchanged. What is whole is the same on
 it together.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from selfnpo_core.system import private
+from selfnpo_core.training.streaming import Walk
 
 
 def split(network: nn.Module, device: torch.device, ignored: Iterable[nn.Parameter] = ()) -> None:
@@ -78,24 +79,29 @@ def whole(tensors: Iterable[Tensor], *, changed: bool = False) -> Iterator[None]
         yield
 
 
-@torch.no_grad()
-def collect(
-    tensors: Mapping[str, Tensor], keep: bool, change: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
-) -> dict[str, Tensor]:
-    """Whole copies in the host's memory, made one by one, where they are to be kept; to be called everywhere.
+def _unchanged(name: str, tensor: Tensor) -> Tensor:
+    return tensor
 
-    change: what is kept of a tensor, called everywhere too.
-    """
-    collected = {}
-    for name, tensor in tensors.items():
-        with whole([tensor]):
-            copy = change(name, entire(tensor.detach()))
-            if keep:
-                own = tensor.to_local() if isinstance(tensor, DTensor) else tensor.data
-                there = own.data_ptr() if type(own) is Tensor else None
-                copy = copy.cpu()
-                collected[name] = copy.clone() if copy.data_ptr() == there else copy
-    return collected
+
+def walk(
+    tensors: Mapping[str, Tensor],
+    change: Callable[[str, Tensor], Tensor] = _unchanged,
+    dtype: torch.dtype | None = None,
+) -> Walk:
+    """Each of them whole. change: what is made of it, on all processes; dtype: the type that it then has."""
+
+    def one_by_one(names: Sequence[str]) -> Iterator[Tensor]:
+        for name in names:
+            with whole([tensors[name]]):
+                yield change(name, entire(tensors[name].detach()))
+
+    outlines = {name: torch.empty(shape_of(t), dtype=dtype or t.dtype, device="meta") for name, t in tensors.items()}
+    return Walk(outlines=outlines, one_by_one=one_by_one)
+
+
+def shape_of(tensor: Tensor) -> torch.Size:
+    """When it is whole."""
+    return private.whole_shape(tensor) if private.is_cut(tensor) else tensor.shape
 
 
 def entire(tensor: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from selfnpo_core.models.backbone import Aside, Backbone, StagedBackbone
 from selfnpo_core.training.recipe import Recipe
 from selfnpo_core.training.samples import SamplePlan
 from selfnpo_core.training.simulation import simulated_draw, simulated_step
+from selfnpo_core.training.streaming import WRITTEN_AT_ONCE
 from selfnpo_core.training.student import Student
 
 NOTHING = Aside(weights=0, work=0)
@@ -155,19 +156,15 @@ def grids(run: Planned) -> Stage | None:
 
 
 def save(run: Planned) -> Stage:
-    """A checkpoint is copied to the host's memory weight by weight, a run on the CPU holds all of it there."""
-    recipe, weights = run.recipe, list(run.student.parameters.values())
-    largest, count = max(w.numel() for w in weights), sum(w.numel() for w in weights)
+    """Weights are copied to the host's memory and written there one by one, each while the next is copied."""
+    recipe, largest = run.recipe, max(weight.numel() for weight in run.student.parameters.values())
     full, split = recipe.train == "full", recipe.engine in ("zero3", "fsdp2")
     at_once = (10 if full else 0) + (4 if split else 0)  # a difference in float32, its copy in 16 bits, the base's
-    copies = (10 if full else 8) * count  # student and teacher, and of full weights their difference to the base
-    if run.on_gpu:
-        copies += sum(part.bytes for part in run.held if part.name.startswith("optimizer"))
     parts = (
         *run.held,
         *run.rest,
         Part(name="the largest weight", bytes=at_once * largest),
-        Part(name="copies for a checkpoint", bytes=copies, on_device=not run.on_gpu),
+        Part(name="copies for a checkpoint", bytes=WRITTEN_AT_ONCE * 4 * largest, on_device=not run.on_gpu),
     )
     return Stage(name="save", parts=parts)
 

@@ -10,7 +10,7 @@ processes goes on from it. Collecting and loading it is for all processes togeth
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,8 @@ from selfnpo_core.system import private
 from selfnpo_core.system.processes import total
 from selfnpo_core.training.accelerators import keep_whole, make_optimizer, size_buckets
 from selfnpo_core.training.recipe import Recipe
-from selfnpo_core.training.sharding import entire, like, whole
+from selfnpo_core.training.sharding import entire, like, shape_of, walk, whole
+from selfnpo_core.training.streaming import Walk
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -69,8 +70,8 @@ class Steps(ABC):
     def set_rate(self, rate: float) -> None: ...
 
     @abstractmethod
-    def state(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and what json can hold. Not to be kept everywhere, but to be called everywhere."""
+    def state(self) -> tuple[Walk, dict[str, Any]]:
+        """Tensors and what json can hold."""
 
     @abstractmethod
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -117,14 +118,14 @@ class TorchSteps(Steps):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def state(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[Walk, dict[str, Any]]:
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}
         for index, values in self.optimizer.state_dict()["state"].items():
             for key, value in values.items():
                 target: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
-                target[f"{index}.{key}"] = entire(value) if isinstance(value, Tensor) else value
-        return tensors, {"scalars": scalars}
+                target[f"{index}.{key}"] = value
+        return walk(tensors), {"scalars": scalars}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         state: dict[int, dict[str, Any]] = {}
@@ -170,8 +171,8 @@ class ZeroSteps(Steps):
         self, accelerator: Accelerator, recipe: Recipe, network: nn.Module, parameters: Mapping[str, nn.Parameter]
     ):
         super().__init__(accelerator, recipe, parameters)
-        trained = [_shape(parameter).numel() for parameter in parameters.values()]
-        size_buckets(accelerator, trained, [_shape(parameter).numel() for parameter in network.parameters()])
+        trained = [shape_of(parameter).numel() for parameter in parameters.values()]
+        size_buckets(accelerator, trained, [shape_of(parameter).numel() for parameter in network.parameters()])
         if recipe.train == "lora":  # small, and asked for at every step
             keep_whole(accelerator, max(trained))
         self.network, _ = accelerator.prepare(network, make_optimizer(parameters.values(), recipe))
@@ -211,22 +212,27 @@ class ZeroSteps(Steps):
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
-    def state(self, keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[Walk, dict[str, Any]]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        steps = self._flat_states()
-        if not steps:
-            return {}, {"scalars": {}}
-        step = steps[0]["step"]
-        tensors: dict[str, Tensor] = {}
-        for index, parameter in enumerate(self.parameters.values()):
-            for key in MOMENTS:
-                moment = safe_get_full_optimizer_state(parameter, key)
-                if keep:
-                    tensors[f"{index}.{key}"] = moment.detach().cpu().reshape(_shape(parameter))
-            if keep:
-                tensors[f"{index}.step"] = torch.as_tensor(step, dtype=torch.float32).cpu().reshape(())
-        return tensors, {"scalars": {}}
+        known, parameters = self._flat_states(), list(self.parameters.values())
+        step = torch.as_tensor(known[0]["step"], dtype=torch.float32).reshape(()) if known else None
+        outlines: dict[str, Tensor] = {}
+        for index, parameter in enumerate(parameters if known else ()):
+            shapes = {"step": (), **dict.fromkeys(MOMENTS, shape_of(parameter))}
+            outlines |= {f"{index}.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+        def one_by_one(names: Sequence[str]) -> Iterator[Tensor]:
+            for name in names:
+                index, _, key = name.partition(".")
+                parameter = parameters[int(index)]
+                if key == "step":
+                    assert step is not None
+                    yield step
+                else:
+                    yield safe_get_full_optimizer_state(parameter, key).reshape(shape_of(parameter))
+
+        return Walk(outlines=outlines, one_by_one=one_by_one), {"scalars": {}}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         if tensors:
@@ -250,10 +256,6 @@ class ZeroSteps(Steps):
             moments = {key: torch.zeros_like(flat.data) for key in MOMENTS}
             known[flat] = {"step": step.clone().float(), **moments}
         private.link_states(self._optimizer)
-
-
-def _shape(parameter: Tensor) -> torch.Size:
-    return private.whole_shape(parameter) if private.is_cut(parameter) else parameter.shape
 
 
 def _set(parameter: Any, value: Tensor, key: str | None = None) -> None:

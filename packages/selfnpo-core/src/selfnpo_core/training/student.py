@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from selfnpo_core.ema import ema_update
 from selfnpo_core.errors import RunError
 from selfnpo_core.models.backbone import Backbone, NegativeWeights
-from selfnpo_core.training.sharding import collect, fill, pieces, release
+from selfnpo_core.ranks import Ranks
+from selfnpo_core.training.sharding import fill, pieces, release, walk
+from selfnpo_core.training.streaming import Walk
 
 Role = Literal["student", "teacher", "base"]
 
@@ -56,8 +58,11 @@ class Student(ABC):
         """The student as `Backbone.draw_samples` wants it, inside `role("base")`."""
 
     @abstractmethod
-    def saving(self) -> AbstractContextManager["Saver"]:
-        """What an npo folder is written with. To be entered by all processes together; one of them then writes."""
+    def saving(self, folder: Path, ranks: Ranks) -> AbstractContextManager["Saver"]:
+        """What an npo folder is written with. To be entered by all processes together; one of them then writes.
+
+        folder: on the same disk, for what is written aside.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -103,9 +108,9 @@ class Student(ABC):
         release([*self.teacher.values(), *self.parameters.values()])
         return pieces(self.teacher.values()), pieces(self.parameters.values())
 
-    def collect(self, keep: bool) -> dict[str, dict[str, Tensor]]:
-        """Whole weights, in the host's memory where they are to be kept; to be called by all processes together."""
-        return {"student": collect(self.parameters, keep), "teacher": collect(self.teacher, keep)}
+    def walks(self) -> dict[str, Walk]:
+        """What a checkpoint holds of them, by part."""
+        return {"student": walk(self.parameters), "teacher": walk(self.teacher)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         for part, own in (("student", self.parameters), ("teacher", self.teacher)):

@@ -1,7 +1,7 @@
 """A training run with its folder: progress, metrics, pictures, checkpoints, stopping, and the npo folder at the end.
 
-Of several processes the first one writes; all of them see the folder. None works alone while others wait for it in the
-middle of an update: pictures are shared out, and saving is quick.
+Of several processes the first one writes, and each a share of a checkpoint of all weights; all of them see the folder.
+None works alone while others wait for it in the middle of an update: pictures are shared out, and saving is quick.
 """
 
 import importlib.metadata
@@ -27,7 +27,7 @@ from selfnpo_core.system.disk import is_disk_full
 from selfnpo_core.system.processes import is_main, largest, on_main, shared_out
 from selfnpo_core.system.signals import StopSignals, interrupted_by
 from selfnpo_core.training.accelerators import AMP, make_accelerator, start_trackers
-from selfnpo_core.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from selfnpo_core.training.checkpoint import agreed_checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from selfnpo_core.training.drawing import Drawing
 from selfnpo_core.training.engine import Engine, Update
 from selfnpo_core.training.estimate import check_pool, out_of_memory
@@ -239,7 +239,7 @@ class Trainer:
             tracker.finish()
 
     def _begin(self) -> None:
-        newest = on_main(lambda: newest_checkpoint(self.folder.checkpoints))
+        newest = agreed_checkpoint(self.folder.checkpoints, self.engine.ranks)
         if newest is not None:
             self.engine.load(load_checkpoint(newest))
             self._saved = self.engine.step or None
@@ -282,9 +282,9 @@ class Trainer:
         self._saved = 0
 
     def _keep_state(self) -> None:
-        """Whole in the first process's memory, and gone from there when it is written."""
-        state = self.engine.state()
-        on_main(lambda: save_checkpoint(self.folder.checkpoints, state, self.recipe.keep_last))
+        """A checkpoint; of all weights, every process writes a share."""
+        state, full = self.engine.state(), self.recipe.train == "full"
+        save_checkpoint(self.folder.checkpoints, state, self.recipe.keep_last, self.engine.ranks, shared=full)
 
     def _warn(self, spreads: Mapping[str, float]) -> None:
         """Of each spread that is out of its limits, once."""
@@ -349,7 +349,8 @@ class Trainer:
             self._keep_state()
             self._saved = step
         if self._exported != step:
-            with self.engine.exported(), self.engine.student.saving() as saver:
+            saving = self.engine.student.saving(self.folder.path, self.engine.ranks)
+            with self.engine.exported(), saving as saver:
                 on_main(lambda: write_npo(self.folder.npo, self.config, saver.write, saver.tensors))
             self._exported = step
 
