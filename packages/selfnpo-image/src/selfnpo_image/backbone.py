@@ -113,8 +113,8 @@ class ImageBackbone:
         unread: dict[str, Any] = dict.fromkeys(self.kind.text_encoders)
         pipe = load_pipeline(self._base, dtype=None, **unread)
         self.base_hash = weights_hash(getattr(pipe, self.kind.denoiser))
-        for part in self.kind.parts:
-            if (module := getattr(pipe, part)) is not None:
+        for module in (getattr(pipe, part) for part in self.kind.parts):
+            if module is not None and any(tensor.dtype != self.dtype for tensor in module.parameters()):
                 module.to(self.dtype)
         return pipe
 
