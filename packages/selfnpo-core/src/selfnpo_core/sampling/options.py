@@ -169,7 +169,9 @@ def negative_prompt_of(options: Mapping[str, Any], negative: Negative | None, co
     if negative is None or negative.condition == "prompt" or trained is None or given == trained:
         return given
     if given is not None:
-        log.warning("the negative weights were trained with the null prompt '%s', and are asked with '%s'", trained, given)
+        log.warning(
+            "the negative weights were trained with the null prompt '%s', and are asked with '%s'", trained, given
+        )
         return given
     log.info("null prompt: '%s', with which the negative weights were trained (--negative-prompt)", trained)
     return trained

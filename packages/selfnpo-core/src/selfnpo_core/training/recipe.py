@@ -185,7 +185,7 @@ class Recipe(BaseModel):
 
     null_prompt: str | None = Field(
         None,
-        description="what the null branch is given, in training and, by what is recorded, in sampling: a text such as a "
+        description="what the null branch is given, in training and, as it is recorded, in sampling: a text such as a "
         "customary negative prompt; null: what the family's own pipeline gives it",
     )
     negative_condition: Literal["null", "prompt"] = Field(
