@@ -36,7 +36,7 @@ def test_what_is_no_model_of_ours_is_refused(damaged: Path) -> None:
     index = damaged / "model_index.json"
     values = json.loads(index.read_text())
     index.write_text(json.dumps({**values, "_class_name": "LTXPipeline"}))
-    with pytest.raises(InputError, match="is a LTXPipeline, not CogVideoX or Wan: give one .*-2b or wan2.1-1.3b"):
+    with pytest.raises(InputError, match=r"is a LTXPipeline, not CogVideoX or Wan: give one .*-2b or wan2\.1-1\.3b"):
         find_base(str(damaged))
     index.write_text("{")
     with pytest.raises(InputError, match=r"model_index.json is damaged \(.*\): get the model again"):

@@ -136,7 +136,7 @@ def test_the_null_prompt_is_the_pipelines_negative_prompt(small_wan: Path) -> No
         assert torch.allclose(drawn, latents(pipe, PROMPTS[0], **seeded, **call), rtol=1e-5, atol=1e-5) is same
 
 
-def test_a_type_of_16_bits_leaves_out_what_stays_float32(wan_folder: Path, tmp_path: Path) -> None:
+def test_a_type_of_16_bits_leaves_out_what_stays_float32(wan_folder: Path) -> None:
     """As the pipeline loads it; and the VAE is float32."""
     base = find_base(str(wan_folder))
     backbone, sketch = (
@@ -213,10 +213,8 @@ def test_decoding_by_chunks_is_bit_equal(kind: str, frames: int) -> None:
     """To what the pipeline decodes, frame by frame."""
     pipe = wan(kind)
     given = torch.randn((2, frames, pipe.vae.config.z_dim, 4, 4), generator=torch.Generator().manual_seed(0))
-    mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1, 1)
-        for values in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
-    )
+    config = pipe.vae.config
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
     whole = pipe.vae.decode(given.transpose(1, 2) / (1.0 / std) + mean).sample
     pieces = list(decode_stream(pipe.vae, given))
     assert torch.equal(torch.cat(pieces, dim=2), whole)
@@ -278,9 +276,8 @@ def test_a_kernel_that_runs_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     network = wan().transformer
     monkeypatch.setattr(attention, "probe", lambda kernel, device, dtype: None)
     assert WAN.use_attention(network, "flash", torch.device("cpu"), torch.float32) == "flash"
-    assert {
-        str(layer.processor._attention_backend.value) for layer in network.modules() if hasattr(layer, "processor")
-    } == {"_native_flash"}
+    layers = [layer for layer in network.modules() if hasattr(layer, "processor")]
+    assert {layer.processor._attention_backend.value for layer in layers} == {"_native_flash"}
     WAN.use_attention(network, "auto", torch.device("cpu"), torch.float32)
     with pytest.raises(InputError, match="is unknown for wan: use one of auto, sdpa, xformers, flash"):
         WAN.use_attention(network, "fast", torch.device("cpu"), torch.float32)

@@ -63,7 +63,7 @@ class Sampler:
 
     def need(self, size: ClipSize) -> Need:
         """Estimate for a clip of `size`."""
-        compression, config = self.base.compression, self.base.transformer
+        compression = self.base.compression
         frames, _, height, width = compression.latent_shape(size)
         if self.window is not None:
             frames = min(frames, compression.latent_window(self.window))
