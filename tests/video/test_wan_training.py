@@ -1,6 +1,7 @@
 """Training Wan: from the command line to a LoRA that stock diffusers loads, and what it is said to cost."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,8 @@ def test_a_run_from_the_command_line(
     assert facts["decomposition"]["overall"]["size"] > 1e-3
     size = [word for key, value in CLIP.items() for word in (f"--{key}", value)]
     draw = ["--model", wan_folder, "--prompt", PROMPTS[0], *size, "--steps", 2, "--seed", 3, "--device", "cpu"]
-    assert command("compare", *draw, "--npo", runs[0], "--guidance-scale", 5, "--output", tmp_path / "both") == 0
+    with caplog.at_level(logging.INFO):
+        assert command("compare", *draw, "--npo", runs[0], "--guidance-scale", 5, "--output", tmp_path / "both") == 0
     assert f"null prompt: '{NULL}', with which the negative weights were trained" in caplog.text
     arms = [tmp_path / "both" / arm for arm in ("without", "with")]
     records = [json.loads((arm / "metadata.jsonl").read_text()) for arm in arms]

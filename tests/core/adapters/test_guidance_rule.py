@@ -12,7 +12,7 @@ from diffusers import ClassifierFreeZeroStarGuidance
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from tests.core.adapters.reference import add_lora, assert_same, delta_of, denoiser, model_with
 from tests.core.adapters.test_negative_delta import offset, shifted
-from tests.tiny import PIPELINES, sample, sd3, sd15, sdxl
+from tests.tiny import PIPELINES, sample, sd3, sd15, sdxl, wan
 from torch import Tensor, nn
 
 from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, NegativeLayers
@@ -201,6 +201,19 @@ def test_branches_that_are_asked_one_after_the_other(full: bool) -> None:
                 assert_same(sample("wan", pipe, **call), wan_loop(guided, "ugly"))
                 assert torch.equal(sample("wan", pipe, **call, scale=1.0), off)
     assert {"forward", "cache_context"}.isdisjoint(vars(pipe.transformer))
+
+
+def test_a_timestep_for_each_token() -> None:
+    """Wan 2.2 TI2V-5B's, which are all the same where no picture is given."""
+    pipe, size = wan("5b"), {"height": 32, "width": 32}
+    expected = sample("wan", pipe, **size)
+    with GuidanceRule.attach(pipe, plain):
+        assert_same(sample("wan", pipe, **size), expected, 1e-6)
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "timestep": kwargs["timestep"] * torch.arange(8)}), with_kwargs=True
+    )
+    with refused("one timestep a row"), GuidanceRule.attach(pipe, plain):
+        sample("wan", pipe, **size)
 
 
 def test_experts_and_conditioned_samples_are_refused() -> None:
