@@ -103,28 +103,44 @@ def flux() -> diffusers.FluxPipeline:
     )
 
 
-def wan() -> diffusers.WanPipeline:
+WAN_KINDS = ("2.1", "5b")
+
+
+def wan(kind: str = "2.1", unipc: bool = False) -> diffusers.WanPipeline:
+    """With what tells Wan 2.1 and Wan 2.2 TI2V-5B apart."""
     torch.manual_seed(0)
+    large = kind == "5b"
+    channels = 6 if large else 16
     transformer = diffusers.WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
+        in_channels=channels,
+        out_channels=channels,
         text_dim=WIDTH,
         freq_dim=32,
         ffn_dim=32,
         num_layers=2,
         rope_max_seq_len=32,
     )
-    vae = diffusers.AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    own: dict[str, Any] = {"base_dim": 3, "z_dim": 16}
+    if large:
+        own = {"base_dim": 4, "decoder_base_dim": 6, "z_dim": 6, "in_channels": 12, "out_channels": 12, "patch_size": 2}
+        own |= {"scale_factor_spatial": 16, "is_residual": True}
+        own |= {"latents_mean": [0.1 * k for k in range(6)], "latents_std": [0.5 + 0.1 * k for k in range(6)]}
+    vae = diffusers.AutoencoderKLWan(dim_mult=[1, 1, 1, 1], num_res_blocks=1, **own)
     config = transformers.UMT5Config(vocab_size=256, d_model=WIDTH, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
     return diffusers.WanPipeline(
         transformer=transformer.eval(),
         vae=vae.eval(),
         text_encoder=transformers.UMT5EncoderModel(config).eval(),
         tokenizer=_t5_tokenizer(),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        )
+        if unipc
+        else diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        expand_timesteps=large,
     )
 
 

@@ -27,6 +27,7 @@ from selfnpo_core.system.paths import check_folder
 from selfnpo_image import single_file
 from selfnpo_image.families import FAMILIES
 from selfnpo_video import models as video
+from selfnpo_video.wan import WAN
 
 KINDS = {name: made.kind for name, made in FAMILIES.items()}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -71,7 +72,10 @@ def main(name: str, folder: Path, blocks: int | None, dtype: str | None, seed: i
 def recipe_of(name: str, blocks: int | None) -> tuple[dict[str, Make], dict[str, Any], str]:
     """What makes each component, the beginning of model_index.json, and the dtype that the model is published in."""
     if name in video.KNOWN and video.KNOWN[name].hub_id is not None and not video.KNOWN[name].from_image:
-        return _cogvideox(name, blocks), {"_class_name": "CogVideoXPipeline"}, video.KNOWN[name].dtype
+        known = video.KNOWN[name]
+        if known.family == "wan":
+            return _wan(name, blocks), {"_class_name": "WanPipeline", **video.beside(name, "index")}, known.dtype
+        return _cogvideox(name, blocks), {"_class_name": "CogVideoXPipeline"}, known.dtype
     if name in KINDS and KINDS[name].layout is not None:
         if blocks is not None:
             raise InputError(f"{name} is a UNet, which has no row of blocks: leave --blocks out")
@@ -98,6 +102,22 @@ def _cogvideox(name: str, blocks: int | None) -> dict[str, Make]:
             clip_sample=False,
             set_alpha_to_one=True,
         ),
+    }
+
+
+def _wan(name: str, blocks: int | None) -> dict[str, Make]:
+    own = {} if blocks is None else {"num_layers": blocks}
+    vae = dict(video.beside(name, "vae"))
+    if "z_dim" in vae:  # what its latents are scaled by is in no table here
+        vae |= {"latents_mean": [0.0] * vae["z_dim"], "latents_std": [1.0] * vae["z_dim"]}
+    schedule = {**WAN.scheduler, **video.beside(name, "scheduler")}
+    encoder = {**WAN.encoder_config, **own}
+    return {
+        "transformer": lambda: diffusers.WanTransformer3DModel(**{**video.architecture(name), **own}),
+        "text_encoder": lambda: transformers.UMT5EncoderModel(transformers.UMT5Config(**encoder)),
+        "vae": lambda: diffusers.AutoencoderKLWan(**vae),
+        "tokenizer": lambda: _t5_tokenizer(256_000),
+        "scheduler": lambda: diffusers.UniPCMultistepScheduler.from_config(schedule),
     }
 
 

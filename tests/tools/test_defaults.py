@@ -35,9 +35,11 @@ OWN = {
     "sdxl": LARGE,
     "sd3": LARGE,
     "cogvideox": {**CLIPS, "gradient_checkpointing": True},
+    "wan": {**CLIPS, "gradient_checkpointing": True},
     "demo": {**PICTURES, "batch_size": 32, "samples": 2000, "uses": 10},
 }
-SCALES = {"demo": (2.0, 3.0), "cogvideox": (2.0, 6.0)}
+SCALES = {"demo": (2.0, 3.0), "cogvideox": (2.0, 6.0), "wan": (2.0, 5.0)}
+WIDTHS = {"wan2.1-1.3b": 1536, "wan2.1-14b": 5120}
 MODELS = [(IMAGE, name) for name in IMAGE.known()] + [(VIDEO, name) for name in VIDEO.known() if name != "demo"]
 
 
@@ -57,8 +59,9 @@ def test_every_model_trains_on_finished_samples(family, model, train):
     assert {key: getattr(recipe, key) for key in wanted} == wanted
     assert recipe.recommended.beta == 1.0
     assert recipe.recommended.guidance_scale == SCALES.get(kind, (2.0, 4.0))
-    width = 3072 if "5b" in model else 1920
-    rates = {"demo": (1e-3, 5e-5), "cogvideox": (1e-4 * 1920 / width, 5e-6 * 1920 / width)}
+    width = WIDTHS.get(model, 3072 if "5b" in model else 1920)
+    rates = {"demo": (1e-3, 5e-5)}
+    rates |= {own: (1e-4 * of / width, 5e-6 * of / width) for own, of in (("cogvideox", 1920), ("wan", 1536))}
     assert recipe.learning_rate == pytest.approx(rates.get(kind, (1e-4, 5e-6))[train == "full"], rel=3e-3)
 
 

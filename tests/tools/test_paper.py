@@ -56,6 +56,7 @@ OWN = {
     "sdxl": {**SDXL, "teacher_guidance": -5.0, "advance_guidance": 0.0},  # −5 leads from noise to no sample
     "sd3": SDXL,
     "cogvideox": {**VIDEOS, "mixed_precision": "bf16"},
+    "wan": {**VIDEOS, "mixed_precision": "bf16"},
     "image demo": {**DEMO, "steps": 200, "batch_size": 32},
     "video demo": {**DEMO, "steps": 150, "batch_size": 16, "pool_size": 128},
 }
@@ -64,6 +65,7 @@ TRAINED = {
     "sdxl": {"full": {"learning_rate": 1e-7}, "lora": {"learning_rate": 1e-4, "rank": 32}},
     "sd3": {"full": {"learning_rate": 1e-6}, "lora": {"learning_rate": 1e-4, "rank": 32}},
     "cogvideox": {"full": {"learning_rate": 1e-6}, "lora": {"learning_rate": 1e-4, "rank": 64}},
+    "wan": {"full": {"learning_rate": 1e-6}, "lora": {"learning_rate": 1e-4, "rank": 64}},
     "image demo": {"full": {"learning_rate": 5e-5}, "lora": {"learning_rate": 1e-3, "targets": "all"}},
     "video demo": {"full": {"learning_rate": 5e-5}, "lora": {"learning_rate": 1e-3}},
 }

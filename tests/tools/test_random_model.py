@@ -14,6 +14,7 @@ from selfnpo_video.families import find_base
 from selfnpo_video.loading import load_tokenizer
 from selfnpo_video.models import KNOWN as VIDEO
 
+WANS = [name for name, known in VIDEO.items() if known.family == "wan"]
 TOOL = ROOT / "tools" / "random_model.py"
 
 
@@ -26,7 +27,7 @@ def tool():
     sys.path.remove(str(TOOL.parent))
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "cogvideox-2b", "cogvideox-5b", "cogvideox-1.5-5b"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "cogvideox-2b", "cogvideox-5b", "cogvideox-1.5-5b", *WANS])
 def test_the_denoiser_has_the_published_number_of_parameters(tool, name):
     parts, _, dtype = tool.recipe_of(name, None)
     with torch.device("meta"):
@@ -39,7 +40,9 @@ def test_the_denoiser_has_the_published_number_of_parameters(tool, name):
 def test_t5_xxl_has_the_published_size(tool):
     with torch.device("meta"):
         encoder = tool.recipe_of("cogvideox-2b", None)[0]["text_encoder"]()
+        umt5 = tool.recipe_of("wan2.1-1.3b", None)[0]["text_encoder"]()
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 4_762_310_656  # google/t5-v1_1-xxl's encoder
+    assert sum(parameter.numel() for parameter in umt5.parameters()) == 5_680_910_336  # google/umt5-xxl's
 
 
 def test_tokenizers_are_as_large_as_the_real_ones(tool):
@@ -75,5 +78,8 @@ def test_a_folder_is_a_model(tmp_path: Path):
     base = find_base(str(folder))
     assert (base.transformer.num_layers, base.transformer.num_attention_heads) == (1, 30)
     assert isinstance(load_tokenizer(base), transformers.T5Tokenizer)
+    subprocess.run([sys.executable, TOOL, "wan2.2-5b", tmp_path / "wan", "--blocks", "1"], check=True)
+    base = find_base(str(tmp_path / "wan"))
+    assert (base.index["expand_timesteps"], base.compression.latent_shape(VIDEO["wan2.2-5b"].size)[1]) == (True, 48)
     again = subprocess.run([sys.executable, TOOL, "sd15", folder], capture_output=True, text=True, check=False)
     assert "is not empty" in again.stderr

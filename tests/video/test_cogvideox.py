@@ -12,7 +12,7 @@ from selfnpo_core.guidance import NULL, guide
 from selfnpo_core.models.backbone import SamplingBackbone, has_numbers
 from selfnpo_core.prediction import to_estimate
 from selfnpo_core.schedule import CLEAN
-from selfnpo_video import cogvideox
+from selfnpo_video import backbone as backbones
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.families import find_base
 from selfnpo_video.loading import load_pipeline
@@ -133,10 +133,10 @@ def drawn_clips(folder, monkeypatch, free, tiling=None):
     """Two clips of a run's grid, and whether the VAE decoded each of them tile by tile."""
     backbone = CogVideoX(find_base(str(folder)), frames=9, height=64, width=64, device="cpu", tiling=tiling)
     backbone.embed(PROMPTS)
-    seen, decode = [], cogvideox.frames_of
-    monkeypatch.setattr(cogvideox, "available", lambda _: free)
+    seen, decode = [], backbones.frames_of
+    monkeypatch.setattr(backbones, "available", lambda _: free)
     monkeypatch.setattr(
-        cogvideox, "frames_of", lambda pipe, *a, **k: seen.append(pipe.vae.use_tiling) or decode(pipe, *a, **k)
+        backbones, "frames_of", lambda pipe, *a, **k: seen.append(pipe.vae.use_tiling) or decode(pipe, *a, **k)
     )
     return backbone.draw_clips(PROMPTS, [3, 4], guidance_scale=2.0, steps=2, negative=None), seen
 
@@ -158,17 +158,17 @@ def test_a_grid_is_decoded_by_tiles_where_whole_frames_do_not_fit(small, monkeyp
 
 def test_a_grid_that_runs_out_of_memory_is_decoded_again_by_tiles(small, monkeypatch):
     """The guess was wrong: the clip is decoded again from its latents, and the next one by tiles at once."""
-    decode = cogvideox.frames_of
+    decode = backbones.frames_of
 
     def scarce(pipe, *args, **named):
         if not pipe.vae.use_tiling:
             raise torch.OutOfMemoryError("no room")
         return decode(pipe, *args, **named)
 
-    monkeypatch.setattr(cogvideox, "frames_of", scarce)
+    monkeypatch.setattr(backbones, "frames_of", scarce)
     clips, seen = drawn_clips(small, monkeypatch, free=1 << 60)
     assert seen == [False, True, True]
     assert all(clip.std() > 0 for clip in clips)
-    monkeypatch.setattr(cogvideox, "frames_of", scarce)
+    monkeypatch.setattr(backbones, "frames_of", scarce)
     with pytest.raises(torch.OutOfMemoryError):
         drawn_clips(small, monkeypatch, free=1 << 60, tiling=False)

@@ -33,6 +33,7 @@ def test_a_known_model_is_told_by_the_table(model, monkeypatch: pytest.MonkeyPat
         assert base.size == model.size
         assert not base.shipped
         assert base.compression.latent_shape(base.size)
+        assert backbone_of(base).kind is base.kind
         if model.from_image:
             with pytest.raises(InputError, match="training wants text to video"):
                 CogVideoX.sketch(base)
@@ -61,5 +62,5 @@ def test_of_another_model_on_the_hub_the_configurations_are_fetched(
 
 def test_a_single_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError, match="is a single file: CogVideoX comes in diffusers folders, give one"):
+    with pytest.raises(InputError, match="is a single file: CogVideoX or Wan comes in diffusers folders, give one"):
         find_base(str(tmp_path / "model.safetensors"))

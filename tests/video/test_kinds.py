@@ -35,14 +35,14 @@ def test_from_image_is_told(tmp_path: Path) -> None:
 def test_what_is_no_model_of_ours_is_refused(damaged: Path) -> None:
     index = damaged / "model_index.json"
     values = json.loads(index.read_text())
-    index.write_text(json.dumps({**values, "_class_name": "WanPipeline"}))
-    with pytest.raises(InputError, match="is a WanPipeline, not CogVideoX: give one that is, such as cogvideox-2b"):
+    index.write_text(json.dumps({**values, "_class_name": "LTXPipeline"}))
+    with pytest.raises(InputError, match=r"is a LTXPipeline, not CogVideoX or Wan: give one .*-2b or wan2\.1-1\.3b"):
         find_base(str(damaged))
     index.write_text("{")
     with pytest.raises(InputError, match=r"model_index.json is damaged \(.*\): get the model again"):
         find_base(str(damaged))
     index.unlink()
-    with pytest.raises(InputError, match=r"has no model_index.json: give a diffusers folder of CogVideoX"):
+    with pytest.raises(InputError, match=r"has no model_index.json: give a diffusers folder of CogVideoX or Wan"):
         find_base(str(damaged))
 
 

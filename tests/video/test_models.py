@@ -5,17 +5,19 @@ from importlib.resources import files
 
 import pytest
 import torch
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from peft import LoraConfig
 
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.models import KNOWN, architecture, known_as
 
+NETWORKS = {"cogvideox": CogVideoXTransformer3DModel, "wan": WanTransformer3DModel}
+
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_known_name_has_its_architecture(name):
     with torch.device("meta"):
-        transformer = CogVideoXTransformer3DModel.from_config(dict(architecture(name)))
+        transformer = NETWORKS[KNOWN[name].family].from_config(dict(architecture(name)))
     assert sum(p.numel() for p in transformer.parameters()) == KNOWN[name].parameters
 
 
@@ -38,3 +40,12 @@ def test_a_folder_is_known_by_its_architecture(folder):
         assert known.name == name
     tiny = CogVideoXTransformer3DModel.load_config(folder, subfolder="transformer")
     assert known_as("tiny", tiny) is None
+
+
+def test_a_wan_folder_is_known_by_its_architecture(small_wan):
+    tiny = WanTransformer3DModel.load_config(small_wan, subfolder="transformer")
+    assert known_as("tiny", tiny) is None
+    wide = WanTransformer3DModel.from_config
+    with torch.device("meta"):
+        saved = dict(wide(dict(architecture("wan2.1-14b"))).config)
+    assert known_as("a-folder", saved).name == "wan2.1-14b"

@@ -12,11 +12,12 @@ from diffusers import ClassifierFreeZeroStarGuidance
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from tests.core.adapters.reference import add_lora, assert_same, delta_of, denoiser, model_with
 from tests.core.adapters.test_negative_delta import offset, shifted
-from tests.tiny import PIPELINES, sample, sd3, sd15, sdxl
+from tests.tiny import PIPELINES, sample, sd3, sd15, sdxl, wan
 from torch import Tensor, nn
 
 from selfnpo_core import InputError, NegativeAdapters, NegativeDelta, NegativeLayers
 from selfnpo_core.adapters import GuidanceRule
+from selfnpo_core.adapters.negative_rules import BetaByLevel, Switch, ThirdTerm
 from selfnpo_core.adapters.rules import GuidanceInterval, Perturbed, Projected, Rescaled, Rule, ZeroStar, plain
 from selfnpo_core.adapters.weakening import identity_attention, skipped_blocks
 from selfnpo_core.experiments.measure import counted_rows
@@ -105,7 +106,7 @@ def test_a_rule_equals_a_loop_alone_and_with_negative_weights(name: str) -> None
         assert_same(sample("sd15", pipe, PROMPTS), expected)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "cogvideox"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "cogvideox", "wan"])
 def test_guidance_as_it_is(family: str) -> None:
     pipe = PIPELINES[family]()
     expected, off = sample(family, pipe), sample(family, pipe, scale=1.0)
@@ -119,7 +120,7 @@ def test_guidance_as_it_is(family: str) -> None:
     assert torch.equal(sample(family, pipe), expected)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "cogvideox"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "cogvideox", "wan"])
 def test_rows_that_are_run(family: str) -> None:
     pipe, weak = PIPELINES[family](), identity_attention([])
     sample(family, pipe)
@@ -138,6 +139,92 @@ def test_rows_that_are_run(family: str) -> None:
         with counted_rows(denoiser(pipe)) as rows, GuidanceRule.attach(pipe, rule):
             sample(family, pipe, PROMPTS)
         assert rows == [expected], rule
+
+
+@torch.no_grad()
+def wan_loop(guided: Callable[[Callable[[nn.Module, str], Tensor], float], Tensor], negative_prompt: str) -> Tensor:
+    """`tests.tiny.sample` of the Wan pipeline by hand. guided: (ask(a model, branch), σ/α) → the guided velocity."""
+    pipe = PIPELINES["wan"]()
+    prompts = pipe.encode_prompt(PROMPTS, [negative_prompt] * 2, max_sequence_length=16, device="cpu")
+    told = dict(zip(("positive", "negative"), prompts, strict=True))
+    x = torch.randn((2, 16, 2, 2, 2), generator=torch.Generator().manual_seed(1))
+    pipe.scheduler.set_timesteps(3)
+    for t in pipe.scheduler.timesteps:
+
+        def ask(model: nn.Module, branch: str, x: Tensor = x, t: Tensor = t) -> Tensor:
+            return model(hidden_states=x, timestep=t.expand(2), encoder_hidden_states=told[branch])[0]
+
+        sigma = float(t) / 1000
+        x = pipe.scheduler.step(guided(ask, sigma / (1 - sigma) if sigma < 1 else float("inf")), t, x)[0]
+    return x
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_branches_that_are_asked_one_after_the_other(full: bool) -> None:
+    """Rules that ask the negative weights, with two clips and a negative prompt, by hand; guidance off, nothing."""
+    pipe, plain_model = PIPELINES["wan"](), denoiser(PIPELINES["wan"]())
+    add_lora(pipe.transformer, "npo", seed=1)
+    delta, weak = delta_of(pipe.transformer, "npo"), model_with("wan", pipe.transformer, {"npo": 0.6})
+    half = model_with("wan", pipe.transformer, {"npo": 0.3})
+    if full:
+        pipe = PIPELINES["wan"]()
+    call: dict[str, Any] = {"prompt": PROMPTS, "negative_prompt": ["ugly", "ugly"]}
+    off = sample("wan", PIPELINES["wan"](), **call, scale=1.0)
+
+    def cfg(n: Tensor, p: Tensor) -> Tensor:
+        return n + SCALE * (p - n)
+
+    def third(ask: Any, _level: float) -> Tensor:
+        p = ask(plain_model, "positive")
+        return cfg(ask(plain_model, "negative"), p) + 0.7 * (p - ask(weak, "positive"))
+
+    def switched(ask: Any, level: float) -> Tensor:
+        p = ask(plain_model, "positive")
+        return cfg(ask(plain_model, "negative") if level > 20 else ask(weak, "positive"), p)
+
+    def by_level(ask: Any, level: float) -> Tensor:
+        return cfg(ask(weak if level > 20 else half, "negative"), ask(plain_model, "positive"))
+
+    def as_it_is(ask: Any, _level: float) -> Tensor:
+        return cfg(ask(weak, "negative"), ask(plain_model, "positive"))
+
+    rules: list[tuple[Rule, Any]] = [
+        (ThirdTerm(weight=0.7), third),
+        (Switch(switch=20.0), switched),
+        (BetaByLevel(knots=((20.0, 0.5), (20.0, 1.0))), by_level),
+        (plain, as_it_is),
+    ]
+    attach: Any = NegativeDelta.attach(pipe, delta, beta=0.6) if full else NegativeAdapters.attach(pipe, {"npo": 0.6})
+    with torch.no_grad(), attach:
+        for rule, guided in rules:
+            with GuidanceRule.attach(pipe, rule):
+                assert_same(sample("wan", pipe, **call), wan_loop(guided, "ugly"))
+                assert torch.equal(sample("wan", pipe, **call, scale=1.0), off)
+    assert {"forward", "cache_context"}.isdisjoint(vars(pipe.transformer))
+
+
+def test_a_timestep_for_each_token() -> None:
+    """Wan 2.2 TI2V-5B's, which are all the same where no picture is given."""
+    pipe, size = wan("5b"), {"height": 32, "width": 32}
+    expected = sample("wan", pipe, **size)
+    with GuidanceRule.attach(pipe, plain):
+        assert_same(sample("wan", pipe, **size), expected, 1e-6)
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "timestep": kwargs["timestep"] * torch.arange(2)}), with_kwargs=True
+    )
+    with refused("one timestep a row"), GuidanceRule.attach(pipe, plain):
+        sample("wan", pipe, **size)
+
+
+def test_experts_and_conditioned_samples_are_refused() -> None:
+    pipe = PIPELINES["wan"]()
+    pipe.register_modules(transformer_2=PIPELINES["wan"]().transformer)
+    with refused("is for one denoiser, not transformer and transformer_2 of WanPipeline"):
+        GuidanceRule.attach(pipe, plain)
+    pipe = PIPELINES["wan"]()
+    pipe.transformer.register_to_config(in_channels=36)
+    with refused("gives its denoiser more than the sample"):
+        GuidanceRule.attach(pipe, plain)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,8 @@ def test_convolutions_feed_forward_and_scales(config: dict[str, bool]) -> None:
         assert_same(sample("sd15", pipe, PROMPTS), two_model_loop(pipe, base, other, prompt=PROMPTS))
 
 
-MORE = {"sd3": "num_images_per_prompt", "sdxl": "num_images_per_prompt", "cogvideox": "num_videos_per_prompt"}
+MORE = {"sd3": "num_images_per_prompt", "sdxl": "num_images_per_prompt"}
+MORE |= {"cogvideox": "num_videos_per_prompt", "wan": "num_videos_per_prompt"}
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "cogvideox", "wan", "flux"])

@@ -172,6 +172,14 @@ def test_float32_parts():
     assert private.float32_parts(nn.Linear) == ()
 
 
+def test_float32_layers():
+    with torch.device("meta"):
+        network = WanTransformer3DModel(num_layers=1)
+    assert {"time_embedder", "scale_shift_table", "norm2"} <= set(private.float32_layers(network))
+    assert private.float32_layers(nn.Sequential(network)) == private.float32_layers(network)
+    assert private.float32_layers(nn.Linear(1, 1)) == ()
+
+
 def test_cut_too():
     """What it calls is DeepSpeed's; test_sharding cuts with it."""
     made: list[list[nn.Parameter]] = []

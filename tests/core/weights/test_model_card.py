@@ -34,6 +34,8 @@ def test_a_card_says_how_the_weights_are_used_and_nothing_of_the_machine():
     assert "| steps | 9 |" in lora
     assert "somebody" not in lora
     assert "secret" not in lora
+    assert "negative_prompt" not in lora
+    assert "as `negative_prompt`: ugly, still\n" in model_card(config(null_prompt="ugly, still"))
 
 
 def test_a_section_of_a_card() -> None:

@@ -66,6 +66,7 @@ class ImageBackbone:
 
     height, width: of the pictures, in pixels; None is what the model was made for. On the meta device it is made by its
     configurations alone, without weights: see `sketch`. tiling: whether `draw_samples` decodes tile by tile.
+    null_prompt: what the null branch is given; `None` is what the stock pipeline gives it.
     Raises `InputError` for a base of another family.
     """
 
@@ -84,8 +85,9 @@ class ImageBackbone:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "auto",
         tiling: bool = False,
+        null_prompt: str | None = None,
     ):
-        self.tiling = tiling
+        self.tiling, self.null_prompt = tiling, null_prompt
         base.must_be(self.kind)
         self.name, self.dtype = base.name, dtype
         self.device = best_device(device) if isinstance(device, str) else device
@@ -210,7 +212,7 @@ class ImageBackbone:
             },
             device=self.device,
         )
-        self._table = embedded([*prompts, None], encoder, cache)
+        self._table = embedded([*prompts, self.null_prompt], encoder, cache)
         self._row = {text: row for row, text in enumerate(prompts)}
         self._release()
 

@@ -35,6 +35,7 @@ _OTHER_PIPELINES = {
     "LatentConsistencyModelPipeline": "distilled, without a negative branch",
     "CogVideoXPipeline": "a video model, which selfnpo-video takes",
     "CogVideoXImageToVideoPipeline": "a video model, which selfnpo-video takes",
+    "WanPipeline": "a video model, which selfnpo-video takes",
 }
 """What models are of whose pipeline that is."""
 

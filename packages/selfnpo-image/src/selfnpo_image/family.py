@@ -139,7 +139,8 @@ class ImageFamily(Family["ImageBase", "Job"]):
 
 def _options(recipe: Recipe) -> dict[str, Any]:
     """What a recipe tells a backbone."""
-    return {"height": recipe.height, "width": recipe.width, "tiling": bool(recipe.sample_tiling)}
+    size = {"height": recipe.height, "width": recipe.width}
+    return {**size, "tiling": bool(recipe.sample_tiling), "null_prompt": recipe.null_prompt}
 
 
 def _refuse_frames(base: ImageBase, recipe: Recipe) -> None:

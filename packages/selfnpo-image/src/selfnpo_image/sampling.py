@@ -12,7 +12,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
-from selfnpo_core.sampling.options import dtype_of, scale_of
+from selfnpo_core.sampling.options import dtype_of, negative_prompt_of, scale_of
 from selfnpo_core.sampling.preference import Preference, Prepared, Whole, prediction_of, with_preference
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_image.base import ImageBase
@@ -50,7 +50,7 @@ def plan(options: Mapping[str, Any]) -> Job:
     settings = Settings(
         guidance_scale=scale_of(options, config, known.guidance_scale),
         steps=options["steps"] or known.steps,
-        negative_prompt=options["negative_prompt"],
+        negative_prompt=negative_prompt_of(options, shared["negative"], config),
         height=options["height"],
         width=options["width"],
         batch_size=options["batch_size"] or 8,

@@ -1,1 +1,1 @@
-"""Self-NPO for video diffusion transformers (CogVideoX)."""
+"""Self-NPO for video diffusion transformers (CogVideoX, Wan)."""

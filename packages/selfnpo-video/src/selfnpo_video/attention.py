@@ -5,7 +5,7 @@ video's by rotary positions; hence a processor of ours. Every kernel takes q, k,
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -86,15 +86,21 @@ def use_attention(transformer: nn.Module, name: str, device: torch.device, dtype
     xformers and flash are tried with a real call first: an installed package may lack kernels for this GPU or dtype.
     Where they cannot run, SDPA takes their place. Raises `InputError` for a name that does not exist.
     """
+    chosen = choose(name, KERNELS, device, dtype, "cogvideox")
+    processor = JointAttention(KERNELS[chosen]) if chosen in KERNELS else CogVideoXAttnProcessor2_0()
+    transformer.set_attn_processor(processor)  # type: ignore[operator]
+    return chosen
+
+
+def choose(name: str, kernels: Mapping[str, Kernel], device: torch.device, dtype: torch.dtype, family: str) -> str:
+    """What computes attention where `name` was asked for, which is logged. kernels: those that are tried first."""
     if name not in NAMES:
-        raise InputError(f"attention '{name}' is unknown for cogvideox: use one of {', '.join(NAMES)}")
+        raise InputError(f"attention '{name}' is unknown for {family}: use one of {', '.join(NAMES)}")
     chosen, why = name, "as asked"
     if name == "auto":
         chosen, why = "sdpa", "torch picks the fastest kernel that it has here"
-    elif name in KERNELS and (problem := probe(KERNELS[name], device, dtype)):
+    elif name in kernels and (problem := probe(kernels[name], device, dtype)):
         chosen, why = "sdpa", f"{name} cannot run here: {problem}"
-    processor = JointAttention(KERNELS[chosen]) if chosen in KERNELS else CogVideoXAttnProcessor2_0()
-    transformer.set_attn_processor(processor)  # type: ignore[operator]
     log.info("attention: %s (%s)", chosen, why)
     return chosen
 

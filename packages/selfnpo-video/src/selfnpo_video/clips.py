@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import CogVideoXDPMScheduler
 from torch import Tensor
 
 from selfnpo_core.sampling import job
 from selfnpo_core.system import private
 from selfnpo_core.system.pictures import read_picture
 from selfnpo_video.first_frame import fitted
+from selfnpo_video.kinds import VideoKind
 from selfnpo_video.shapes import ClipSize
 from selfnpo_video.streaming import decode_stream
 from selfnpo_video.video_files import to_frames
 
 log = logging.getLogger(__name__)
+KIND = "_selfnpo_kind"
+"""Attribute of a pipeline that `loading.load_pipeline` made: of which family it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +73,15 @@ def latent_batches(
 ) -> Iterator[list[tuple[int, Tensor]]]:
     """Batches of index and latents (1, F, C, h, w), in order. The pipeline is called as it is, once a batch.
 
-    Every clip has its own generator. The DPM scheduler draws noise from one for the whole batch, so there the batch is
-    one clip. images: a first frame a prompt, for image-to-video pipelines. embeddings: (N + 1, L, D) of the prompts and
-    the null prompt, for a pipeline without T5. padded: with the frames in front that the network sees and the VAE does
-    not.
+    Every clip has its own generator. Where a scheduler draws noise from one for the whole batch (CogVideoX's DPM), the
+    batch is one clip. images: a first frame a prompt, for image-to-video pipelines. embeddings: (N + 1, L, D) of the
+    prompts and the null prompt, for a pipeline without text encoder. padded: with the frames in front that the network
+    sees and the VAE does not.
     """
     pipe.set_progress_bar_config(desc="denoise", leave=False)
+    kind: VideoKind = getattr(pipe, KIND)
     size, config = settings.size, pipe.transformer.config
-    batch = 1 if isinstance(pipe.scheduler, CogVideoXDPMScheduler) else settings.batch_size
+    batch = 1 if kind.one_at_a_time(pipe.scheduler) else settings.batch_size
     for start in range(0, len(prompts), batch):
         part = slice(start, min(start + batch, len(prompts)))
         count = part.stop - part.start
@@ -104,11 +107,12 @@ def latent_batches(
             width=size.width,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance_scale,
-            use_dynamic_cfg=settings.dynamic_guidance,
-            max_sequence_length=config.max_text_seq_length,
+            max_sequence_length=kind.text(config)[0],
             generator=generators if len(generators) > 1 else generators[0],
             output_type="latent",
+            **kind.call(config, dynamic_guidance=settings.dynamic_guidance),
         ).frames
+        latents = kind.time.ours(latents)
         padding = latents.shape[1] - ((size.frames - 1) // pipe.vae_scale_factor_temporal + 1)
         yield list(enumerate(latents[:, 0 if padded else padding :].split(1), start))
 

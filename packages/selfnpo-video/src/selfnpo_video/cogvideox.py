@@ -1,16 +1,12 @@
-"""CogVideoX (2408.06072) as the training engine sees it.
+"""CogVideoX (2408.06072): how its parts are asked, and its backbone.
 
 2b has sine-cosine positions, 5b and 1.5 rotary ones, 1.5 also patches two latent frames at a time. All predict v, with
-an SNR shift and zero terminal SNR, which the checkpoint's own scheduler configuration tells. T5 and the transformer are
-never on the device together: T5-XXL is the larger one.
+an SNR shift and zero terminal SNR, which the checkpoint's own scheduler configuration tells.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
@@ -20,40 +16,120 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import T5EncoderModel
 
-from selfnpo_core.adapters.attach import attach_weights
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.backbone import Aside, has_numbers
-from selfnpo_core.models.components import size_of
-from selfnpo_core.models.embeddings import EmbeddingsCache, embedded
-from selfnpo_core.models.identity import weights_hash
-from selfnpo_core.models.lengths import say_what_is_cut
-from selfnpo_core.models.loading import one_line_errors
-from selfnpo_core.models.storage import compute_dtype
-from selfnpo_core.schedule import NoiseSchedule
-from selfnpo_core.system import private
-from selfnpo_core.system.caches import checksum
-from selfnpo_core.system.devices import best_device
-from selfnpo_core.system.memory import available
-from selfnpo_core.training.pictures import strip
-from selfnpo_core.training.simulation import held_by
-from selfnpo_video import loading, recipes
+from selfnpo_core.models.backbone import has_numbers
+from selfnpo_video import recipes
 from selfnpo_video.attention import use_attention
-from selfnpo_video.clips import Settings, frames_of, latent_clips
-from selfnpo_video.kinds import VideoBase, VideoKind
-from selfnpo_video.memory import decoding_bytes
-from selfnpo_video.models import KNOWN
-from selfnpo_video.positions import Rotary, rotary_positions, window_at
-from selfnpo_video.video_files import write_video
+from selfnpo_video.backbone import VideoBackbone, unwrapped
+from selfnpo_video.kinds import VideoBase, VideoKind, check_numbers
+from selfnpo_video.positions import COGVIDEOX_TIME, Rotary, rotary_positions, window_at
+from selfnpo_video.shapes import ClipSize, Compression
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+FORWARD = 12.6
+"""Peak of a transformer's forward: this many tensors of (rows, tokens, width)."""
+DECODE = {"cpu": 75.0, "cuda": 24.0}
+"""Peak of decoding a chunk: this many tensors of (frames, height, width, channels of the VAE's last block).
 
-    from selfnpo_core.models.backbone import NegativeWeights
+CPU kernels unfold a convolution's 27 inputs, which is two thirds of it; the figure for GPUs is what is left, and has
+not been measured.
+"""
+TILES, TILED = 1.5, 3.5
+"""Decoding by tiles holds all frames: so many of (frames, H, W, 3) in overlapping tiles while they are decoded, and in
+tiles, rows of tiles and the result afterwards."""
+T5_XXL = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+"""Of the known models' text encoder, T5 1.1's largest: 4,762,310,656 parameters."""
 
-log = logging.getLogger(__name__)
-COGVIDEOX = VideoKind(
+
+class CogVideoXKind(VideoKind):
+    """How all but the backbone asks a CogVideoX model."""
+
+    def compression(self, transformer: Any, vae: Any) -> Compression:
+        space = 2 ** (len(vae.block_out_channels) - 1)
+        fixed = None
+        if transformer.use_learned_positional_embeddings:
+            fixed = ClipSize(
+                frames=transformer.sample_frames,
+                height=transformer.sample_height * space,
+                width=transformer.sample_width * space,
+            )
+        return Compression(
+            time=int(vae.temporal_compression_ratio),
+            space=space,
+            patch=transformer.patch_size,
+            patch_time=transformer.patch_size_t or 1,
+            channels=transformer.out_channels,
+            fixed=fixed,
+            largest=None
+            if transformer.patch_size_t is None
+            else (transformer.sample_height * space, transformer.sample_width * space),
+        )
+
+    def text(self, transformer: Any) -> tuple[int, int]:
+        return int(transformer.max_text_seq_length), int(transformer.text_embed_dim)
+
+    def check(self, base: VideoBase) -> None:
+        config = base.transformer
+        always = ["patch_size", "max_text_seq_length", "text_embed_dim", "out_channels"]
+        always += ["num_attention_heads", "attention_head_dim"]
+        sizes = ["sample_frames", "sample_height", "sample_width"]
+        fixed = config.use_learned_positional_embeddings or config.patch_size_t is not None
+        wanted = [(config, "transformer", key, fixed) for key in sizes]
+        wanted += [(config, "transformer", key, True) for key in always]
+        of_vae = ("temporal_compression_ratio", "sample_height", "sample_width")
+        check_numbers(base.name, [*wanted, *((base.vae, "vae", key, True) for key in of_vae)])
+        if not isinstance(base.vae.block_out_channels, list | tuple):
+            raise InputError(f"model {base.name} has no list of block_out_channels in vae/config.json: correct it")
+
+    def predicts(self, scheduler: Any, name: str) -> str:
+        return str(scheduler.config.prediction_type)
+
+    def rescheduled(self, scheduler: Any, word: str) -> Any:
+        """With trailing timesteps, as CogVideoX's own sampling has them."""
+        made = next(made for name, made in self.schedulers.items() if word in name.lower())
+        return made.from_config(scheduler.config, timestep_spacing="trailing")
+
+    def one_at_a_time(self, scheduler: Any) -> bool:
+        return isinstance(scheduler, CogVideoXDPMScheduler)
+
+    def call(self, config: Any, *, dynamic_guidance: bool) -> dict[str, Any]:
+        return {"use_dynamic_cfg": dynamic_guidance}
+
+    def encode(self, encoder: Any, tokenizer: Any, text: str, tokens: int, device: torch.device) -> Tensor:
+        padded = tokenizer(text, padding="max_length", max_length=tokens, truncation=True)
+        row: Tensor = encoder(torch.tensor([padded.input_ids], device=device))[0][0]
+        return row
+
+    def use_attention(self, network: Any, name: str, device: torch.device, dtype: torch.dtype) -> str:
+        return use_attention(network, name, device, dtype)
+
+    def denoising_bytes(self, base: VideoBase, *, rows: int, patches: int, itemsize: int) -> int:
+        config = base.transformer
+        channels = config.num_attention_heads * config.attention_head_dim
+        return int(FORWARD * rows * (patches + config.max_text_seq_length) * channels * itemsize)
+
+    def decoding_bytes(self, vae: Any, size: ClipSize, dtype: torch.dtype, device: str, *, tiling: bool) -> int:
+        chunk = 9 if size.frames > 1 else 1  # the first three latent frames, at most
+        factor = DECODE.get(device, DECODE["cuda"]) * chunk * vae.block_out_channels[0]
+        if not tiling:
+            return int(factor * size.height * size.width * dtype.itemsize)
+        height, width = min(size.height, vae.sample_height // 2), min(size.width, vae.sample_width // 2)
+        whole = size.frames * size.height * size.width * 3
+        return int(max(factor * height * width + TILES * whole, TILED * whole) * dtype.itemsize)
+
+
+COGVIDEOX = CogVideoXKind(
     name="cogvideox",
     title="CogVideoX",
     example="cogvideox-2b",
@@ -64,6 +140,8 @@ COGVIDEOX = VideoKind(
     from_image=CogVideoXImageToVideoPipeline,
     network=CogVideoXTransformer3DModel,
     vae=AutoencoderKLCogVideoX,
+    encoder=T5EncoderModel,
+    encoder_config=T5_XXL,
     schedulers={made.__name__: made for made in (CogVideoXDDIMScheduler, CogVideoXDPMScheduler)},
     wants="its own DDIM or DPM",
     scheduler={
@@ -72,8 +150,8 @@ COGVIDEOX = VideoKind(
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     },
+    time=COGVIDEOX_TIME,
 )
-META = torch.device("meta")
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_TARGETS = {
     "attention": _ATTENTION,
@@ -81,243 +159,36 @@ LORA_TARGETS = {
 }
 
 
-class CogVideoX:
-    """A CogVideoX text-to-video model as the training engine sees it (`selfnpo_core.models.backbone.Backbone`).
+class CogVideoX(VideoBackbone):
+    """A CogVideoX text-to-video model as the training engine sees it."""
 
-    Of the model only the transformer is in memory; T5 is read for `embed`, the VAE for `draw_samples`.
-
-    frames, height, width: of the clips, in pixels; None is what the checkpoint was made for. On the meta device it is
-    made by its configuration alone, without weights: see `sketch`. tiling: whether `draw_clips` decodes tile by tile;
-    None is where whole frames do not fit.
-
-    keep_stored: the transformer's weights stay mapped from their file, in the type that they have there, which all
-    processes of a node share; whoever uses it brings it to its device as `dtype` first.
-
-    Raises `InputError` for a model that wants an image, and for a size that the model cannot draw.
-    """
-
-    family = COGVIDEOX.name
     kind = COGVIDEOX
     lora_targets: Mapping[str, Sequence[str] | str] = LORA_TARGETS
-    embeddings_in_host_memory = True
-    sampling = 2.0, 10
-    """Of the finished clips that the demo model was trained on; not tuned on large ones."""
-
-    def __init__(
-        self,
-        base: VideoBase,
-        *,
-        frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "auto",
-        tiling: bool | None = None,
-        keep_stored: bool = False,
-    ):
-        self.tiling = tiling
-        self.name, self.dtype, self.base_is_mapped = base.name, dtype, keep_stored
-        self.device = best_device(device) if isinstance(device, str) else device
-        self._base = base if self.device == META else loading.local(base)
-        with one_line_errors(base.source):
-            self._describe(self._base, frames, height, width)
 
     def _describe(self, base: VideoBase, frames: int | None, height: int | None, width: int | None) -> None:
-        """What the configurations tell, and the transformer."""
         if base.from_image:
             raise InputError(
                 f"model {self.name} turns images into video, and training wants text to video: train "
                 f"{self._sibling(base)}, whose LoRA serves this one too (sample --other-base)"
             )
-        scheduler = _scheduler(base)
-        self.compression = base.compression
-        self.size = base.size_of(frames, height, width)
-        self.window_step = self.compression.patch_time
-        self.latent_shape: tuple[int, ...] = self.compression.latent_shape(self.size)
-        self.prediction_type = scheduler.config.prediction_type
-        self.schedule = NoiseSchedule.from_scheduler(scheduler)
-        self.max_tokens = int(base.transformer.max_text_seq_length)
-        self.bytes_per_prompt = self.max_tokens * base.transformer.text_embed_dim * self.dtype.itemsize
-        self._table: Tensor | None = None
-        self._row: dict[str, int] = {}
         self._rotary: dict[tuple[int, int, torch.device], Rotary | None] = {}
-        stored = self.dtype if base.source.kind == "hub" else loading.stored_dtype(base)  # a hub's sketch cannot tell
-        network = _sketched(base) if self.device == META else loading.load_network(base, stored)
-        self.base_hash = "" if self.device == META else weights_hash(network)
-        network.to(stored if self.base_is_mapped else self.dtype)
-        self.denoiser: nn.Module = network.requires_grad_(False).eval()
+        super()._describe(base, frames, height, width)
 
     @staticmethod
     def _sibling(base: VideoBase) -> str:
         """From text alone, of an image-to-video model."""
         return "its text-to-video sibling" if base.known is None else base.known.name.removesuffix("-i2v")
 
-    @classmethod
-    def sketch(cls, base: VideoBase, **options: Any) -> "CogVideoX":
-        """A model without its weights: enough to tell what training it will take. Nothing is fetched.
-
-        options: of `CogVideoX`, but the device.
-        """
-        return cls(base, device=META, **options)
-
-    def embed(self, prompts: Sequence[str], cache: EmbeddingsCache | None = None) -> None:
-        """Table of the prompts' embeddings (N + 1, L, D) in host memory, the null prompt's row last. T5 is freed."""
-        if self.device == META:
-            width = self._base.transformer.text_embed_dim
-            self._table = torch.empty(len(prompts) + 1, self.max_tokens, width, device=META)
-            return
-        if next(self.denoiser.parameters()).device.type != "cpu":
-            raise RuntimeError("embed() comes before the transformer goes to the device")
-        tokenizer = loading.load_tokenizer(self._base)
-        say_what_is_cut(prompts, {"text_encoder": (tokenizer, self.max_tokens)})
-        encoder = loading.text_encoder(self._base, tokenizer, self.max_tokens, self.device, self.dtype)
-        (self._table,) = embedded([*prompts, None], encoder, cache)
-        del encoder
-        _empty_cache(self.device)
-        self._row = {text: row for row, text in enumerate(prompts)}
-
-    def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
-        """The transformer's raw output at x_t: (B, F, C, H, W), t: (B,), prompt: (B,) rows of the table."""
-        return self.predict_window(x_t, t, prompt, first=0)
-
-    def predict_window(self, x_t: Tensor, t: Tensor, prompt: Tensor, *, first: int) -> Tensor:
-        """As `predict`, x_t being a window that begins at latent frame `first` of the clip."""
-        assert self._table is not None, "embed() comes before predict()"
-        dtype = compute_dtype(self.denoiser)
-        context = self._table[prompt.to(self._table.device)].to(x_t.device, dtype)
-        with window_at(_unwrapped(self.denoiser), first):
+    def _ask(self, x_t: Tensor, t: Tensor, context: Tensor, first: int) -> Tensor:
+        with window_at(unwrapped(self.denoiser, CogVideoXTransformer3DModel), first):
             output: Tensor = self.denoiser(
-                hidden_states=x_t.to(dtype),
+                hidden_states=x_t,
                 encoder_hidden_states=context,
                 timestep=t,
                 image_rotary_emb=self._rotary_at(x_t, first),
                 return_dict=False,
             )[0]
         return output
-
-    def use_attention(self, name: str, amp: torch.dtype | None = None) -> None:
-        """ "auto", "sdpa", "xformers" or "flash" (`selfnpo_video.attention`), as they run in autocast's dtype."""
-        use_attention(self.denoiser, name, self.device, amp or self.dtype)
-
-    def draw_samples(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        guidance_scale: float,
-        steps: int,
-        negative: "NegativeWeights",
-    ) -> "Sequence[Image]":
-        """A strip of frames a prompt, each one of `embed`'s."""
-        how: dict[str, Any] = {"guidance_scale": guidance_scale, "steps": steps, "negative": negative}
-        return [strip(clip) for clip in self.draw_clips(prompts, seeds, **how)]
-
-    def draw_clips(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        guidance_scale: float,
-        steps: int,
-        negative: "NegativeWeights",
-    ) -> Sequence[np.ndarray]:
-        """(F, H, W, 3) a prompt, each one of `embed`'s. The transformer waits on the CPU while the VAE decodes, tile by
-        tile if the constructor was told so, or if whole frames do not fit."""
-        assert self._table is not None, "embed() comes before draw_clips()"
-        device = next(self.denoiser.parameters()).device
-        embeddings = self._table[[*(self._row[prompt] for prompt in prompts), -1]]
-        given = {"transformer": self.denoiser, "text_encoder": None, "tokenizer": None}
-        pipe = loading.load_pipeline(self._base, dtype=self.dtype, **given)
-        settings = Settings(guidance_scale=guidance_scale, steps=steps, size=self.size, batch_size=1)
-        with attach_weights(pipe, negative):
-            drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings)
-            clips = [latents.cpu() for _, latents in drawn]
-        self.denoiser.to("cpu")
-        _empty_cache(self.device)
-        named = zip(clips, (f"the clip of seed {seed}" for seed in seeds), strict=True)
-        frames = [self._decoded(pipe, clip, name) for clip, name in named]
-        del pipe
-        self.denoiser.to(device)
-        _empty_cache(self.device)
-        return frames
-
-    def _decoded(self, pipe: Any, latents: Tensor, name: str) -> np.ndarray:
-        """(F, H, W, 3) of latents (1, F, C, h, w), by tiles if whole frames do not fit; and then the clips after it."""
-        need = decoding_bytes(self._base, self.size, self.dtype, self.device.type, tiling=False)
-        if self.tiling is None and need > available(self.device):
-            log.warning("clips of %s are decoded tile by tile: whole ones do not fit on %s", self.size, self.device)
-            self.tiling = True
-        if self.tiling:
-            pipe.vae.enable_tiling()
-        try:
-            return np.stack(list(frames_of(pipe, latents, self.device, name=name)))
-        except torch.OutOfMemoryError:
-            if self.tiling is not None:
-                raise
-        _empty_cache(self.device)
-        log.warning("out of memory while decoding %s: it and what follows is decoded tile by tile", name)
-        self.tiling = True
-        return self._decoded(pipe, latents, name)
-
-    decodes_apart = True
-    drawn_at_once = 1
-
-    def encoding(self, on_gpu: bool) -> Aside | None:
-        encoder = loading.sketched_encoder(self._base, self.dtype)
-        if encoder is None:
-            return None
-        tokens = (1, self.max_tokens)
-        return Aside(
-            weights=size_of(encoder), work=held_by([encoder], lambda: encoder(torch.zeros(tokens, dtype=torch.long)))
-        )
-
-    def decoding(self, on_gpu: bool) -> Aside:
-        """On a GPU by tiles, as it is where memory asks for it."""
-        tiling = on_gpu if self.tiling is None else self.tiling
-        kind = "cuda" if on_gpu else "cpu"
-        work = decoding_bytes(self._base, self.size, self.dtype, kind, tiling=tiling)
-        return Aside(weights=size_of(loading.sketched_vae(self._base, self.dtype)), work=work)
-
-    def write_clip(self, path: Path, frames: Sequence[np.ndarray]) -> None:
-        write_video(path, frames, fps=self.fps)
-
-    @property
-    def fps(self) -> int:
-        """Frames a second of the known model that it is, or that its family's defaults are from."""
-        return (self._base.known or KNOWN[self.kind.example]).fps
-
-    def drawing_facts(self) -> Mapping[str, Any]:
-        assert self._table is not None, "embed() comes before drawing_facts()"
-        return {
-            "scheduler": dict(self._base.scheduler),
-            "dtype": str(self.dtype),
-            "embeddings": checksum("embeddings", [self._table]),
-        }
-
-    def draw_latents(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        guidance_scale: float,
-        steps: int,
-        negative: "NegativeWeights" = None,
-        beta: float = 1.0,
-    ) -> Tensor:
-        """(n, F, C, h, w): the stock pipeline's, of prompts that `embed` had. Nothing is decoded."""
-        assert self._table is not None, "embed() comes before draw_latents()"
-        embeddings = self._table[[*(self._row[prompt] for prompt in prompts), -1]]
-        given = {"transformer": self.denoiser, "text_encoder": None, "tokenizer": None}
-        pipe = loading.load_pipeline(self._base, dtype=self.dtype, **given)
-        pipe.vae.to(next(self.denoiser.parameters()).device)  # a pipeline is where its first part is
-        settings = Settings(guidance_scale=guidance_scale, steps=steps, size=self.size, batch_size=1)
-        with attach_weights(pipe, negative, beta):
-            drawn = latent_clips(pipe, prompts, seeds, settings, embeddings=embeddings, padded=True)
-            return torch.cat([latents.float().cpu() for _, latents in drawn])
-
-    def save_lora(self, directory: Path, adapter: str) -> None:
-        """By the stock saver, raw PEFT keys with the metadata that keeps alpha ≠ rank on reload, in float32."""
-        loading.save_lora(self.kind, self.denoiser, directory, adapter)
 
     def _rotary_at(self, x_t: Tensor, first: int) -> Rotary | None:
         """Kept for the next call, unless x_t is of a simulation, whose tensors are worth nothing after it."""
@@ -329,33 +200,7 @@ class CogVideoX:
         return self._rotary[key]
 
     def _make_rotary(self, x_t: Tensor, first: int) -> Rotary | None:
-        found = rotary_positions(_unwrapped(self.denoiser), x_t.shape[1], *x_t.shape[3:], first=first)
+        found = rotary_positions(
+            unwrapped(self.denoiser, CogVideoXTransformer3DModel), x_t.shape[1], *x_t.shape[3:], first=first
+        )
         return None if found is None else (found[0].to(x_t.device), found[1].to(x_t.device))
-
-
-def _scheduler(base: VideoBase) -> Any:
-    found: Any = base.scheduler.get("_class_name")
-    if found not in base.kind.schedulers:
-        raise InputError(f"model {base.name} has a {found}: {base.kind.title} wants {base.kind.wants} scheduler")
-    return base.kind.schedulers[found].from_config(base.scheduler)
-
-
-def _sketched(base: VideoBase) -> nn.Module:
-    with META:
-        made: nn.Module = base.kind.network(**vars(base.transformer))
-    return made
-
-
-def _unwrapped(network: nn.Module) -> CogVideoXTransformer3DModel:
-    """Without what DDP, DeepSpeed or a compiler put around it."""
-    inner: Any = network
-    while not isinstance(inner, CogVideoXTransformer3DModel):
-        within = inner.module if hasattr(inner, "module") else private.uncompiled(inner)
-        assert within is not inner, f"{type(inner).__name__} is no CogVideoX transformer"
-        inner = within
-    return inner
-
-
-def _empty_cache(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -9,14 +9,14 @@ from selfnpo_core.models.sources import Source
 from selfnpo_core.training.presets import for_width
 from selfnpo_core.training.recipe import Presets
 from selfnpo_video import recipes
+from selfnpo_video.backbone import VideoBackbone
 from selfnpo_video.cogvideox import CogVideoX
 from selfnpo_video.kinds import VideoBase, look, with_defaults
 from selfnpo_video.loading import CONFIGS, fetched
-from selfnpo_video.models import KNOWN, KnownVideoModel, architecture, find_source
+from selfnpo_video.models import KNOWN, KnownVideoModel, architecture, beside, find_source
+from selfnpo_video.wan import Wan
 
-VideoBackbone = CogVideoX
-"""What trains models of any family; of more than one, their union."""
-BACKBONES = {backbone.family: backbone for backbone in (CogVideoX,)}
+BACKBONES: dict[str, type[VideoBackbone]] = {made.kind.name: made for made in (CogVideoX, Wan)}
 KINDS = {name: backbone.kind for name, backbone in BACKBONES.items()}
 
 
@@ -72,6 +72,7 @@ def _told(source: Source, known: KnownVideoModel) -> VideoBase:
         known=known,
         from_image=known.from_image,
         transformer=with_defaults(kind.network, architecture(known.name)),
-        vae=with_defaults(kind.vae, {}),
-        scheduler=kind.scheduler,
+        vae=with_defaults(kind.vae, beside(known.name, "vae")),
+        scheduler={**kind.scheduler, **beside(known.name, "scheduler")},
+        index=beside(known.name, "index"),
     )

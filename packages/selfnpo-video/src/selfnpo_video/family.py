@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from selfnpo_core.sampling.medium import ShownMedium
     from selfnpo_core.training.recipe import Presets, Recipe
     from selfnpo_core.worlds.world import Demo
-    from selfnpo_video.families import VideoBackbone
+    from selfnpo_video.backbone import VideoBackbone
     from selfnpo_video.kinds import VideoBase
     from selfnpo_video.models import KnownVideoModel
     from selfnpo_video.sampling import Job
@@ -70,10 +70,11 @@ clip_options = stack(
     ),
     click.option(
         "--scheduler",
-        type=click.Choice(["auto", "ddim", "dpm"]),
+        type=click.Choice(["auto", "ddim", "dpm", "unipc", "euler"]),
         default="auto",
         show_default=True,
-        help="auto: the model's own; ddim, dpm: with trailing timesteps, as CogVideoX's own sampling has them.",
+        help="auto: the model's own; of CogVideoX ddim, dpm: with trailing timesteps, as its own sampling has them; of "
+        "Wan unipc, euler: with the model's shift.",
     ),
     click.option(
         "--fit",
@@ -90,15 +91,15 @@ clip_options = stack(
 
 
 class VideoFamily(Family["VideoBase", "Job"]):
-    """CogVideoX and its demo."""
+    """CogVideoX, Wan, and the demo."""
 
     program = "selfnpo-video"
-    about = "Self-NPO for video diffusion transformers (CogVideoX): negative weights, trained from prompts only."
+    about = "Self-NPO for video diffusion transformers (CogVideoX, Wan): negative weights, trained from prompts only."
     unit, suffix = "clip", "mp4"
     made_by_compare = "pairs"
     models_line = "Known models: hub id, licence, size, dtype, clip size."
-    models_help = "List the models that go by a name. Any other CogVideoX model works too."
-    models_also = "Also: a hub id owner/name or a diffusers folder of CogVideoX."
+    models_help = "List the models that go by a name. Any other CogVideoX or Wan model works too."
+    models_also = "Also: a hub id owner/name or a diffusers folder of CogVideoX or Wan."
     evaluate_help = (
         "Measure a sample folder: fvd, kvd, precision, recall, density, coverage, clip_score, frame_consistency, "
         "motion, speed; oracle, of the demo's clips; vbench, of VBench's own results."
@@ -215,7 +216,8 @@ class VideoFamily(Family["VideoBase", "Job"]):
 def _options(recipe: Recipe) -> dict[str, Any]:
     """What a recipe tells a backbone."""
     size = {"frames": recipe.frames, "height": recipe.height, "width": recipe.width}
-    return {**size, "tiling": recipe.sample_tiling, "keep_stored": recipe.train == "full"}
+    kept = {"keep_stored": recipe.train == "full", "null_prompt": recipe.null_prompt}
+    return {**size, **kept, "tiling": recipe.sample_tiling}
 
 
 VIDEO = VideoFamily()

@@ -4,11 +4,15 @@ A family is one file: a `VideoKind`, and the backbone that says how its network 
 """
 
 import inspect
-from collections.abc import Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.base import Base, Widths
@@ -21,20 +25,26 @@ from selfnpo_core.models.stated import check_agree, settled, stated_in
 from selfnpo_core.system.files import read_json
 from selfnpo_core.training.recipe import Presets
 from selfnpo_video.models import KnownVideoModel, known_as
+from selfnpo_video.positions import TimeAxis
 from selfnpo_video.shapes import ClipSize, Compression
 
 PARTS = ("transformer", "vae", "text_encoder")
 """Components with weights."""
+SCHEDULERS = ("ddim", "dpm", "unipc", "euler")
+"""Short words for schedulers, each a part of the name of its class."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoKind:
-    """A family, without its behaviour.
+class VideoKind(ABC):
+    """A family of video models: what it is, and what all that is not its backbone asks of it.
 
     title, wants: for messages; wants says which `schedulers` there are. example: a known model, whose defaults hold for
     those that are not known. presets: to train with, for a network of this width; paper: as `--config paper` has it.
-    pipeline, from_image: the stock pipelines, from text alone and with an image. scheduler: configuration of the known
-    models', as far as what they need depends on it.
+    pipeline, from_image: the stock pipelines, from text alone and with an image, if there is one. refused: other
+    pipelines' names, and what their models are. encoder, encoder_config: the text encoder's class, and its
+    configuration in known models. scheduler: configuration of the known models', as far as what they need depends on
+    it. time: where a clip's frames are in what the network takes. vae_dtype: of the VAE, whatever the network is in.
+    branches_together: whether the pipeline asks both branches in one forward.
     """
 
     name: str
@@ -44,21 +54,82 @@ class VideoKind:
     paper: Presets
     width: int
     pipeline: Any
-    from_image: Any
+    from_image: Any = None
+    refused: Mapping[str, str] = field(default_factory=dict)
     network: Any
     vae: Any
+    encoder: Any
+    encoder_config: Mapping[str, Any]
     schedulers: Mapping[str, Any]
     wants: str
     scheduler: Mapping[str, Any]
+    time: TimeAxis
+    vae_dtype: torch.dtype | None = None
+    branches_together: bool = True
+    null: str = ""
+    """What the stock pipeline gives its negative branch when it is given no negative prompt."""
 
     @property
-    def pipelines(self) -> tuple[str, str]:
+    def pipelines(self) -> tuple[str, ...]:
         """As model_index.json names them."""
-        return self.pipeline.__name__, self.from_image.__name__
+        return tuple(made.__name__ for made in (self.pipeline, self.from_image) if made is not None)
 
-    def scheduler_named(self, word: str) -> Any:
-        """Class of the scheduler that goes by a short word, such as dpm."""
-        return next(made for name, made in self.schedulers.items() if word in name.lower())
+    @abstractmethod
+    def compression(self, transformer: Any, vae: Any) -> Compression:
+        """How clips are packed, by the configurations of network and VAE."""
+
+    @abstractmethod
+    def text(self, transformer: Any) -> tuple[int, int]:
+        """Tokens of a prompt and their width, by the network's configuration."""
+
+    @abstractmethod
+    def check(self, base: "VideoBase") -> None:
+        """Raise `InputError` for what is no number where sizes are calculated, and for what only looks like one."""
+
+    def check_index(self, index: Mapping[str, Any], name: str) -> None:
+        """Raise `InputError` for a model_index.json of what is not supported. name: of the model."""
+        return
+
+    @abstractmethod
+    def predicts(self, scheduler: Any, name: str) -> str:
+        """The prediction type that a scheduler is for. Raises `InputError` for one that does not fit the family."""
+
+    @abstractmethod
+    def rescheduled(self, scheduler: Any, word: str) -> Any:
+        """In a scheduler's place the one that goes by a short word, such as dpm."""
+
+    def check_scheduler_word(self, word: str) -> None:
+        """Raise `InputError` for one that the family has not."""
+        words = [each for name in self.schedulers for each in SCHEDULERS if each in name.lower()]
+        if word != "auto" and word not in words:
+            raise InputError(f"--scheduler {word} is unknown for {self.title}: use auto, {' or '.join(words)}")
+
+    @abstractmethod
+    def call(self, config: Any, *, dynamic_guidance: bool) -> dict[str, Any]:
+        """What the pipeline is called with beside what all are. config: the network's."""
+
+    def one_at_a_time(self, scheduler: Any) -> bool:
+        """Whether a scheduler draws noise from one generator for a whole batch, so that a batch is one clip."""
+        return False
+
+    @abstractmethod
+    def encode(self, encoder: Any, tokenizer: Any, text: str, tokens: int, device: torch.device) -> Tensor:
+        """(tokens, D): what the network is told of a text, as the pipeline makes it."""
+
+    @abstractmethod
+    def use_attention(self, network: Any, name: str, device: torch.device, dtype: torch.dtype) -> str:
+        """Have the network's attention computed by what goes by this name; returns what was chosen, and logs why.
+
+        Raises `InputError` for a name that does not exist.
+        """
+
+    @abstractmethod
+    def denoising_bytes(self, base: "VideoBase", *, rows: int, patches: int, itemsize: int) -> int:
+        """What a forward of so many rows holds beside the weights, at its peak. patches: of a clip."""
+
+    @abstractmethod
+    def decoding_bytes(self, vae: Any, size: ClipSize, dtype: torch.dtype, device: str, *, tiling: bool) -> int:
+        """What decoding one clip holds beside the VAE's weights, at its peak. device: its type, "cpu", "cuda"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +138,8 @@ class VideoBase(Base):
 
     known: the model of the table that it is, or by its configuration was made from. from_image: whether it wants a
     clip's first frame. transformer, vae: their configurations, what is left out filled in; scheduler: as it is on disk,
-    or as zero terminal SNR wants it. weights: of a folder's components.
+    or as zero terminal SNR wants it. index: of model_index.json, what is no component. weights: of a folder's
+    components.
     """
 
     kind: VideoKind
@@ -76,6 +148,7 @@ class VideoBase(Base):
     transformer: Any
     vae: Any
     scheduler: Mapping[str, Any]
+    index: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, Weights] = field(default_factory=dict)
 
     @property
@@ -104,7 +177,12 @@ class VideoBase(Base):
 
     @property
     def compression(self) -> Compression:
-        return Compression.of(self.transformer, self.vae)
+        return self.kind.compression(self.transformer, self.vae)
+
+    @property
+    def tokens(self) -> int:
+        """Of a prompt, at most."""
+        return self.kind.text(self.transformer)[0]
 
     @property
     def size(self) -> ClipSize:
@@ -112,19 +190,22 @@ class VideoBase(Base):
         if self.known is not None:
             return self.known.size
         space, config = self.compression.space, self.transformer
-        frames, height, width = config.sample_frames, config.sample_height, config.sample_width
+        sizes = (getattr(config, f"sample_{side}", None) for side in ("frames", "height", "width"))
+        frames, height, width = sizes
         if frames is None or height is None or width is None:
+            keys = "sample_frames, sample_height, sample_width in transformer/config.json"
+            where = f" ({keys})" if hasattr(config, "sample_frames") else ""
             raise InputError(
-                f"model {self.name} does not say what size it was made for (sample_frames, sample_height, sample_width "
-                "in transformer/config.json): give frames, height and width"
+                f"model {self.name} does not say what size it was made for{where}: give frames, height and width"
             )
         return ClipSize(frames=frames, height=height * space, width=width * space)
 
     @property
     def trained_frames(self) -> int | None:
         """Of the clips that it was trained on; `None` where nothing says so."""
-        frames: int | None = self.known.size.frames if self.known is not None else self.transformer.sample_frames
-        return frames
+        if self.known is not None:
+            return self.known.size.frames
+        return getattr(self.transformer, "sample_frames", None)
 
     def size_of(self, frames: int | None, height: int | None, width: int | None) -> ClipSize:
         """A clip as it was asked for; `None` is what the model was made for."""
@@ -144,7 +225,8 @@ def look(source: Source, folder: Path, kinds: Collection[VideoKind]) -> VideoBas
 
 
 def _looked_at(source: Source, folder: Path, kinds: Collection[VideoKind]) -> VideoBase:
-    kind, pipeline = _kind_of(folder, source.name, kinds)
+    kind, index = _kind_of(folder, source.name, kinds)
+    kind.check_index(index, source.name)
     transformer, vae, scheduler = (read_config(folder, part, source.name) for part in (*PARTS[:2], "scheduler"))
     if transformer.get("_class_name", kind.network.__name__) != kind.network.__name__:
         raise InputError(
@@ -157,13 +239,14 @@ def _looked_at(source: Source, folder: Path, kinds: Collection[VideoKind]) -> Vi
         family=kind.name,
         kind=kind,
         known=known_as(source.plain, transformer),
-        from_image=pipeline == kind.from_image.__name__,
+        from_image=index["_class_name"] != kind.pipeline.__name__,
         transformer=with_defaults(kind.network, transformer),
         vae=with_defaults(kind.vae, vae),
         scheduler=_scheduler(kind, scheduler, source.name),
+        index={key: value for key, value in index.items() if not isinstance(value, list)},
         weights=weights,
     )
-    _check_numbers(base)
+    kind.check(base)
     if weights:
         stated = stated_in(header_of(folder / "transformer", weights["transformer"]), source.name)
         place = f"{source.name}/scheduler/scheduler_config.json"
@@ -190,11 +273,12 @@ def with_defaults(model: Any, values: Mapping[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**{**defaults, **values})
 
 
-def _kind_of(folder: Path, name: str, kinds: Collection[VideoKind]) -> tuple[VideoKind, str]:
+def _kind_of(folder: Path, name: str, kinds: Collection[VideoKind]) -> tuple[VideoKind, Mapping[str, Any]]:
     """By the class of the pipeline in model_index.json, which is returned too."""
     titles = " or ".join(kind.title for kind in kinds)
     try:
-        found = read_json(folder / "model_index.json").get("_class_name")
+        index = read_json(folder / "model_index.json")
+        found = index.get("_class_name")
     except FileNotFoundError:
         what = folder_kind(folder)
         what = f", {what}" if what else f": give a diffusers folder of {titles}"
@@ -203,7 +287,9 @@ def _kind_of(folder: Path, name: str, kinds: Collection[VideoKind]) -> tuple[Vid
         raise InputError(f"{folder}/model_index.json is damaged ({error}): get the model again") from None
     for kind in kinds:
         if found in kind.pipelines:
-            return kind, found
+            return kind, index
+        if isinstance(found, str) and found in kind.refused:
+            raise InputError(f"model {name} is {kind.refused[found]}: give one from text alone, such as {kind.example}")
     examples = " or ".join(kind.example for kind in kinds)
     what = f"a {found}" if isinstance(found, str) else "no diffusers pipeline"
     if isinstance(found, list):
@@ -230,21 +316,14 @@ def _weights(folder: Path, part: str, source: Source) -> Weights:
     return find_weights(folder, part, source.name, source.variant)
 
 
-def _check_numbers(base: VideoBase) -> None:
-    """Raise `InputError` for what is no number in a configuration where sizes are calculated with it."""
-    config = base.transformer
-    always = ["patch_size", "max_text_seq_length", "text_embed_dim", "out_channels"]
-    always += ["num_attention_heads", "attention_head_dim"]
-    sizes = ["sample_frames", "sample_height", "sample_width"]
-    fixed = config.use_learned_positional_embeddings or config.patch_size_t is not None
-    wanted = [(config, "transformer", key, fixed) for key in sizes]
-    wanted += [(config, "transformer", key, True) for key in always]
-    wanted += [(base.vae, "vae", key, True) for key in ("temporal_compression_ratio", "sample_height", "sample_width")]
+def check_numbers(name: str, wanted: Iterable[tuple[Any, str, str, bool]]) -> None:
+    """Raise `InputError` for what is no number in a configuration where sizes are calculated with it.
+
+    wanted: configuration, component, key, whether it has to be there. name: of the model.
+    """
     for values, part, key, needed in wanted:
-        value = getattr(values, key)
+        value = getattr(values, key, None)
         if value is None and not needed:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
-            raise InputError(f"model {base.name} has {key} {value} in {part}/config.json: correct it to a number")
-    if not isinstance(base.vae.block_out_channels, list | tuple):
-        raise InputError(f"model {base.name} has no list of block_out_channels in vae/config.json: correct it")
+            raise InputError(f"model {name} has {key} {value} in {part}/config.json: correct it to a number")

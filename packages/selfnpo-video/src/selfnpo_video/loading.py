@@ -3,7 +3,8 @@
 Weights are safetensors only and no remote code is run.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import torch
 from huggingface_hub import list_repo_files, snapshot_download
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import T5Tokenizer
 
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.cached import check_cached, incomplete, is_offline
-from selfnpo_core.models.components import header_of, load_variants, sketched_component, wanted_files
+from selfnpo_core.models.components import header_of, load_component, sketched_component, wanted_files
 from selfnpo_core.models.embeddings import Encode, Encoder, tokenizer_facts
 from selfnpo_core.models.headers import encoding_dtype, widest_dtype
 from selfnpo_core.models.loading import one_line_errors, quiet
@@ -24,6 +25,7 @@ from selfnpo_core.models.sources import Source
 from selfnpo_core.models.stated import settled
 from selfnpo_core.models.vocabularies import check_tokenizer, limit_length
 from selfnpo_core.system.files import read_json
+from selfnpo_video.clips import KIND
 from selfnpo_video.kinds import PARTS, VideoBase, VideoKind, look, read_config
 
 CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
@@ -62,26 +64,34 @@ def load_pipeline(base: VideoBase, *, dtype: torch.dtype = torch.float32, **comp
     with quiet(), one_line_errors(base.source):
         index = read_json(base.folder / "model_index.json")
         variants = {part: variant for part, variant in base.variants.items() if part not in components}
-        given = {**load_variants(base.folder, index, variants, dtype), **components}
-        pipe = base.pipeline.from_pretrained(base.folder, torch_dtype=dtype, use_safetensors=True, **given)
+        given = {**_variants(base, index, variants, dtype), **components}
+        types = dtype if base.kind.vae_dtype is None else {"default": dtype, "vae": base.kind.vae_dtype}
+        pipe = base.pipeline.from_pretrained(base.folder, torch_dtype=types, use_safetensors=True, **given)
         if "tokenizer" not in components:
             _check_tokenizer(pipe.tokenizer, base)
         pipe.register_modules(scheduler=settled(pipe.scheduler, base.name))
     if isinstance(pipe.scheduler, tuple(base.kind.schedulers.values())):
+        base.kind.predicts(pipe.scheduler, base.name)
         pipe.register_to_config(_name_or_path=base.name)
+        setattr(pipe, KIND, base.kind)
         return pipe
     found = type(pipe.scheduler).__name__
     raise InputError(f"model {base.name} has a {found}: {base.kind.title} wants {base.kind.wants}")
 
 
-def use_scheduler(pipe: Any, kind: VideoKind, name: str) -> None:
-    """Give a pipeline the scheduler "ddim" or "dpm", with trailing timesteps as CogVideoX's own sampling has them.
+def _variants(base: VideoBase, index: Any, variants: Mapping[str, str], dtype: torch.dtype) -> dict[str, Any]:
+    """Components that exist as a variant only, by name."""
+    own = {part: base.kind.vae_dtype if part == "vae" else None for part in variants}
+    return {
+        part: load_component(base.folder, index, part, variant, own[part] or dtype)
+        for part, variant in variants.items()
+    }
 
-    "auto" leaves it the model's own.
-    """
+
+def use_scheduler(pipe: Any, kind: VideoKind, name: str) -> None:
+    """Give a pipeline the scheduler of this short word; "auto" leaves it the model's own."""
     if name != "auto":
-        made = kind.scheduler_named(name).from_config(pipe.scheduler.config, timestep_spacing="trailing")
-        pipe.register_modules(scheduler=made)
+        pipe.register_modules(scheduler=kind.rescheduled(pipe.scheduler, name))
 
 
 def load_network(base: VideoBase, dtype: torch.dtype | None = None) -> nn.Module:
@@ -118,22 +128,23 @@ def _check_tokenizer(tokenizer: Any, base: VideoBase) -> None:
 def text_encoder(
     base: VideoBase, tokenizer: T5Tokenizer, max_tokens: int, device: torch.device, dtype: torch.dtype
 ) -> Encoder:
-    """A local model's T5: a text → its embeddings (max_tokens, D) in `dtype`, padded as the pipeline pads.
+    """A local model's text encoder: a text → its embeddings (max_tokens, D) in `dtype`, padded as the pipeline pads.
 
     It is read in the 16 bits that it was stored in, whatever `dtype` is: in 32, T5-XXL takes 17.7 GiB.
     """
+    kind = base.kind
     folder = base.folder / "text_encoder"
     own = encoding_dtype(header_of(folder, base.weights["text_encoder"]).dtypes, dtype)
 
     def load() -> Encode:
         with quiet(), one_line_errors(base.source):
             variant = base.variants.get("text_encoder")
-            model: Any = T5EncoderModel.from_pretrained(folder, dtype=own, use_safetensors=True, variant=variant)
+            model: Any = kind.encoder.from_pretrained(folder, dtype=own, use_safetensors=True, variant=variant)
         model.to(device)
 
         def encode(text: str | None) -> tuple[Tensor, ...]:
-            padded = tokenizer(text or "", padding="max_length", max_length=max_tokens, truncation=True)
-            return (model(torch.tensor([padded.input_ids], device=device))[0][0].to("cpu", dtype),)
+            asked = kind.null if text is None else text
+            return (kind.encode(model, tokenizer, asked, max_tokens, device).to("cpu", dtype),)
 
         return encode
 
@@ -145,42 +156,30 @@ def text_encoder(
         "max_tokens": max_tokens,
         "tokenizer": tokenizer_facts(tokenizer),
     }
-    return Encoder(load=load, files={**files, "code": Path(__file__)}, facts=facts, device=device)
-
-
-T5_XXL = {
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "vocab_size": 32128,
-    "feed_forward_proj": "gated-gelu",
-    "tie_word_embeddings": False,
-}
-"""Of the known models' text encoder, T5 1.1's largest: 4,762,310,656 parameters."""
+    code = {"code": Path(__file__), "family's code": Path(inspect.getfile(type(kind)))}
+    return Encoder(load=load, files={**files, **code}, facts=facts, device=device)
 
 
 def sketched_encoder(base: VideoBase, dtype: torch.dtype) -> nn.Module | None:
-    """T5 on the meta device, as `text_encoder` reads it; `None` where its size is not known.
+    """The text encoder on the meta device, as `text_encoder` reads it; `None` where its size is not known.
 
     On the hub weights are in 16 bits, which of the two their headers would say.
     """
     if base.source.kind == "folder":
         config = read_config(base.folder, "text_encoder", base.name)
         own = encoding_dtype(header_of(base.folder / "text_encoder", base.weights["text_encoder"]).dtypes, dtype)
-    elif base.transformer.text_embed_dim == T5_XXL["d_model"]:
-        config, own = T5_XXL, dtype if dtype.itemsize == 2 else torch.bfloat16
+    elif base.kind.text(base.transformer)[1] == base.kind.encoder_config["d_model"]:
+        config, own = dict(base.kind.encoder_config), dtype if dtype.itemsize == 2 else torch.bfloat16
     else:
         return None
     with one_line_errors(base.source):
-        return sketched_component(T5EncoderModel, config, own)
+        return sketched_component(base.kind.encoder, config, own)
 
 
 def sketched_vae(base: VideoBase, dtype: torch.dtype) -> nn.Module:
     """On the meta device."""
     with one_line_errors(base.source):
-        return sketched_component(base.kind.vae, vars(base.vae), dtype)
+        return sketched_component(base.kind.vae, vars(base.vae), base.kind.vae_dtype or dtype)
 
 
 def save_lora(kind: VideoKind, transformer: Any, directory: Path, adapter: str) -> None:

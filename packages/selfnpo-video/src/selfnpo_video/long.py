@@ -11,19 +11,19 @@ window. The windows know nothing of each other but what they share: a motion tha
 does not go on through a seam.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
-from selfnpo_core.adapters.hooks import forward_of, replace_forward
+from selfnpo_core.adapters.hooks import bare, forward_of, replace_forward
 from selfnpo_core.adapters.negative_delta import is_compiled
 from selfnpo_core.errors import InputError
-from selfnpo_video.positions import window_at
+from selfnpo_video.positions import COGVIDEOX_TIME, TimeAxis
 
 
 def window_starts(frames: int, window: int, overlap: int, step: int = 1) -> list[int]:
@@ -69,17 +69,17 @@ def blend_weights(frames: int, window: int, starts: list[int]) -> Tensor:
 
 @contextmanager
 def windowed(
-    transformer: CogVideoXTransformer3DModel, window: int, overlap: int | None = None, *, place: int = 0
+    transformer: Any, window: int, overlap: int | None = None, *, place: int = 0, time: TimeAxis = COGVIDEOX_TIME
 ) -> Iterator[None]:
     """Within the block, the transformer takes clips of any length, `window` latent frames at a time.
 
     overlap: of neighbouring windows; half a window, rounded down, if not given. place: latent frame of a clip at which
-    the model takes windows to begin, but for the first, which begins at 0. Negative weights are to be attached inside
-    the block.
+    the model takes windows to begin, but for the first, which begins at 0. time: of the transformer's family. Negative
+    weights are to be attached inside the block.
 
     Raises `InputError` for windows that cannot be, and for a place in a compiled transformer, which would not see it.
     """
-    step = transformer.config.patch_size_t or 1
+    step = time.step(transformer.config)
     overlap = default_overlap(window, step) if overlap is None else overlap
     window_starts(window + step, window, overlap, step)  # refuses what cannot be, before anything is drawn
     if place % step or place < 0:
@@ -87,33 +87,34 @@ def windowed(
     if place and is_compiled(transformer):
         raise InputError("a compiled transformer knows its windows at a clip's beginning only: use --window-place 0")
     inner = forward_of(transformer)
+    named = inspect.signature(type(bare(transformer)).forward)
     steps = _Steps()
 
-    def forward(hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        args = (encoder_hidden_states, timestep, *args)
-        frames = hidden_states.shape[1]
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = named.bind(transformer, *args, **kwargs).arguments
+        given.pop("self")
+        hidden_states = given["hidden_states"]
+        frames = hidden_states.shape[time.dim]
         if frames <= window:
-            return inner(hidden_states, *args, **kwargs)
+            return inner(*args, **kwargs)
+        del given["hidden_states"]
         starts = window_starts(frames, window, overlap, step)
-        if steps.at(timestep) % 2:
+        if steps.at(given["timestep"]) % 2:
             starts = between(starts, step)
         weights = blend_weights(frames, window, starts).to(hidden_states.device, torch.float32)
-        rotary = kwargs.pop("image_rotary_emb", None)
-        as_tuple = kwargs.pop("return_dict", True) is False
+        as_tuple = given.pop("return_dict", True) is False
         blended: Tensor | None = None
         for row, start in zip(weights, starts, strict=True):
             part = slice(start, start + window)
-            first = min(place, start)
-            if rotary is not None:
-                kwargs["image_rotary_emb"] = tuple(_frames_of(table, frames, first, window) for table in rotary)
-            with window_at(transformer, first):
-                output = inner(hidden_states[:, part], *args, **kwargs, return_dict=False)[0]
+            with time.window(transformer, given, frames, part, min(place, start)) as own:
+                seen = hidden_states.narrow(time.dim, start, window)
+                output = time.ours(inner(hidden_states=seen, **own, return_dict=False)[0])
             if blended is None:
                 shape = (output.shape[0], frames, *output.shape[2:])
                 blended = torch.zeros(shape, device=output.device, dtype=torch.float32)
             blended[:, part] += row[part].reshape(1, -1, 1, 1, 1) * output.float()
         assert blended is not None
-        result = blended.to(hidden_states.dtype)
+        result = time.ours(blended).to(hidden_states.dtype)
         if as_tuple:
             return (result,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -139,9 +140,3 @@ class _Steps:
             self.index += 1
         self.timestep = now
         return self.index
-
-
-def _frames_of(table: Tensor, frames: int, first: int, count: int) -> Tensor:
-    """Of rotary positions (tokens, D) of a clip, those of `count` latent frames from `first` on."""
-    tokens = table.shape[0]
-    return table[tokens * first // frames : tokens * (first + count) // frames]

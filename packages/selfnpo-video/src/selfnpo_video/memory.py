@@ -1,8 +1,9 @@
 """Will a clip fit? Estimated from configurations and file sizes, before any weight is read.
 
-Two moments matter: a forward of the transformer, and the decoding of one chunk of frames. Both were measured by
-`selfnpo_core.system.memory.peak_tensor_bytes` on small models of the same classes (on a CPU; tests hold the factors to
-within a third) and grow with the sizes below. Attention takes no memory of its own: no kernel here holds the scores.
+Two moments matter: a forward of the transformer, and the decoding of one chunk of frames. What either takes is the
+family's to say: it was measured by `selfnpo_core.system.memory.peak_tensor_bytes` on small models of the same classes
+(on a CPU; tests hold the factors to within a third). Attention takes no memory of its own: no kernel here holds the
+scores.
 """
 
 import logging
@@ -14,21 +15,10 @@ import torch
 from selfnpo_core.errors import InputError
 from selfnpo_core.models.components import header_of
 from selfnpo_core.system.memory import available
-from selfnpo_video.kinds import PARTS, VideoBase
-from selfnpo_video.shapes import ClipSize
+from selfnpo_video.kinds import VideoBase
+from selfnpo_video.shapes import ClipSize, Compression
 
 log = logging.getLogger(__name__)
-FORWARD = 12.6
-"""Peak of a transformer's forward: this many tensors of (rows, tokens, width)."""
-DECODE = {"cpu": 75.0, "cuda": 24.0}
-"""Peak of decoding a chunk: this many tensors of (frames, height, width, channels of the VAE's last block).
-
-CPU kernels unfold a convolution's 27 inputs, which is two thirds of it; the figure for GPUs is what is left, and has
-not been measured.
-"""
-TILES, TILED = 1.5, 3.5
-"""Decoding by tiles holds all frames: so many of (frames, H, W, 3) in overlapping tiles while they are decoded, and in
-tiles, rows of tiles and the result afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +63,20 @@ class Sampler:
 
     def need(self, size: ClipSize) -> Need:
         """Estimate for a clip of `size`."""
-        compression, config = self.base.compression, self.base.transformer
+        compression = self.base.compression
         frames, _, height, width = compression.latent_shape(size)
         if self.window is not None:
             frames = min(frames, compression.latent_window(self.window))
         patches = frames // compression.patch_time * (height // compression.patch) * (width // compression.patch)
-        tokens = patches + config.max_text_seq_length
-        channels = config.num_attention_heads * config.attention_head_dim
-        transformer, vae, text_encoder = (_weights(self.base, part, self.dtype) for part in PARTS)
+        transformer, text_encoder = (_weights(self.base, part, self.dtype) for part in ("transformer", "text_encoder"))
+        vae = _weights(self.base, "vae", self.base.kind.vae_dtype or self.dtype)
         return Need(
             transformer=transformer * (2 if self.full_negative else 1),
             vae=vae,
             text_encoder=text_encoder,
-            denoising=int(FORWARD * self.rows * tokens * channels * self.dtype.itemsize),
+            denoising=self.base.kind.denoising_bytes(
+                self.base, rows=self.rows, patches=patches, itemsize=self.dtype.itemsize
+            ),
             decoding=self._decoding(size),
             one_at_a_time=self.device.type != "cpu",
         )
@@ -118,7 +109,7 @@ class Sampler:
 
     def _instead(self, size: ClipSize, free: int) -> str:
         """The least that has to be given up."""
-        single = min(self.rows, 2)
+        single = min(self.rows, 2 if self.base.kind.branches_together else 1)
         less = "--batch-size 1" if single < self.rows else ""
         tiles = "" if self.tiling else "--tiling"
         for rows, tiling, words in (
@@ -129,7 +120,7 @@ class Sampler:
             if replace(self, rows=rows, tiling=tiling).need(size).peak <= free:
                 return " ".join(filter(None, words))
         fixed = self.base.compression.fixed is not None
-        for smaller in () if fixed else _smaller(size):
+        for smaller in () if fixed else _smaller(size, self.base.compression):
             for tiling, words in ((self.tiling, [less]), (True, [less, tiles])):
                 if replace(self, rows=single, tiling=tiling).need(smaller).peak <= free:
                     asked = f"--frames {smaller.frames} --height {smaller.height} --width {smaller.width}"
@@ -139,22 +130,16 @@ class Sampler:
 
 def decoding_bytes(base: VideoBase, size: ClipSize, dtype: torch.dtype, kind: str, *, tiling: bool) -> int:
     """What decoding one clip holds beside the VAE's weights, at its peak. kind: of device, "cpu", "cuda"."""
-    chunk = 9 if size.frames > 1 else 1  # the first three latent frames, at most
-    vae = base.vae
-    factor = DECODE.get(kind, DECODE["cuda"]) * chunk * vae.block_out_channels[0]
-    if not tiling:
-        return int(factor * size.height * size.width * dtype.itemsize)
-    height, width = min(size.height, vae.sample_height // 2), min(size.width, vae.sample_width // 2)
-    whole = size.frames * size.height * size.width * 3
-    return int(max(factor * height * width + TILES * whole, TILED * whole) * dtype.itemsize)
+    return base.kind.decoding_bytes(base.vae, size, base.kind.vae_dtype or dtype, kind, tiling=tiling)
 
 
-def _smaller(size: ClipSize) -> Iterator[ClipSize]:
+def _smaller(size: ClipSize, compression: Compression) -> Iterator[ClipSize]:
     """Shorter clips of this height and width, then smaller single frames."""
-    for frames in range(size.frames - 8, 0, -8):
+    for frames in range(size.frames - compression.frame_step, 0, -compression.frame_step):
         yield replace(size, frames=frames)
+    step = compression.space * compression.patch
     for divisor in (2, 4, 8):
-        height, width = (max(16, side // divisor // 16 * 16) for side in (size.height, size.width))
+        height, width = (max(step, side // divisor // step * step) for side in (size.height, size.width))
         yield ClipSize(frames=1, height=height, width=width)
 
 

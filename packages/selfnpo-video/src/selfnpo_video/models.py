@@ -1,4 +1,4 @@
-"""Known CogVideoX checkpoints, and what a name given to `--model` stands for."""
+"""Known checkpoints, and what a name given to `--model` stands for."""
 
 import json
 from collections.abc import Mapping
@@ -34,6 +34,21 @@ def _cogvideox(name: str, hub_id: str, about: str, parameters: int, **changes: A
         "guidance_scale": 6.0,
         "steps": 50,
         "size": ClipSize(frames=49, height=480, width=720),
+    }
+    return KnownVideoModel(name=name, hub_id=hub_id, about=about, parameters=parameters, **{**usual, **changes})
+
+
+def _wan(name: str, hub_id: str, about: str, parameters: int, **changes: Any) -> KnownVideoModel:
+    """As the examples of diffusers' pipeline draw with them (pipelines/wan/pipeline_wan.py, docs/api/pipelines/wan)."""
+    usual: dict[str, Any] = {
+        "family": "wan",
+        "licence": "Apache-2.0",
+        "prediction_type": "flow",
+        "dtype": "bf16",
+        "guidance_scale": 5.0,
+        "steps": 50,
+        "size": ClipSize(frames=81, height=480, width=832),
+        "fps": 16,
     }
     return KnownVideoModel(name=name, hub_id=hub_id, about=about, parameters=parameters, **{**usual, **changes})
 
@@ -79,6 +94,16 @@ KNOWN: dict[str, KnownVideoModel] = {
             from_image=True,
             **_LARGE,
         ),
+        _wan("wan2.1-1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "text to video", 1_418_996_800),
+        _wan("wan2.1-14b", "Wan-AI/Wan2.1-T2V-14B-Diffusers", "text to video", 14_288_491_584),
+        _wan(
+            "wan2.2-5b",
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            "text to video, latents of 48 channels",
+            4_999_787_712,
+            size=ClipSize(frames=121, height=704, width=1280),
+            fps=24,
+        ),
     )
 }
 
@@ -90,6 +115,7 @@ _TELLING = (
     "use_rotary_positional_embeddings",
     "use_learned_positional_embeddings",
     "ofs_embed_dim",
+    "ffn_dim",
 )
 _DEFAULTS = {
     "num_attention_heads": 30,
@@ -98,7 +124,8 @@ _DEFAULTS = {
     "use_rotary_positional_embeddings": False,
     "use_learned_positional_embeddings": False,
 }
-"""Of CogVideoXTransformer3DModel; what is not here is None by default."""
+"""Of CogVideoXTransformer3DModel; what is not here is None by default. Wan's folders leave none of these out."""
+_FILES = {"cogvideox": "architectures.json", "wan": "architectures_wan.json"}
 
 
 def find_source(name: str, config: str | Path | None = None) -> Source:
@@ -113,8 +140,19 @@ def architecture(name: str) -> Mapping[str, Any]:
     if KNOWN[name].hub_id is None:
         shipped: dict[str, Any] = json.loads((_shipped() / "transformer" / "config.json").read_text(encoding="utf-8"))
         return shipped
-    table = json.loads((files("selfnpo_video") / "architectures.json").read_text(encoding="utf-8"))
+    table = _table(KNOWN[name].family)
     return {**table["common"], **table["models"][name]}
+
+
+def beside(name: str, part: str) -> Mapping[str, Any]:
+    """Of a known model's other configurations ("vae", "scheduler", "index"), what differs from its family's usual."""
+    found: dict[str, Any] = _table(KNOWN[name].family).get("beside", {}).get(name, {}).get(part, {})
+    return found
+
+
+def _table(family: str) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((files("selfnpo_video") / _FILES[family]).read_text(encoding="utf-8"))
+    return table
 
 
 def known_as(name: str, transformer: Mapping[str, Any]) -> KnownVideoModel | None:

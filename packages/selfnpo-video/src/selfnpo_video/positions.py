@@ -5,8 +5,9 @@ by them (5b, 1.5). diffusers computes both for clips that begin at frame 0. A wi
 the positions of those frames in the whole clip: frame k is at position k whatever the clip's length.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,60 @@ from selfnpo_core.system import private
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, each (tokens, attention_head_dim)."""
+
+
+class TimeAxis(ABC):
+    """The frames of clips, as a family's network takes them."""
+
+    dim: int
+    """Of frames, in the network's latents (B, …). Ours are (B, F, C, h, w)."""
+
+    @abstractmethod
+    def step(self, config: Any) -> int:
+        """Latent frames in a patch, by the network's configuration."""
+
+    @abstractmethod
+    def window(
+        self, network: Any, given: Mapping[str, Any], whole: int, part: slice, first: int
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """What the network is to be given in place of `given`, of frames `part` of a clip of `whole`, but the latents.
+
+        Within the block it takes them to begin at latent frame `first`.
+        """
+
+    def ours(self, latents: Tensor) -> Tensor:
+        """(B, F, C, h, w) of the network's; and the other way round."""
+        return latents.transpose(1, self.dim)
+
+
+class CogVideoXTime(TimeAxis):
+    """Of (B, F, C, h, w); rotary positions come with the call, sine-cosine ones are the network's own."""
+
+    dim = 1
+
+    def step(self, config: Any) -> int:
+        return config.patch_size_t or 1
+
+    @contextmanager
+    def window(
+        self, network: Any, given: Mapping[str, Any], whole: int, part: slice, first: int
+    ) -> Iterator[dict[str, Any]]:
+        own = dict(given)
+        if own.get("image_rotary_emb") is not None:
+            count = part.stop - part.start
+            tables = own["image_rotary_emb"]
+            own["image_rotary_emb"] = tuple(_frames_of(table, whole, first, count) for table in tables)
+        with window_at(network, first):
+            yield own
+
+
+def _frames_of(table: Tensor, frames: int, first: int, count: int) -> Tensor:
+    """Of rotary positions (tokens, D) of a clip, those of `count` latent frames from `first` on."""
+    tokens = table.shape[0]
+    return table[tokens * first // frames : tokens * (first + count) // frames]
+
+
+COGVIDEOX_TIME = CogVideoXTime()
 
 
 def rotary_positions(

@@ -36,6 +36,8 @@ COGVIDEOX_PAPER: Presets = {
     "full": {**_COMMON, "learning_rate": 1e-6},  # SD1.5's, as there is no other
 }
 
+WAN_PAPER: Presets = COGVIDEOX_PAPER
+
 _DEMO: dict[str, Any] = {
     **PAPER,
     "steps": 150,
@@ -73,6 +75,12 @@ COGVIDEOX: Presets = {
     "lora": {**_SAMPLED, **SAMPLED_LORA, "learning_rate": 1e-4},  # for 2b, 1,920 wide: as of a UNet's inner levels
     "full": {**_SAMPLED, "learning_rate": 5e-6},  # a twentieth, as on the toy of pictures
 }
+
+WAN: Presets = {
+    kind: {**preset, "recommended": {"beta": 1.0, "guidance_scale": (2.0, 5.0)}, "sample_guidance_scales": (3.5,)}
+    for kind, preset in COGVIDEOX.items()
+}
+"""CogVideoX's, up to Wan's own guidance scale, for a network 1,536 wide. Not tuned."""
 
 _SAMPLED_DEMO: dict[str, Any] = {
     **SAMPLED,

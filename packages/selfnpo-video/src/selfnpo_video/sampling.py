@@ -16,13 +16,12 @@ from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.prompts import picture_column, read_pictures
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
-from selfnpo_core.sampling.options import dtype_of, scale_of
+from selfnpo_core.sampling.options import dtype_of, negative_prompt_of, scale_of
 from selfnpo_core.sampling.preference import Preference, Prepared, Whole, prediction_beside, with_preference
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_core.system.files import file_sha256
 from selfnpo_core.system.pictures import read_picture
 from selfnpo_video import memory
-from selfnpo_video.attention import use_attention
 from selfnpo_video.clips import Settings, frames_of, latent_batches
 from selfnpo_video.families import base_of, find_base
 from selfnpo_video.first_frame import say_what_is_lost, size_from
@@ -54,7 +53,7 @@ class Job(job.Job[VideoBase, Settings]):
     """Whether memory asks for it from the first clip on."""
     attention: str = "auto"
     scheduler: str = "auto"
-    """ "ddim", "dpm", or the model's own."""
+    """ "ddim", "dpm", …, or the model's own."""
     images: Sequence[Path] | None = None
     """A first frame a prompt, for image-to-video checkpoints."""
     originals: Sequence[str] | None = None
@@ -63,10 +62,9 @@ class Job(job.Job[VideoBase, Settings]):
     def load(self) -> Prepared:
         pipe = load_pipeline(self.base, dtype=DTYPES[self.dtype])
         use_scheduler(pipe, self.base.kind, self.scheduler)
-        tokens = int(self.base.transformer.max_text_seq_length)
-        say_what_is_cut(self.texts, {"text_encoder": (pipe.tokenizer, tokens)})
+        say_what_is_cut(self.texts, {"text_encoder": (pipe.tokenizer, self.base.tokens)})
         prepared = with_preference(pipe, "transformer", self, lambda name: find_preference(name, self.base))
-        use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
+        self.base.kind.use_attention(pipe.transformer, self.attention, self.device, DTYPES[self.dtype])
         if self.tiling or self.tiled:
             pipe.vae.enable_tiling()
         if self.device.type != "cpu":  # T5 and transformer do not fit together
@@ -100,7 +98,7 @@ def plan(options: Mapping[str, Any]) -> Job:
     scale = scale_of(options, npo_config, known.guidance_scale)
     sampler = memory.Sampler(
         base=base,
-        rows=(2 if scale > 1 else 1) * (options["batch_size"] or 1),
+        rows=(2 if scale > 1 and base.kind.branches_together else 1) * (options["batch_size"] or 1),
         dtype=DTYPES[dtype],
         device=device,
         window=options["window"],
@@ -117,7 +115,7 @@ def plan(options: Mapping[str, Any]) -> Job:
             guidance_scale=scale,
             steps=options["steps"] or known.steps,
             size=size,
-            negative_prompt=options["negative_prompt"],
+            negative_prompt=negative_prompt_of(options, negative, npo_config),
             dynamic_guidance=options["dynamic_guidance"],
             batch_size=options["batch_size"] or 1,
             window=options["window"],
@@ -236,7 +234,7 @@ def attached(prepared: Prepared, asked: Job) -> Iterator[None]:
         if asked.settings.window is not None:
             window = asked.base.compression.latent_window(asked.settings.window)
             place = asked.settings.window_place
-            stack.enter_context(windowed(prepared.pipe.transformer, window, place=place))
+            stack.enter_context(windowed(prepared.pipe.transformer, window, place=place, time=asked.base.kind.time))
         if asked.negative is not None:
             stack.enter_context(asked.negative.attach(prepared.pipe, prepared.eta))
         yield
@@ -315,6 +313,8 @@ def first_frames(base: VideoBase, options: Mapping[str, Any], column: str | None
 def _check_request(base: VideoBase, options: Mapping[str, Any], picture: "Image | None") -> ClipSize:
     """The clips' size, where a picture tells it that of the first. Raises `InputError` for one that cannot be drawn."""
     name, window = base.name, options["window"]
+    base.kind.check_scheduler_word(options["scheduler"])
+    base.kind.call(base.transformer, dynamic_guidance=options["dynamic_guidance"])  # refuses what it has not
     if base.from_image and window is not None:
         raise InputError(f"--window is for text to video: {name} knows its first frame only there")
     if picture is None or (options["height"] and options["width"]):

@@ -1,7 +1,6 @@
 """From frames and pixels to latents, and which sizes a checkpoint can take."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from selfnpo_core.errors import InputError
 
@@ -31,36 +30,15 @@ class Compression:
     fixed: ClipSize | None = None
     """The only size, where positions were learned for it alone."""
     largest: tuple[int, int] | None = None
-    """Height and width in pixels beyond which there are no positions (1.5)."""
-
-    @classmethod
-    def of(cls, transformer: Any, vae: Any) -> "Compression":
-        """From the configurations of a CogVideoXTransformer3DModel and an AutoencoderKLCogVideoX."""
-        space = 2 ** (len(vae.block_out_channels) - 1)
-        fixed = None
-        if transformer.use_learned_positional_embeddings:
-            fixed = ClipSize(
-                frames=transformer.sample_frames,
-                height=transformer.sample_height * space,
-                width=transformer.sample_width * space,
-            )
-        return cls(
-            time=int(vae.temporal_compression_ratio),
-            space=space,
-            patch=transformer.patch_size,
-            patch_time=transformer.patch_size_t or 1,
-            channels=transformer.out_channels,
-            fixed=fixed,
-            largest=None
-            if transformer.patch_size_t is None
-            else (transformer.sample_height * space, transformer.sample_width * space),
-        )
+    """Height and width in pixels beyond which there are no positions (CogVideoX-1.5)."""
+    chunk: int = 2
+    """Latent frames that the VAE decodes at a time: the first has one to itself, and others come in such chunks."""
 
     def latent_shape(self, size: ClipSize) -> tuple[int, int, int, int]:
         """(frames, channels, height, width) of the latents. Raises `InputError` for sizes that are not possible.
 
-        With temporal patches (1.5) frames are padded in front to a multiple of the patch, as the pipeline does; the
-        padding's frames are dropped after sampling.
+        With temporal patches (CogVideoX-1.5) frames are padded in front to a multiple of the patch, as the pipeline
+        does; the padding's frames are dropped after sampling.
         """
         self.check(size)
         frames = (size.frames - 1) // self.time + 1
@@ -78,6 +56,11 @@ class Compression:
             )
         return latent
 
+    @property
+    def frame_step(self) -> int:
+        """A clip has a multiple of so many frames, and one."""
+        return self.chunk * self.time
+
     def check(self, size: ClipSize) -> None:
         """Raise `InputError`, with the nearest size that works, for one that the model cannot draw."""
         if self.nearest(size) != size:
@@ -86,19 +69,19 @@ class Compression:
             most = "" if self.largest is None else f" of at most {self.largest[0]} and {self.largest[1]}"
             raise InputError(
                 f"a clip of {size} (frames × height × width) is not possible: frames must be a multiple of "
-                f"{2 * self.time} plus 1, height and width multiples of {self.space * self.patch}{most}; "
+                f"{self.frame_step} plus 1, height and width multiples of {self.space * self.patch}{most}; "
                 f"the nearest is {self.nearest(size)}"
             )
 
     def nearest(self, size: ClipSize) -> ClipSize:
         """The size itself if it is possible.
 
-        The VAE decodes two latent frames at a time and gives the first frame one picture, every other one `time`: an
-        even number of latent frames would have no first frame to itself, and come back longer than it was asked for.
+        The VAE gives the first latent frame one picture, every other one `time`. One that decodes two at a time would
+        have no first frame to itself in an even number of them, and the clip came back longer than it was asked for.
         """
         if self.fixed:
             return self.fixed
-        frames = 1 + 2 * self.time * max(0, round((size.frames - 1) / (2 * self.time)))
+        frames = 1 + self.frame_step * max(0, round((size.frames - 1) / self.frame_step))
         step = self.space * self.patch
         most = self.largest or (size.height + step, size.width + step)
         sides = zip((size.height, size.width), most, strict=True)

@@ -1,11 +1,14 @@
 """Decode and encode chunk by chunk, frames coming and going as they are ready: peak memory does not grow with length.
 
-CogVideoX's VAE is causal in time and carries a cache of its convolutions from chunk to chunk (2408.06072, section 2.1);
-diffusers keeps that cache inside one call. Here it is kept between calls, so the result is bit-equal to the whole
-call's. The chunks must be diffusers' own: GroupNorm looks at all frames of a chunk, so others would change the output.
+Each family's VAE has its own form of `decode_stream`, registered where the family is. CogVideoX's is causal in time and
+carries a cache of its convolutions from chunk to chunk (2408.06072, section 2.1); diffusers keeps that cache inside one
+call. Here it is kept between calls, so the result is bit-equal to the whole call's. The chunks must be diffusers' own:
+GroupNorm looks at all frames of a chunk, so others would change the output.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import singledispatch
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
@@ -14,12 +17,19 @@ from torch import Tensor
 from selfnpo_core.errors import InputError
 
 
-def decode_stream(vae: AutoencoderKLCogVideoX, latents: Tensor) -> Iterator[Tensor]:
-    """Scaled latents (B, F, C, h, w) → chunks of frames (B, 3, f, H, W) in [−1, 1], in order.
+@singledispatch
+def decode_stream(vae: Any, latents: Tensor) -> Iterator[Tensor]:
+    """Latents (B, F, C, h, w), as they are denoised → chunks of frames (B, 3, f, H, W) in [−1, 1], in order.
 
-    Costs what `vae.decode` costs; memory is that of one chunk of two latent frames (three, where F is odd) and of the
-    convolutions' cache. With tiling on, the whole clip is decoded at once, tile by tile.
+    Costs what `vae.decode` costs; memory is that of one chunk and of the convolutions' cache. With tiling on, the whole
+    clip is decoded at once, tile by tile.
     """
+    raise NotImplementedError(f"no family here has the VAE {type(vae).__name__}")
+
+
+@decode_stream.register(AutoencoderKLCogVideoX)
+def _decode_cogvideox(vae: AutoencoderKLCogVideoX, latents: Tensor) -> Iterator[Tensor]:
+    """A chunk is two latent frames; the first is three, where F is odd."""
     if vae.use_tiling:
         yield vae.decode(1 / vae.config.scaling_factor * latents.permute(0, 2, 1, 3, 4)).sample
         return

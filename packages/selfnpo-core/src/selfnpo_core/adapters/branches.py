@@ -123,6 +123,7 @@ class Branches:
         self._prompts: int | None = None  # rows of one branch; None outside of a pipeline call
         self._guided = False
         self._context: str | None = None
+        self.where: Mapping[str, Any] = {}  # what the pipeline said of the step when it named the branch
         self._only_negative, self._met = positive == 0, False  # whether a negative branch ran in this call
 
     def watch(self, undo: ExitStack) -> None:
@@ -194,6 +195,11 @@ class Branches:
             "combine with negative weights, leave them out"
         )
 
+    @property
+    def guided(self) -> bool:
+        """Whether the running pipeline call has guidance on, where its `encode_prompt` is told so."""
+        return self._guided
+
     def _watched_encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         for name, denoiser in self.denoisers.items():
             if bare(getattr(self.pipe, name)) is not denoiser:
@@ -233,12 +239,12 @@ class Branches:
         @contextmanager
         def watched(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
             with cache_context(name, *args, **kwargs):
-                self._context = name
+                before, self._context, self.where = self._context, name, kwargs
                 self._met |= name == "uncond"
                 try:
                     yield
                 finally:
-                    self._context = None
+                    self._context = before
 
         return watched
 

@@ -54,10 +54,10 @@ def run_inspect(family: AnyFamily, options: Options) -> int:
 def _measured(family: AnyFamily, npo: Npo, model: str, options: Options, *, finite: bool) -> dict[str, Any]:
     """What needs the base. Of numbers that are not finite nothing is taken apart."""
     stored = npo.config.recipe if npo.config else {}
-    size = {key: stored.get(key) for key in ("frames", "height", "width")}
+    asked = {key: stored.get(key) for key in ("frames", "height", "width", "null_prompt")}
     base = family.find(model, options["model_config"])
     acts = {"acts_on": _acts_on(npo, base)}
-    backbone = family.backbone(base, build_recipe(size), torch.float32, "auto")
+    backbone = family.backbone(base, build_recipe(asked), torch.float32, "auto")
     trajectories = options["trajectories"]
     if not (trajectories and finite):
         return {**acts, "strength": asdict(inspection.measure_strength(npo, backbone))}
@@ -118,6 +118,8 @@ def _describe(facts: dict[str, Any]) -> str:
             f"recommended   beta {recommended['beta']:g}, alpha {recommended['alpha']:g}, guidance scale {low:g} to "
             f"{high:g}, negative condition {facts['negative_condition']}, rule {NpoRule(**recommended['rule'])}"
         )
+    if facts["null_prompt"] is not None:
+        lines.append(f"null prompt   {facts['null_prompt']}")
     if strength:
         lines.append(
             f"strength      |Δε|/|ε| {strength['overall']:.2%} ({strength['noisiest']:.2%} at the noisiest, "

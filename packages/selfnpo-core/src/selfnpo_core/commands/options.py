@@ -95,7 +95,13 @@ sampling_options = stack(
     ),
     click.option("--negative-rank", type=click.IntRange(1), help="Rank of --negative-mode lowrank. Default: 32."),
     click.option("--other-base", is_flag=True, help="Let --npo act on a relative of the base it was made for."),
-    click.option("--negative-prompt", metavar="TEXT", help="For the negative branch, in place of the empty prompt."),
+    click.option(
+        "--negative-prompt",
+        "--null-prompt",
+        "negative_prompt",
+        metavar="TEXT",
+        help="For the negative branch. Default: what --npo was trained with, else the model's own, the empty prompt.",
+    ),
     click.option(
         "--negative-condition",
         type=click.Choice(["null", "prompt"]),

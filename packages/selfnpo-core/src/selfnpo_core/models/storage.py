@@ -27,9 +27,28 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def compute_dtype(network: nn.Module) -> torch.dtype:
-    """The type that a network's layers calculate in: of its own weights, not of adapters or of what is fetched."""
-    own = (p for name, p in network.named_parameters() if ".lora_" not in name and not is_kept(name))
+    """The type that a network's layers calculate in: of its own weights, not of adapters, of what is fetched, or of the
+    few that stay float32 in any case."""
+    exact = set(private.float32_layers(network))
+    own = (
+        p
+        for name, p in network.named_parameters()
+        if ".lora_" not in name and not is_kept(name) and exact.isdisjoint(name.split("."))
+    )
     return next(p.dtype for p in own if p.dtype.is_floating_point and p.dtype.itemsize > 1)
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Bring a network into a type, in place, as diffusers loads it: in 16 bits but for what its class keeps in float32,
+    and buffers that are in no file."""
+    exact = set(private.float32_layers(network)) if dtype.itemsize < 4 else set()
+    if not exact:
+        return nn.Module.to(network, dtype)  # diffusers' own warns of what would be kept
+    stored = set(network.state_dict(keep_vars=True))
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if name in stored and tensor.is_floating_point() and exact.isdisjoint(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    return network
 
 
 class _Fetch(nn.Module):

@@ -159,6 +159,24 @@ def rule_of(options: Mapping[str, Any], recommended: NpoRule) -> NpoRule:
     return build_rule({**(recommended.model_dump() if same else {}), **given})
 
 
+def negative_prompt_of(options: Mapping[str, Any], negative: Negative | None, config: NpoConfig | None) -> str | None:
+    """--negative-prompt, else the null prompt that the negative weights were trained with, and said so.
+
+    `None` is what the model's own pipeline gives its negative branch.
+    """
+    given: str | None = options["negative_prompt"]
+    trained = None if config is None else config.null_prompt
+    if negative is None or negative.condition == "prompt" or trained is None or given == trained:
+        return given
+    if given is not None:
+        log.warning(
+            "the negative weights were trained with the null prompt '%s', and are asked with '%s'", trained, given
+        )
+        return given
+    log.info("null prompt: '%s', with which the negative weights were trained (--negative-prompt)", trained)
+    return trained
+
+
 def scale_of(options: Mapping[str, Any], config: NpoConfig | None, default: float) -> float:
     """--guidance-scale, else the middle of what the weights recommend, else the model's default."""
     if options["guidance_scale"] is not None:

@@ -181,6 +181,13 @@ def float32_parts(kind: Any) -> tuple[str, ...]:
     return tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
 
 
+def float32_layers(network: nn.Module) -> tuple[str, ...]:
+    """Parts of names of the layers that diffusers loads in float32 whatever the type of the rest is; a network only
+    keeps them. Also of one inside of others (DDP's, a compiler's)."""
+    kept = (getattr(type(module), "_keep_in_fp32_modules", None) for module in network.modules())
+    return tuple(next((names for names in kept if names), ()))
+
+
 def exact_layers(network: Any) -> list[str]:
     """Patterns of names of layers that diffusers' layerwise casting leaves as they are; a network only keeps them."""
     own = (network._keep_in_fp32_modules, network._skip_layerwise_casting_patterns)

@@ -183,6 +183,11 @@ class Recipe(BaseModel):
     )
     attention: str = Field("auto", description="attention implementation, a name the family knows")
 
+    null_prompt: str | None = Field(
+        None,
+        description="what the null branch is given, in training and, as it is recorded, in sampling: a text such as a "
+        "customary negative prompt; null: what the family's own pipeline gives it",
+    )
     negative_condition: Literal["null", "prompt"] = Field(
         "null", description="what the weights are to be asked when sampling: the null prompt, or the prompt itself"
     )

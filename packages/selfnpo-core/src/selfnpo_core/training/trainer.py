@@ -412,6 +412,7 @@ def _npo_config(backbone: Backbone, recipe: Recipe) -> NpoConfig:
         recipe=recipe.model_dump(mode="json"),
         recommended=recipe.recommended,
         negative_condition=recipe.negative_condition,
+        null_prompt=recipe.null_prompt,
         versions=package_versions(),
     )
 

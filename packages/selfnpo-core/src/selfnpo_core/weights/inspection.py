@@ -61,6 +61,7 @@ def describe(npo: Npo) -> dict[str, Any]:
         "base_hash": config.base_hash if config else None,
         "recommended": config.recommended.model_dump(mode="json") if config else None,
         "negative_condition": config.negative_condition if config else None,
+        "null_prompt": config.null_prompt if config else None,
         "parameters": sum(tensor.numel() for tensor in npo.tensors.values()),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in npo.tensors.values()}),
         "has_effect": npo.has_effect,

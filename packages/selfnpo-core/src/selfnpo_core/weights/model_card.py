@@ -74,6 +74,11 @@ def model_card(config: Mapping[str, Any]) -> str:
         condition=config["negative_condition"],
         scale=(low + high) / 2,
     )
+    null = config.get("null_prompt")
+    advice = (
+        "" if null is None else f"\nGive the pipeline the null prompt of the training, as `negative_prompt`: {null}"
+    )
+    last = f"rule {rule}.{advice}"
     settings = "\n".join(f"| {key} | {value} |" for key, value in recipe.items() if key not in PLACES)
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
@@ -89,7 +94,7 @@ This is {kind}, made from {config["base_model"]} (weights sha256 `{config["base_
 
 {used}
 
-Recommended: beta {recommended["beta"]}, alpha {recommended["alpha"]}, guidance scale {low} to {high}, rule {rule}.
+Recommended: beta {recommended["beta"]}, alpha {recommended["alpha"]}, guidance scale {low} to {high}, {last}
 
 {_MADE}
 | setting | value |

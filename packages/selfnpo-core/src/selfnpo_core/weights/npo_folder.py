@@ -61,6 +61,8 @@ class NpoConfig(BaseModel):
     recipe: dict[str, Any]
     recommended: Recommended = Recommended()
     negative_condition: Literal["null", "prompt"] = "null"
+    null_prompt: str | None = None
+    """What the null branch was given in training; `None` is what the family's own pipeline gives it."""
     versions: dict[str, str] = {}
 
 
