@@ -48,7 +48,7 @@ class ImageBase(Base):
     def must_be(self, kind: Kind) -> None:
         """Raise `InputError` unless the model is of this family."""
         if self.kind.name != kind.name:
-            raise kind.wrong(self.name, f"an {self.kind.title} model")
+            raise kind.wrong(self.name, f"{self.kind.one} model")
 
 
 def of_folder(source: Source, kind: Kind, known: KnownModel | None) -> ImageBase:

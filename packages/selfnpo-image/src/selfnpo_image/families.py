@@ -19,15 +19,20 @@ from selfnpo_core.training.recipe import Presets
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.base import ImageBase, check_network, of_folder, read_config
+from selfnpo_image.flux2_klein import Flux2Klein
 from selfnpo_image.kinds import Kind, Shapes
 from selfnpo_image.loading import fetched_config, make_scheduler
 from selfnpo_image.models import KNOWN, find_source
+from selfnpo_image.qwen_image import QwenImage
 from selfnpo_image.sd3 import SD3
 from selfnpo_image.sd15 import SD15
 from selfnpo_image.sdxl import SDXL
 from selfnpo_image.single_file import of_file
+from selfnpo_image.z_image import ZImage
 
-FAMILIES: dict[str, type[ImageBackbone]] = {made.kind.name: made for made in (SD15, SDXL, SD3)}
+FAMILIES: dict[str, type[ImageBackbone]] = {
+    made.kind.name: made for made in (SD15, SDXL, SD3, QwenImage, ZImage, Flux2Klein)
+}
 _KINDS = {made.kind.pipeline.__name__: made.kind for made in FAMILIES.values()}
 
 _OTHER_PIPELINES = {
@@ -113,7 +118,7 @@ def _with_configs(base: ImageBase, folder: Path) -> ImageBase:
     kind, name = base.kind, str(folder)
     found = kind_of_index(read_config(folder / "model_index.json", name), name)
     if found.name != kind.name:
-        raise kind.wrong(name, f"an {found.title} folder")
+        raise kind.wrong(name, f"{found.one} folder")
     network = read_config(folder / kind.denoiser / "config.json", name)
     check_network(kind, network, name)
     return replace(base, network=network)

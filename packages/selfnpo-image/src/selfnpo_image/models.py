@@ -9,7 +9,10 @@ from selfnpo_core.models.sources import KnownModel, Source
 
 _SD15: dict[str, Any] = {"family": "sd15", "parameters": 859_520_964, "prediction_type": "epsilon", "dtype": "fp16"}
 _SDXL: dict[str, Any] = {"family": "sdxl", "parameters": 2_567_463_684, "prediction_type": "epsilon", "dtype": "fp16"}
-_SD3: dict[str, Any] = {"family": "sd3", "prediction_type": "flow", "dtype": "bf16"}
+_FLOW: dict[str, Any] = {"prediction_type": "flow", "dtype": "bf16"}
+_SD3: dict[str, Any] = {**_FLOW, "family": "sd3"}
+_QWEN: dict[str, Any] = {**_FLOW, "family": "qwen-image", "parameters": 20_430_401_088, "licence": "Apache-2.0"}
+_KLEIN: dict[str, Any] = {**_FLOW, "family": "flux2-klein"}
 
 KNOWN = {
     model.name: model
@@ -77,6 +80,55 @@ KNOWN = {
             **{**_SD3, "parameters": 8_056_627_520},
             steps=28,
             guidance_scale=3.5,
+        ),
+        # Steps and scales of those below are what their authors' cards on the hub call them with. Z-Image's card has
+        # 4, in its pipeline's own scale, w = g − 1.
+        KnownModel(
+            name="qwen-image",
+            hub_id="Qwen/Qwen-Image",
+            about="Qwen-Image",
+            **_QWEN,
+            steps=50,
+            guidance_scale=4.0,
+        ),
+        KnownModel(
+            name="qwen-image-2512",
+            hub_id="Qwen/Qwen-Image-2512",
+            about="Qwen-Image of December 2025",
+            **_QWEN,
+            steps=50,
+            guidance_scale=4.0,
+        ),
+        KnownModel(
+            name="z-image",
+            hub_id="Tongyi-MAI/Z-Image",
+            about="Z-Image, the base model",
+            licence="Apache-2.0",
+            **_FLOW,
+            family="z-image",
+            parameters=6_154_908_736,
+            steps=50,
+            guidance_scale=5.0,
+        ),
+        KnownModel(
+            name="flux2-klein-base-4b",
+            hub_id="black-forest-labs/FLUX.2-klein-base-4B",
+            about="FLUX.2 [klein] 4B, the base model",
+            licence="Apache-2.0",
+            **_KLEIN,
+            parameters=3_875_544_576,
+            steps=50,
+            guidance_scale=4.0,
+        ),
+        KnownModel(
+            name="flux2-klein-base-9b",
+            hub_id="black-forest-labs/FLUX.2-klein-base-9B",
+            about="FLUX.2 [klein] 9B, the base model",
+            licence="FLUX Non-Commercial",
+            **_KLEIN,
+            parameters=9_078_581_248,
+            steps=50,
+            guidance_scale=4.0,
         ),
     )
 }

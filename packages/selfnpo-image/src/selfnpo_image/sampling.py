@@ -67,12 +67,13 @@ def draw_into(prepared: Prepared, asked: Job, output: str | Path) -> int:
     """As `sample`, on a pipeline that is loaded already."""
     pipe = prepared.pipe
 
-    def drawn(numbers: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
+    def pictures(numbers: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
         prompts, seeds = [asked.prompts[i] for i in numbers], [asked.seeds[i] for i in numbers]
-        return ((index, picture.save) for index, picture in draw(pipe, prompts, seeds, asked.settings))
+        drawn = draw(pipe, prompts, seeds, asked.settings, kind=asked.base.kind)
+        return ((index, picture.save) for index, picture in drawn)
 
     with asked.negative.attach(pipe, prepared.eta) if asked.negative else nullcontext():
-        return job.fill(output, records(asked, pipe), drawn, "picture")
+        return job.fill(output, records(asked, pipe), pictures, "picture")
 
 
 def find_preference(name: str, base: ImageBase) -> Preference:
