@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import PIL.Image
 import pytest
@@ -28,8 +29,10 @@ from selfnpo_core.weights.lora_file import read_lora
 from selfnpo_core.weights.lora_layers import layers_in, put_into
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.cli import selfnpo_image
+from selfnpo_image.drawing import Settings, draw
 from selfnpo_image.families import FAMILIES, find_base, presets_for
-from selfnpo_image.loading import load_pipeline
+from selfnpo_image.kinds import CONFIGS
+from selfnpo_image.loading import known_configs, load_pipeline
 from selfnpo_image.models import KNOWN, defaults
 from selfnpo_image.sd15 import SD15
 from selfnpo_image.sdxl import SDXL
@@ -301,6 +304,51 @@ def test_refiners_and_models_without_t5(tmp_path: Path) -> None:
         load_pipeline(find_base(str(tmp_path / "small")))
 
 
+@pytest.mark.parametrize("negative", [None, "blurry, ugly"])
+def test_pictures_are_those_of_a_user_of_the_stock_pipeline(family: str, model: Path, negative: str | None) -> None:
+    """Without a negative prompt Qwen-Image is given the customary single space, else it would not be guided."""
+    pipe, (height, width) = stock(model), (32, 32)
+    settings = Settings(guidance_scale=4.0, steps=2, negative_prompt=negative, height=height, width=width)
+    ((_, ours),) = draw(pipe, ["a red fox"], [5], settings, kind=FAMILIES[family].kind)
+    call: dict[str, Any] = {"num_inference_steps": 2, "height": height, "width": width, **GUIDED[family](4.0, 1)}
+    if negative and family == "flux2-klein":
+        call["negative_prompt_embeds"] = pipe.encode_prompt(negative)[0]
+    elif negative:
+        call["negative_prompt"] = [negative]
+    wanted = pipe(prompt=["a red fox"], generator=[torch.Generator().manual_seed(5)], **call).images[0]
+    assert ImageChops.difference(ours, wanted).getbbox() is None
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "what"),
+    [
+        ("qwen-image", {"zero_cond_t": True}, "for editing or layers"),
+        ("qwen-image", {"guidance_embeds": True}, "without a negative branch"),
+        ("z-image", {"siglip_feat_dim": 16}, "an editing model"),
+        ("flux2-klein", {"guidance_embeds": True}, "without a negative branch"),
+        ("z-image", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised weights"),
+    ],
+)
+def test_networks_that_only_look_like_a_family_s(
+    family: str, changes: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    PIPELINES[family]().save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(InputError, match=what):
+        find_base(str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.iterdir()))
+def test_packaged_configurations_have_the_parameters_that_the_table_says(name: str) -> None:
+    base = find_base(name)
+    config = known_configs(base)[f"{base.kind.denoiser}/config.json"]
+    with init_empty_weights():
+        network = getattr(diffusers, base.kind.network).from_config(dict(config))
+    assert KNOWN[name].parameters == sum(p.numel() for p in network.parameters())
+
+
 @pytest.mark.slow
 def test_the_known_names_have_the_published_sizes() -> None:
     """SDXL's UNet has 2.6 billion parameters (2307.01952); SD3.5's transformers 2.2 and 8.1, from their own configs."""
@@ -346,7 +394,9 @@ def test_a_sketch_costs_what_the_model_costs(family, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "parameters"), [("sd15", "859,520,964"), ("sdxl", "2,567,463,684")])
+@pytest.mark.parametrize(
+    ("model", "parameters"), [("sd15", "859,520,964"), ("sdxl", "2,567,463,684"), ("z-image", "6,154,908,736")]
+)
 def test_dry_run_of_a_known_model_without_its_weights(model, parameters, capsys):
     assert run(selfnpo_image, ["train", "--model", model, "--dry-run"], name="selfnpo-image") == 0
     said = capsys.readouterr().out

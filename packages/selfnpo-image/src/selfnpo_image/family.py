@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from selfnpo_image.base import ImageBase
     from selfnpo_image.sampling import Job
 
+log = logging.getLogger(__name__)
+
 
 class ImageFamily(Family["ImageBase", "Job"]):
-    """SD1.5, SDXL, SD3 and their demo."""
+    """SD1.5, SDXL, SD3, Qwen-Image, Z-Image, FLUX.2 [klein], and a demo."""
 
     program = "selfnpo-image"
     about = "Self-NPO for image diffusion models: negative weights, trained from prompts only."
@@ -38,7 +41,10 @@ class ImageFamily(Family["ImageBase", "Job"]):
     models_line = "Known models: hub id, licence, size, prediction type, dtype."
     models_help = "List the models that go by a name. Any other model of these families works too."
     models_also = (
-        "Also: a hub id owner/name or a diffusers folder of these families, or a .safetensors file of SD1.5, SDXL."
+        "Also: a hub id owner/name or a diffusers folder of these families, or a .safetensors file of SD1.5, SDXL.\n"
+        "Distilled models run no negative branch. `train` makes of those above weights for Neon (--npo-rule neon), which "
+        "are an adapter that undoes the distillation too.\n"
+        "Not taken, for the same reason: FLUX.1-dev, FLUX.1-schnell, FLUX.2-dev, latent consistency models."
     )
     evaluate_help = (
         "Measure a sample folder: fid, kid, precision, recall, density, coverage, clip_score, pickscore, hpsv2.1, "
@@ -68,6 +74,7 @@ class ImageFamily(Family["ImageBase", "Job"]):
             "hub id": model.hub_id or "(in the package)",
             "parameters": f"{model.parameters / 1e6:,.1f} M",
             "predicts": model.prediction_type,
+            "branches": "one, distilled" if model.distilled else "both",
             "dtype": model.dtype,
             "memory": model.memory or "—",
             "licence": model.licence,
@@ -92,6 +99,7 @@ class ImageFamily(Family["ImageBase", "Job"]):
         from selfnpo_image.families import FAMILIES
 
         _refuse_frames(base, recipe)
+        _say_distilled(base)
         made = FAMILIES[base.family]
         return made(base, **_options(recipe), dtype=dtype, device=device)
 
@@ -99,6 +107,7 @@ class ImageFamily(Family["ImageBase", "Job"]):
         from selfnpo_image.families import FAMILIES
 
         _refuse_frames(base, recipe)
+        _say_distilled(base)
         return FAMILIES[base.family].sketch(base, **_options(recipe), dtype=dtype)
 
     def plan(self, options: Options) -> Job:
@@ -140,6 +149,15 @@ class ImageFamily(Family["ImageBase", "Job"]):
 def _options(recipe: Recipe) -> dict[str, Any]:
     """What a recipe tells a backbone."""
     return {"height": recipe.height, "width": recipe.width, "tiling": bool(recipe.sample_tiling)}
+
+
+def _say_distilled(base: ImageBase) -> None:
+    if base.distilled:
+        log.warning(
+            "%s is distilled and runs no negative branch: weights that are trained on its own samples serve Neon (sample "
+            "--npo-rule neon), or, loaded as a LoRA to train on, as an adapter that undoes the distillation",
+            base.name,
+        )
 
 
 def _refuse_frames(base: ImageBase, recipe: Recipe) -> None:

@@ -1,5 +1,5 @@
-"""FLUX.2 [klein] base: any `Flux2KleinPipeline` that is not distilled. Rectified flow on a transformer of two kinds of
-blocks.
+"""FLUX.2 [klein]: any `Flux2KleinPipeline`. Rectified flow on a transformer of two kinds of blocks. Only the base models
+run a negative branch; the distilled ones say so in their index, and their pipeline then guides at no scale.
 
 Latents here are what the transformer is told of: patches of 2 × 2 of the VAE's, normalised by the statistics of its
 batch norm, (4·C, h/2, w/2); noise is drawn in that shape. A prompt is always 512 tokens, of which those that pad it are
@@ -59,11 +59,11 @@ def _places(*sides: int, device: torch.device) -> Tensor:
 
 
 class Flux2Klein(FlowBackbone):
-    """A FLUX.2 [klein] base model as the training engine sees it."""
+    """A FLUX.2 [klein] model as the training engine sees it."""
 
     kind = Kind(
         name="flux2-klein",
-        title="FLUX.2 [klein] base",
+        title="FLUX.2 [klein]",
         examples="flux2-klein-base-4b",
         pipeline=Flux2KleinPipeline,
         presets=recipes.FLUX2_KLEIN,
@@ -78,7 +78,7 @@ class Flux2Klein(FlowBackbone):
         granularity=lambda config: 1,
         side=64,
         pixels=lambda vae: 2 ** len(vae["block_out_channels"]),
-        call=Call(negative=_negative, latents=_latents),
+        call=Call(negative=_negative, latents=_latents, never_guides_distilled=True),
     )
     lora_targets: Mapping[str, str] = {"attention": _ATTENTION, "all": f"{_ATTENTION}|{_FEED_FORWARD}"}
 

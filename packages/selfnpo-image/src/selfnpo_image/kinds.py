@@ -93,12 +93,14 @@ class Call:
     negative: its arguments for negative prompts, one a picture.
     null: the negative prompt where its user gives none; `None` leaves it to the pipeline.
     latents: the finished samples, (n, C, h, w), as the denoiser knows them, of a call with these arguments.
+    never_guides_distilled: a model that says that it is distilled is not guided, whatever scale is given.
     """
 
     guidance: Callable[[float], Mapping[str, Any]] = _by_scale
     negative: Callable[[Any, Sequence[str]], Mapping[str, Any]] = _by_text
     null: str | None = None
     latents: Callable[[Any, Mapping[str, Any]], Tensor] = _undecoded
+    never_guides_distilled: bool = False
 
 
 def _halvings(vae: Mapping[str, Any]) -> int:

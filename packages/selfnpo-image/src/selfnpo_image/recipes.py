@@ -113,6 +113,24 @@ def _of_width(width: int, **own: Any) -> Presets:
     }
 
 
+def without_guidance(presets: Presets, steps: int) -> Presets:
+    """For a distilled model of the family: it draws as it is meant to, in so many steps, and learns its own samples
+    under their prompts.
+
+    Added to the model, what is learned undoes the distillation, as far as such samples tell; taken off it, w·δ is Neon
+    (2510.03597). w is what Neon's weights are first tried with, and has been tuned no more than the rest.
+    """
+    own: dict[str, Any] = {
+        "sample_guidance": 1.0,
+        "sample_grid_steps": steps,
+        "student_prompt_dropout": 0.0,
+        "sample_every": 0,  # grids show a negative branch
+        "recommended": {"beta": 1.0, "guidance_scale": (1.0, 1.0), "rule": {"name": "neon", "weight": 1.0}},
+        "sample_guidance_scales": (1.0,),
+    }
+    return {train: {**preset, **own} for train, preset in presets.items()}
+
+
 QWEN_IMAGE = _of_width(3072, batch_size=1, grad_accumulation=32)  # 41 GB in bf16, whatever else
 Z_IMAGE = _of_width(3840)
 FLUX2_KLEIN = _of_width(3072)

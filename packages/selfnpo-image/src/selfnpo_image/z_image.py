@@ -1,9 +1,9 @@
 """The Z-Image family (2511.22699): any `ZImagePipeline` that runs both branches. Rectified flow on a single stream.
 
-Its stock pipeline has a word of its own for nearly all of this. Its guidance scale is w = g − 1, v(c) + w·(v(c) −
-v(∅)), with 0 for none; ours is g everywhere. Its transformer is told 1 − t in place of t and answers data − noise in place of
-noise − data; the positive branch is the batch's first half; latents and texts are lists of a tensor a row, texts of
-their own lengths. The empty text, in its chat's template, is the null prompt.
+Its stock pipeline has a word of its own for nearly all of this. Its guidance scale is w = g − 1 of
+v(c) + w·(v(c) − v(∅)), with 0 for none; ours is g everywhere. Its transformer is told 1 − t in place of t and answers
+data − noise in place of noise − data; the positive branch is the batch's first half; latents and texts are lists of a
+tensor a row, texts of their own lengths. The empty text, in its chat's template, is the null prompt.
 """
 
 from collections.abc import Mapping, Sequence
