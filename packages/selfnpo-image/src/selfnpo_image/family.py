@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
@@ -42,8 +43,8 @@ class ImageFamily(Family["ImageBase", "Job"]):
     models_help = "List the models that go by a name. Any other model of these families works too."
     models_also = (
         "Also: a hub id owner/name or a diffusers folder of these families, or a .safetensors file of SD1.5, SDXL.\n"
-        "Distilled models run no negative branch. `train` makes of those above weights for Neon (--npo-rule neon), which "
-        "are an adapter that undoes the distillation too.\n"
+        "Distilled models run no negative branch: what `train` makes of those above is for Neon (--npo-rule neon),\n"
+        "and is an adapter that undoes the distillation too.\n"
         "Not taken, for the same reason: FLUX.1-dev, FLUX.1-schnell, FLUX.2-dev, latent consistency models."
     )
     evaluate_help = (
@@ -99,7 +100,8 @@ class ImageFamily(Family["ImageBase", "Job"]):
         from selfnpo_image.families import FAMILIES
 
         _refuse_frames(base, recipe)
-        _say_distilled(base)
+        if base.distilled:
+            _say_distilled(base.name)
         made = FAMILIES[base.family]
         return made(base, **_options(recipe), dtype=dtype, device=device)
 
@@ -107,7 +109,8 @@ class ImageFamily(Family["ImageBase", "Job"]):
         from selfnpo_image.families import FAMILIES
 
         _refuse_frames(base, recipe)
-        _say_distilled(base)
+        if base.distilled:
+            _say_distilled(base.name)
         return FAMILIES[base.family].sketch(base, **_options(recipe), dtype=dtype)
 
     def plan(self, options: Options) -> Job:
@@ -151,13 +154,14 @@ def _options(recipe: Recipe) -> dict[str, Any]:
     return {"height": recipe.height, "width": recipe.width, "tiling": bool(recipe.sample_tiling)}
 
 
-def _say_distilled(base: ImageBase) -> None:
-    if base.distilled:
-        log.warning(
-            "%s is distilled and runs no negative branch: weights that are trained on its own samples serve Neon (sample "
-            "--npo-rule neon), or, loaded as a LoRA to train on, as an adapter that undoes the distillation",
-            base.name,
-        )
+@cache
+def _say_distilled(name: str) -> None:
+    """Once: a run is sketched before its base is loaded."""
+    log.warning(
+        "%s is distilled and runs no negative branch: weights that are trained on its own samples serve Neon "
+        "(--npo-rule neon), or, loaded as a LoRA to train on, as an adapter that undoes the distillation",
+        name,
+    )
 
 
 def _refuse_frames(base: ImageBase, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""FLUX.2 [klein]: any `Flux2KleinPipeline`. Rectified flow on a transformer of two kinds of blocks. Only the base models
+"""FLUX.2 [klein]: any `Flux2KleinPipeline`. Rectified flow on a transformer of two kinds of blocks. Only base models
 run a negative branch; the distilled ones say so in their index, and their pipeline then guides at no scale.
 
 Latents here are what the transformer is told of: patches of 2 × 2 of the VAE's, normalised by the statistics of its
