@@ -144,9 +144,10 @@ class ImageFamily(Family["ImageBase", "Job"]):
         return pictures.demo()
 
     def kohya(self, lora: Lora, npo: Npo, base: ImageBase, beta: float, scale: float, file: str) -> KohyaFiles:
-        from selfnpo_image import kohya
+        from selfnpo_image import comfyui, kohya
 
-        return kohya.files(lora, npo, base, beta, scale, file)
+        made = kohya.files if base.kind.comfy is None else comfyui.files
+        return made(lora, npo, base, beta, scale, file)
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selfnpo_image import recipes
 from selfnpo_image.flow import JOINT_ATTENTION, FlowBackbone, heads_width
-from selfnpo_image.kinds import Call, Kind
+from selfnpo_image.kinds import Call, ComfyForm, Kind, thirds
 from selfnpo_image.texts import TOKENS
 
 SHIFT_STEPS = 50
@@ -58,6 +58,27 @@ def _places(*sides: int, device: torch.device) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(side, device=device) for side in sides))
 
 
+COMFY = ComfyForm(
+    blocks={"transformer_blocks": "double_blocks", "single_transformer_blocks": "single_blocks"},
+    layers={
+        **thirds(("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn.qkv"),
+        **thirds(("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn.qkv"),
+        "attn.to_out.0": ("img_attn.proj", None),
+        "attn.to_add_out": ("txt_attn.proj", None),
+        "ff.linear_in": ("img_mlp.0", None),
+        "ff.linear_out": ("img_mlp.2", None),
+        "ff_context.linear_in": ("txt_mlp.0", None),
+        "ff_context.linear_out": ("txt_mlp.2", None),
+        "attn.to_qkv_mlp_proj": ("linear1", None),
+        "attn.to_out": ("linear2", None),
+    },
+    encoders={0: "qwen_3_4b.safetensors"},
+    clip="flux2",
+    vae="flux2-vae.safetensors",
+    latents="EmptyFlux2LatentImage",
+)
+
+
 class Flux2Klein(FlowBackbone):
     """A FLUX.2 [klein] model as the training engine sees it."""
 
@@ -79,6 +100,7 @@ class Flux2Klein(FlowBackbone):
         side=64,
         pixels=lambda vae: 2 ** len(vae["block_out_channels"]),
         call=Call(negative=_negative, latents=_latents, never_guides_distilled=True),
+        comfy=COMFY,
     )
     lora_targets: Mapping[str, str] = {"attention": _ATTENTION, "all": f"{_ATTENTION}|{_FEED_FORWARD}"}
 

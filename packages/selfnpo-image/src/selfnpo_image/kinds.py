@@ -72,6 +72,30 @@ class KohyaForm:
     side: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComfyForm:
+    """How ComfyUI's model of a family of transformers names layers, and what a workflow of it loads.
+
+    blocks: how the names of blocks begin, in diffusers and there. layers: of a layer in a block, its name there and
+    which third of a matrix for q, k and v it is. same_names: other layers are called alike.
+    encoders: files of text encoders by number, 0 where there is one; clip: their type, empty where there is no choice.
+    vae: its file. latents: the node that makes empty ones.
+    """
+
+    blocks: Mapping[str, str]
+    layers: Mapping[str, tuple[str, int | None]] = field(default_factory=dict)
+    same_names: bool = False
+    encoders: Mapping[int, str]
+    clip: str
+    vae: str
+    latents: str
+
+
+def thirds(diffusers: tuple[str, str, str], fused: str) -> dict[str, tuple[str, int | None]]:
+    """Of three layers that are one there."""
+    return {name: (fused, third) for third, name in enumerate(diffusers)}
+
+
 def _by_scale(scale: float) -> dict[str, Any]:
     return {"guidance_scale": scale}
 
@@ -121,7 +145,8 @@ class Kind:
     side: height and width of its own latents, for a family whose networks do not say.
     pixels: a latent's side in pixels, of the VAE's configuration.
     call: of the stock pipeline.
-    layout: of single-file checkpoints, where the family has them. kohya: of LoRAs in kohya's names, likewise.
+    layout: of single-file checkpoints, where the family has them. kohya: of LoRAs in kohya's names, likewise. comfy: of
+    LoRAs for ComfyUI, of a family of transformers.
     """
 
     name: str
@@ -146,6 +171,7 @@ class Kind:
     call: Call = field(default_factory=Call)
     layout: FileLayout | None = None
     kohya: KohyaForm | None = None
+    comfy: ComfyForm | None = None
 
     def own_sides(self, network: Any, name: str) -> tuple[int, int] | None:
         """Height and width of the latents that a network was made for, by its configuration; `None` if it is silent.

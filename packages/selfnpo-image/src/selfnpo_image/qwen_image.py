@@ -19,7 +19,7 @@ from torch import Tensor
 from selfnpo_core.models.backbone import has_numbers
 from selfnpo_image import recipes
 from selfnpo_image.flow import JOINT_ATTENTION, FlowBackbone, heads_width, shift_by_size
-from selfnpo_image.kinds import Call, Kind
+from selfnpo_image.kinds import Call, ComfyForm, Kind
 from selfnpo_image.texts import TOKENS, cut, padded
 
 NULL_PROMPT = " "
@@ -60,6 +60,16 @@ def _latents(pipe: Any, arguments: Mapping[str, Any]) -> Tensor:
     return unpacked(patches, rows, columns)
 
 
+COMFY = ComfyForm(
+    blocks={"transformer_blocks": "transformer_blocks"},
+    same_names=True,
+    encoders={0: "qwen_2.5_vl_7b.safetensors"},
+    clip="qwen_image",
+    vae="qwen_image_vae.safetensors",
+    latents="EmptySD3LatentImage",
+)
+
+
 class QwenImage(FlowBackbone):
     """A model of the Qwen-Image family as the training engine sees it."""
 
@@ -81,6 +91,7 @@ class QwenImage(FlowBackbone):
         side=128,
         pixels=_halvings,
         call=Call(guidance=lambda scale: {"true_cfg_scale": scale}, null=NULL_PROMPT, latents=_latents),
+        comfy=COMFY,
     )
     lora_targets: Mapping[str, Sequence[str]] = {
         "attention": JOINT_ATTENTION,

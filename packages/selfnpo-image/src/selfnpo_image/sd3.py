@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selfnpo_image import recipes
 from selfnpo_image.flow import JOINT_ATTENTION, FlowBackbone, heads_width, shift_by_size
-from selfnpo_image.kinds import Kind
+from selfnpo_image.kinds import ComfyForm, Kind, thirds
 
 T5_TOKENS = 256
 _FEED_FORWARD = [f"{name}.net.{part}" for name in ("ff", "ff_context") for part in ("0.proj", "2")]
@@ -21,6 +21,27 @@ _FEED_FORWARD = [f"{name}.net.{part}" for name in ("ff", "ff_context") for part 
 def _check(kind: Kind, config: Mapping[str, Any], name: str) -> None:
     if config.get("in_channels", 16) != (config.get("out_channels") or config.get("in_channels", 16)):
         raise kind.wrong(name, f"an editing model ({config['in_channels']} input channels)")
+
+
+COMFY = ComfyForm(
+    blocks={"transformer_blocks": "joint_blocks"},
+    layers={
+        **thirds(("attn.to_q", "attn.to_k", "attn.to_v"), "x_block.attn.qkv"),
+        **thirds(("attn2.to_q", "attn2.to_k", "attn2.to_v"), "x_block.attn2.qkv"),
+        **thirds(("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "context_block.attn.qkv"),
+        "attn.to_out.0": ("x_block.attn.proj", None),
+        "attn2.to_out.0": ("x_block.attn2.proj", None),
+        "attn.to_add_out": ("context_block.attn.proj", None),
+        "ff.net.0.proj": ("x_block.mlp.fc1", None),
+        "ff.net.2": ("x_block.mlp.fc2", None),
+        "ff_context.net.0.proj": ("context_block.mlp.fc1", None),
+        "ff_context.net.2": ("context_block.mlp.fc2", None),
+    },
+    encoders={1: "clip_l.safetensors", 2: "clip_g.safetensors", 3: "t5xxl_fp16.safetensors"},
+    clip="",
+    vae="sd3_vae.safetensors",
+    latents="EmptySD3LatentImage",
+)
 
 
 class SD3(FlowBackbone):
@@ -44,6 +65,7 @@ class SD3(FlowBackbone):
         predicts=("flow",),
         check=_check,
         granularity=lambda config: int(config.patch_size),
+        comfy=COMFY,
     )
     lora_targets: Mapping[str, Sequence[str]] = {
         "attention": JOINT_ATTENTION,

@@ -16,7 +16,7 @@ from torch import Tensor
 from selfnpo_core.models.backbone import has_numbers
 from selfnpo_image import recipes
 from selfnpo_image.flow import ATTENTION, FlowBackbone
-from selfnpo_image.kinds import Call, Kind
+from selfnpo_image.kinds import Call, ComfyForm, Kind, thirds
 from selfnpo_image.texts import TOKENS, apart, padded
 
 
@@ -28,6 +28,20 @@ def _check(kind: Kind, config: Mapping[str, Any], name: str) -> None:
 def _width(config: Mapping[str, Any]) -> int | None:
     width = config.get("dim")
     return width if isinstance(width, int) else None
+
+
+COMFY = ComfyForm(
+    blocks={name: name for name in ("layers", "noise_refiner", "context_refiner")},
+    layers={
+        **thirds(("attention.to_q", "attention.to_k", "attention.to_v"), "attention.qkv"),
+        "attention.to_out.0": ("attention.out", None),
+    },
+    same_names=True,
+    encoders={0: "qwen_3_4b.safetensors"},
+    clip="lumina2",
+    vae="ae.safetensors",
+    latents="EmptySD3LatentImage",
+)
 
 
 class ZImage(FlowBackbone):
@@ -50,6 +64,7 @@ class ZImage(FlowBackbone):
         granularity=lambda config: 2,
         side=128,
         call=Call(guidance=lambda scale: {"guidance_scale": scale - 1}),
+        comfy=COMFY,
     )
     lora_targets: Mapping[str, Sequence[str]] = {
         "attention": ATTENTION,
