@@ -144,6 +144,102 @@ def wan(kind: str = "2.1", unipc: bool = False) -> diffusers.WanPipeline:
     )
 
 
+def qwen_image() -> diffusers.QwenImagePipeline:
+    torch.manual_seed(0)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(8, 4, 4),
+    )
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[0.1] * 4,
+        latents_std=[1.5] * 4,
+    )
+    text = {**_qwen_text(3), "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+    vision = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": WIDTH}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, vocab_size=text["vocab_size"])
+    shift = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+    return diffusers.QwenImagePipeline(
+        transformer=transformer.eval(),
+        vae=vae.eval(),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config).eval(),
+        tokenizer=_qwen_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **shift),
+    )
+
+
+def z_image() -> diffusers.ZImagePipeline:
+    torch.manual_seed(0)
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[8, 4, 4],
+        axes_lens=[1536, 32, 32],
+    )
+    for name, parameter in transformer.named_parameters():
+        if name.endswith("pad_token"):
+            torch.nn.init.normal_(parameter)
+    return diffusers.ZImagePipeline(
+        transformer=transformer.eval(),
+        vae=_vae(shift_factor=0.12),
+        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**_qwen_text(3), head_dim=8)).eval(),
+        tokenizer=_qwen_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )
+
+
+def flux2_klein(is_distilled: bool = False) -> diffusers.Flux2KleinPipeline:
+    torch.manual_seed(0)
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    for name, parameter in transformer.named_parameters():
+        if "modulation" in name:  # else blocks hardly count
+            torch.nn.init.normal_(parameter, std=0.3)
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 16),
+        norm_num_groups=8,
+        latent_channels=4,
+        layers_per_block=1,
+        sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    torch.nn.init.normal_(vae.bn.running_mean)
+    vae.bn.running_var.uniform_(0.5, 2)
+    config = transformers.Qwen3Config(**_qwen_text(28), head_dim=8)  # three of its inner layers are read
+    return diffusers.Flux2KleinPipeline(
+        transformer=transformer.eval(),
+        vae=vae.eval(),
+        text_encoder=transformers.Qwen3ForCausalLM(config).eval(),
+        tokenizer=_qwen_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        is_distilled=is_distilled,
+    )
+
+
 COGVIDEOX_KINDS: dict[str, dict[str, Any]] = {
     "2b": {},
     "5b": {"use_rotary_positional_embeddings": True},
@@ -200,6 +296,9 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "wan": wan,
     "cogvideox": cogvideox,
+    "qwen-image": qwen_image,
+    "z-image": z_image,
+    "flux2-klein": flux2_klein,
 }
 
 _CALLS: dict[str, dict[str, Any]] = {
@@ -209,13 +308,18 @@ _CALLS: dict[str, dict[str, Any]] = {
     "flux": {"height": 32, "width": 32, "max_sequence_length": 16},
     "wan": {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 16},
     "cogvideox": {"height": 16, "width": 16, "num_frames": 9, "max_sequence_length": 16},
+    "qwen-image": {"height": 32, "width": 32},
+    "z-image": {"height": 32, "width": 32},
+    "flux2-klein": {"height": 32, "width": 32, "max_sequence_length": 16},
 }
+SCALES = {"flux": "true_cfg_scale", "qwen-image": "true_cfg_scale"}
+"""The argument that is the guidance scale, where it has another name."""
 
 
 def sample(family: str, pipe: Any, prompt: str | list[str] = "a red fox", scale: float = 5.0, **call: Any) -> Any:
     """Latents after three steps from a fixed seed."""
     pipe.set_progress_bar_config(disable=True)
-    call = {**_CALLS[family], ("true_cfg_scale" if family == "flux" else "guidance_scale"): scale, **call}
+    call = {**_CALLS[family], SCALES.get(family, "guidance_scale"): scale, **call}
     call = {"num_inference_steps": 3, "output_type": "latent", "return_dict": False, **call}
     return pipe(prompt=prompt, generator=torch.Generator().manual_seed(1), **call)[0]
 
@@ -278,6 +382,36 @@ def _t5_tokenizer() -> transformers.T5Tokenizer:
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     vocab += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,"]
     return transformers.T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=64)
+
+
+def _qwen_text(layers: int) -> dict[str, Any]:
+    """Of a text encoder of Qwen's."""
+    return {
+        "vocab_size": 300,
+        "hidden_size": WIDTH,
+        "intermediate_size": 37,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+
+
+def _qwen_tokenizer() -> transformers.Qwen2Tokenizer:
+    """One token a byte, with the turns of a chat."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [*sorted(ByteLevel.alphabet()), *special]
+    made = transformers.Qwen2Tokenizer(
+        vocab={word: index for index, word in enumerate(words)},
+        merges=[],
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        additional_special_tokens=special[1:],
+    )
+    made.chat_template = (
+        "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n{% if not enable_thinking %}<think>{% endif %}"
+    )
+    return made
 
 
 def clip_model(folder: Path, *, seed: int = 0, pictures: int = 32) -> transformers.CLIPModel:

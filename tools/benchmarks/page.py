@@ -44,8 +44,8 @@ As ratios to plain guidance, in turn with it.
 
 ## What may not grow
 
-[counts.json](performance/counts.json) holds what an update of four rows consists of: FLOPs, operations, numbers that the
-host waits for, rows, bytes. A test fails when one of them grows. Times are never tested.
+[counts.json](performance/counts.json) holds what an update of four rows consists of: FLOPs, operations, numbers that
+the host waits for, rows, bytes. A test fails when one of them grows. Times are never tested.
 """
 
 

@@ -47,6 +47,18 @@ def delta_of(model: nn.Module, name: str) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in result.items()}
 
 
+def layers_of(family: str) -> tuple[str, ...]:
+    """Some that a family's denoiser has, of each kind."""
+    return ("to_q", "to_v", "time_embedding.linear_1", "proj", *MORE_LAYERS.get(family, ()))
+
+
+MORE_LAYERS = {
+    "qwen-image": ("img_mlp.net.2", "img_in", "txt_in", "img_mod.1"),
+    "z-image": ("feed_forward.w2", "all_x_embedder.2-1", "layers.0.adaLN_modulation.0"),
+    "flux2-klein": ("to_qkv_mlp_proj", "linear_in", "x_embedder", "double_stream_modulation_img.linear"),
+}
+
+
 def model_with(family: str, model: nn.Module, weights: Mapping[str, float]) -> nn.Module:
     """A separate plain model without LoRA: the family's weights + Σ weight·delta."""
     plain = denoiser(PIPELINES[family]())
@@ -104,14 +116,15 @@ class TwoModels(nn.Module):
         if self.order == "separate":  # the positive branch runs first
             self.calls += 1
             return (self.positive if self.calls % 2 else self.negative)(*args, **kwargs)
-        half = len(args[0] if args else kwargs["hidden_states"]) // 2
+        x = args[0] if args else kwargs["hidden_states"]
+        half = len(x) // 2
         models = (self.negative, self.positive) if self.order == "negative first" else (self.positive, self.negative)
         parts = [slice(0, half), slice(half, None)]
         outputs = [
             model(*_rows(args, 2 * half, part), **_rows(kwargs, 2 * half, part))[0]
             for model, part in zip(models, parts, strict=True)
         ]
-        return (torch.cat(outputs),)
+        return ([*outputs[0], *outputs[1]] if isinstance(x, list) else torch.cat(outputs),)
 
 
 Ask = Callable[[nn.Module, str], Tensor]
@@ -157,6 +170,8 @@ def by_hand(family: str, guided: Callable[[Ask, float], Tensor], prompts: list[s
 def _rows(value: Any, batch: int, part: slice) -> Any:
     if isinstance(value, Tensor):
         return value[part] if value.ndim and len(value) == batch else value
+    if isinstance(value, list):
+        return value[part]
     if isinstance(value, dict):
         return {name: _rows(item, batch, part) for name, item in value.items()}
     return tuple(_rows(item, batch, part) for item in value) if isinstance(value, tuple) else value

@@ -14,7 +14,7 @@ from selfnpo_core.adapters.branches import LAYOUTS, Branches
 
 BATCHED = {
     "negative first": r"\w*uncond\w*, \w+ = \w+(\.float\(\))?\.chunk\(2\)",
-    "positive first": r"cat\(\s*\[prompt_embeds\w*, negative_prompt_embeds",
+    "positive first": r"cat\(\s*\[prompt_embeds\w*, negative_prompt_embeds|= prompt_embeds \+ negative_prompt_embeds",
 }
 
 
@@ -27,6 +27,7 @@ def test_table_is_what_diffusers_does(name: str) -> None:
         found.append("separate")
     assert found == [layout.order]
     assert "maybe_free_model_hooks()" in call
+    assert f"self.{layout.counted_by}(" in call
     assert set(layout.denoisers) <= set(inspect.signature(pipeline.__init__).parameters)
     returned = re.findall(r"\n        return (.+)", encode)[-1].split(", ")
     for negative, positive in layout.embeds.items():

@@ -11,14 +11,16 @@ from tests.core.adapters.reference import (
     TwoModels,
     add_lora,
     assert_same,
+    delta_of,
     denoiser,
+    layers_of,
     lora_layers,
     model_with,
     two_model_loop,
 )
 from tests.tiny import PIPELINES, sample, sd15
 
-from selfnpo_core import InputError, NegativeAdapters
+from selfnpo_core import InputError, NegativeAdapters, NegativeDelta
 
 PROMPTS = ["a red fox", "two blue birds"]
 CALLS: dict[str, dict[str, Any]] = {
@@ -143,26 +145,89 @@ def test_convolutions_feed_forward_and_scales(config: dict[str, bool]) -> None:
         assert_same(sample("sd15", pipe, PROMPTS), two_model_loop(pipe, base, other, prompt=PROMPTS))
 
 
-MORE = {"sd3": "num_images_per_prompt", "sdxl": "num_images_per_prompt"}
-MORE |= {"cogvideox": "num_videos_per_prompt", "wan": "num_videos_per_prompt"}
+MORE = {"cogvideox": "num_videos_per_prompt", "wan": "num_videos_per_prompt", "flux": ""}
+"""The argument that is pictures a prompt, where it has another name or is not asked for."""
+SEPARATE = ("wan", "flux", "qwen-image", "flux2-klein")
+ORDER = {**dict.fromkeys(SEPARATE, "separate"), "z-image": "positive first"}
+OFF = {"z-image": 0.0}
+"""The scale that is no guidance, where it is not 1."""
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "cogvideox", "wan", "flux"])
+def drawn(family: str, pipe: Any, **call: Any) -> torch.Tensor:
+    """Of two prompts and two negative prompts, in lists of its own: one pipeline writes into them."""
+    texts = ["blurry", "ugly and more"]
+    if family != "flux2-klein":
+        return sample(family, pipe, [*PROMPTS], negative_prompt=texts, **call)
+    embeds, _ = PIPELINES[family]().encode_prompt(texts, max_sequence_length=16)
+    return sample(family, pipe, [*PROMPTS], negative_prompt_embeds=embeds, **call)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "cogvideox", "wan", "flux", "qwen-image", "z-image", "flux2-klein"])
 def test_other_families(family: str) -> None:
-    call: dict[str, Any] = {"negative_prompt": ["blurry", "ugly"], **({MORE[family]: 2} if family in MORE else {})}
+    """Also with a LoRA of the user's on both branches."""
     pipe, reference = PIPELINES[family](), PIPELINES[family]()
+    more = MORE.get(family, "num_images_per_prompt")
+    call = {more: 2} if more else {}
     model, part = denoiser(pipe), "unet" if family == "sdxl" else "transformer"
-    add_lora(model, "npo", seed=1, targets=("to_q", "to_v", "time_embedding.linear_1", "proj"))
-    models = model_with(family, model, {}), model_with(family, model, {"npo": 0.8})
-    order = "separate" if family in ("wan", "flux") else "negative first"
-    vars(reference)[part] = TwoModels(*models, order=order)
+    add_lora(model, "style", seed=2, targets=layers_of(family))
+    add_lora(model, "npo", seed=1, targets=layers_of(family))
+    model.set_adapters(["style"])
+    models = model_with(family, model, {"style": 1}), model_with(family, model, {"style": 1, "npo": 0.8})
+    vars(reference)[part] = TwoModels(*models, order=ORDER.get(family, "negative first"))
+    plain = PIPELINES[family]()
+    vars(plain)[part] = models[0]
     with torch.no_grad(), NegativeAdapters.attach(pipe, {"npo": 0.8}):
-        actual = sample(family, pipe, PROMPTS, **call)
-        assert_same(actual, sample(family, reference, PROMPTS, **call))
-        assert_differs(actual, sample(family, PIPELINES[family](), PROMPTS, **call))
-        assert torch.equal(
-            sample(family, pipe, PROMPTS, scale=1.0), sample(family, PIPELINES[family](), PROMPTS, scale=1.0)
-        )
+        actual = drawn(family, pipe, **call)
+        assert_same(actual, drawn(family, reference, **call))
+        assert_differs(actual, drawn(family, plain, **call))
+        off = OFF.get(family, 1.0)
+        assert_same(sample(family, pipe, [*PROMPTS], scale=off), sample(family, plain, [*PROMPTS], scale=off))
+
+
+@pytest.mark.parametrize("family", ["qwen-image", "z-image", "flux2-klein"])
+def test_whole_weights_of_other_families(family: str) -> None:
+    """An offset in a forward of its own; of those that take lists all lists are by row."""
+    pipe = PIPELINES[family]()
+    add_lora(denoiser(pipe), "npo", seed=1, targets=layers_of(family))
+    delta = delta_of(denoiser(pipe), "npo")
+    with torch.no_grad():
+        with NegativeAdapters.attach(pipe, {"npo": 0.8}):
+            expected = drawn(family, pipe, num_images_per_prompt=2)
+        with NegativeDelta.attach(pipe, delta, beta=0.8):
+            assert_same(drawn(family, pipe, num_images_per_prompt=2), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen-image", "z-image", "flux2-klein"])
+def test_compiled_denoisers_of_other_families(family: str) -> None:
+    pipe = PIPELINES[family]()
+    add_lora(pipe.transformer, "npo", seed=1, targets=layers_of(family))
+    with torch.no_grad(), NegativeAdapters.attach(pipe, {"npo": 0.8}):
+        expected = drawn(family, pipe)
+        torch._dynamo.reset()
+        pipe.transformer.compile(backend="eager")
+        assert_same(drawn(family, pipe), expected)
+
+
+def test_what_sees_all_prompts_as_one_sequence_is_not_split() -> None:
+    """Z-Image embeds the captions of all rows, each of its own length, in one matrix product."""
+    pipe = PIPELINES["z-image"]()
+    add_lora(pipe.transformer, "npo", seed=1, targets=("cap_embedder.1",))
+    with pytest.raises(InputError, match=r"'cap_embedder.1' sees all prompts as one sequence"):
+        NegativeAdapters.attach(pipe, {"npo": 1.0})
+
+
+def test_positive_prompt_as_condition_of_lists() -> None:
+    pipe = PIPELINES["z-image"]()
+    add_lora(pipe.transformer, "npo", seed=1)
+    with torch.no_grad():
+        with NegativeAdapters.attach(pipe, {"npo": 1.0}):
+            expected = sample("z-image", pipe, [*PROMPTS], negative_prompt=[*PROMPTS])
+        embeds, null = pipe.encode_prompt([*PROMPTS])
+        with NegativeAdapters.attach(pipe, {"npo": 1.0}, condition="prompt"):
+            assert_same(sample("z-image", pipe, [*PROMPTS]), expected)
+            with pytest.raises(InputError, match="as texts here"):
+                sample("z-image", pipe, None, prompt_embeds=embeds, negative_prompt_embeds=null)
 
 
 def test_dynamic_guidance_of_cogvideox() -> None:

@@ -36,7 +36,7 @@ from selfnpo_core.system.caches import checksum
 from selfnpo_core.system.devices import best_device
 from selfnpo_core.training.simulation import held_by
 from selfnpo_image.base import ImageBase
-from selfnpo_image.drawing import Settings, draw, draw_latents
+from selfnpo_image.drawing import Settings, Told, draw, draw_latents
 from selfnpo_image.kinds import Kind, sizeless
 from selfnpo_image.loading import (
     check_scheduler,
@@ -130,14 +130,15 @@ class ImageBackbone:
             encoder_dtypes(base, self.dtype) if is_here else dict.fromkeys(self.kind.text_encoders, self.dtype)
         )
         network, scheduler = configs[f"{self.kind.denoiser}/config.json"], configs["scheduler/scheduler_config.json"]
-        on_hub, tokens = base.source.kind == "hub", clip_tokens(base)
+        on_hub = base.source.kind == "hub"
+        tokens = self.kind.tokens.get(self.kind.text_encoders[0]) or clip_tokens(base)
         with META:
             denoiser = getattr(diffusers, self.kind.network).from_config(dict(network)).to(self.dtype)
         return SimpleNamespace(
             scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(dict(scheduler))
             if on_hub
             else make_scheduler(base),
-            vae_scale_factor=2 ** (len(configs["vae/config.json"]["block_out_channels"]) - 1),
+            vae=SimpleNamespace(config=configs["vae/config.json"]),
             tokenizer=SimpleNamespace(model_max_length=tokens),
             tokenizer_max_length=tokens,
             **{self.kind.denoiser: denoiser},
@@ -150,11 +151,11 @@ class ImageBackbone:
         self._scheduler = dict(pipe.scheduler.config)
         self.latent_shape: tuple[int, ...] = self._latent_shape(pipe, height, width)
         self.schedule = NoiseSchedule.from_scheduler(pipe.scheduler, self._shift(pipe))
-        rows, columns = (n * pipe.vae_scale_factor for n in self.latent_shape[1:])
+        rows, columns = (n * self.kind.pixels(pipe.vae.config) for n in self.latent_shape[1:])
         self.size = rows, columns
         self._row_shapes = self._shapes_of_rows(pipe)
         self.bytes_per_prompt = sum(math.prod(shape) for shape in self._row_shapes) * self.dtype.itemsize
-        self._tokens = int(pipe.tokenizer.model_max_length)
+        self._tokens = self.kind.tokens.get(self.kind.text_encoders[0]) or int(pipe.tokenizer.model_max_length)
         self._rest = None
         self._table: tuple[Tensor, ...] = ()
         self._row: dict[str, int] = {}
@@ -277,7 +278,8 @@ class ImageBackbone:
         cast_back = self.denoiser.register_forward_hook(lambda _module, _inputs, output: _cast(output, self.dtype))
         try:
             with attach_weights(pipe, negative):
-                drawn = draw(pipe, prompts, seeds, settings, embeddings=self._embeddings(prompts, device))
+                told = self._embeddings(prompts, device, guidance_scale > 1)
+                drawn = draw(pipe, prompts, seeds, settings, kind=self.kind, told=told)
                 return [picture for _, picture in drawn]
         finally:
             cast_back.remove()
@@ -306,10 +308,14 @@ class ImageBackbone:
             vae = vae.float()
         if self.tiling:
             vae.enable_tiling()
-        x = (1, *self.latent_shape)
+        x = self._decoded()
         return Aside(
             weights=size_of(vae), work=held_by([vae], lambda: vae.decode(torch.empty(x, dtype=vae.dtype)).sample)
         )
+
+    def _decoded(self) -> tuple[int, ...]:
+        """The shape of one sample as the VAE decodes it."""
+        return (1, *self.latent_shape)
 
     def drawing_facts(self) -> Mapping[str, Any]:
         return {
@@ -337,15 +343,31 @@ class ImageBackbone:
         settings = Settings(guidance_scale=guidance_scale, steps=steps, height=height, width=width)
         try:
             with attach_weights(pipe, negative, beta):
-                return draw_latents(pipe, self._embeddings(prompts, device), seeds, settings)
+                told = self._embeddings(prompts, device, guidance_scale > 1)
+                return draw_latents(pipe, told, seeds, settings, kind=self.kind)
         finally:
             setattr(pipe, self.kind.denoiser, None)
             self._release()
 
-    def _embeddings(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """(N + 1, …) of the prompts and the null prompt, by the stock pipeline's argument."""
-        rows = [*(self._row[prompt] for prompt in prompts), -1]
-        return {name: part[rows].to(device) for name, part in zip(EMBEDDINGS, self._table, strict=False)}
+    def _embeddings(self, prompts: Sequence[str], device: torch.device, guided: bool) -> Told:
+        """The stock pipeline's arguments for these prompts, and for the null prompt where guidance is on."""
+
+        def told(part: slice) -> dict[str, Any]:
+            own = [self._row[prompt] for prompt in prompts[part]]
+            found = self._arguments(self._rows(own, device))
+            if guided:
+                null = self._arguments(self._rows([-1] * len(own), device))
+                found |= {f"negative_{name}": value for name, value in null.items()}
+            return found
+
+        return told
+
+    def _rows(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
+        return tuple(part[list(rows)].to(device) for part in self._table)
+
+    def _arguments(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
+        """The stock pipeline's arguments for one branch. rows: of `_encode`."""
+        return dict(zip(EMBEDDINGS, rows, strict=False))
 
     def save_lora(self, directory: Path, adapter: str) -> None:
         """By the stock saver. Raw PEFT keys: the converter to diffusers' own loses the layers outside attention."""
@@ -380,7 +402,7 @@ class ImageBackbone:
     def _latent_shape(self, pipe: DiffusionPipeline, height: int | None, width: int | None) -> tuple[int, ...]:
         """(channels, height, width) for pictures of this size in pixels."""
         network: Any = getattr(pipe, self.kind.denoiser)
-        own, factor = self.kind.own_sides(network.config, self.name), cast(Any, pipe).vae_scale_factor
+        own, factor = self.kind.own_sides(network.config, self.name), self.kind.pixels(cast(Any, pipe).vae.config)
         if own is None:
             if height is None or width is None:
                 raise sizeless(self.kind.denoiser, self.name)
@@ -392,7 +414,11 @@ class ImageBackbone:
                 f"a height or width of {wrong[0]} is not possible: use multiples of {step}, such as {near}"
             )
         rows, columns = (given // factor if given else n for given, n in zip((height, width), own, strict=True))
-        return network.config.in_channels, rows, columns
+        return self._channels(network.config), rows, columns
+
+    def _channels(self, network: Any) -> int:
+        """Of latents, by the denoiser's configuration."""
+        return int(network.in_channels)
 
     def _use_xformers(self) -> None:
         """Probed with a real call: an installed xformers may lack kernels for this GPU."""
@@ -411,9 +437,11 @@ class ImageBackbone:
 
 
 def _cast(output: Any, dtype: torch.dtype) -> Any:
-    """A denoiser's output, a tuple or one of diffusers' classes, in another dtype."""
-    if isinstance(output, tuple):
-        return tuple(part.to(dtype) for part in output)
+    """A denoiser's output, a tuple or list or one of diffusers' classes, in another dtype."""
+    if isinstance(output, Tensor):
+        return output.to(dtype)
+    if isinstance(output, tuple | list):
+        return type(output)(_cast(part, dtype) for part in output)
     output.sample = output.sample.to(dtype)
     return output
 

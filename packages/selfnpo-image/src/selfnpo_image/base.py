@@ -21,13 +21,18 @@ class ImageBase(Base):
     """What was read of a model when it was found; no weights are.
 
     network: the denoiser's configuration; `None` while the model is on the hub. header: a single file's, or that of a
-    folder's denoiser. weights: a folder's, by component.
+    folder's denoiser. weights: a folder's, by component. says_distilled: its configurations say that it is.
     """
 
     kind: Kind
     network: Mapping[str, Any] | None = None
     header: Header = field(default_factory=Header)
     weights: Mapping[str, Weights] = field(default_factory=dict)
+    says_distilled: bool = False
+
+    @property
+    def distilled(self) -> bool:
+        return self.says_distilled or super().distilled
 
     @property
     def shapes(self) -> Shapes:
@@ -48,7 +53,7 @@ class ImageBase(Base):
     def must_be(self, kind: Kind) -> None:
         """Raise `InputError` unless the model is of this family."""
         if self.kind.name != kind.name:
-            raise kind.wrong(self.name, f"an {self.kind.title} model")
+            raise kind.wrong(self.name, f"{self.kind.one} model")
 
 
 def of_folder(source: Source, kind: Kind, known: KnownModel | None) -> ImageBase:

@@ -1,7 +1,7 @@
 """Pictures of a stock pipeline that is loaded. Every picture has its own generator, so its batch does not matter."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from selfnpo_core.sampling import job
-from selfnpo_image.kinds import sizeless
+from selfnpo_image.kinds import Kind, sizeless
 
 log = logging.getLogger(__name__)
 
@@ -24,36 +24,24 @@ class Settings(job.Settings):
     batch_size: int = 8
 
 
+Told = Callable[[slice], Mapping[str, Any]]
+"""A pipeline's arguments for both branches of some of the prompts, of one without text encoders."""
+
+
 @torch.no_grad()
 def draw(
-    pipe: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    settings: Settings,
-    *,
-    embeddings: Mapping[str, Tensor] | None = None,
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, *, kind: Kind, told: Told | None = None
 ) -> Iterator[tuple[int, Image]]:
     """Index and picture, in order. The pipeline is called as it is, a batch at a time.
 
-    embeddings: as for `draw_latents`, for a pipeline without text encoders.
+    kind: the pipeline's. told: what it is told in place of the prompts' texts.
     """
     pipe.set_progress_bar_config(disable=True)
-    height, width = _sides(pipe, settings)
+    sides = _sides(pipe, settings, kind)
     for start in range(0, len(prompts), settings.batch_size):
         part = slice(start, min(start + settings.batch_size, len(prompts)))
-        texts, negative_prompt = list(prompts[part]), settings.negative_prompt
-        told: Mapping[str, Any] = {
-            "prompt": texts,
-            "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(texts),
-        }
-        output = pipe(
-            **(told if embeddings is None else _told(embeddings, part)),
-            height=height,
-            width=width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-        )
+        words = told(part) if told else _texts(pipe, prompts[part], settings, kind)
+        output = pipe(**words, **_how(sides, seeds[part], settings, kind))
         for offset, picture in enumerate(output.images):
             if picture.getextrema() == ((0, 0),) * 3:
                 log.warning("the picture of seed %d is all black: try another dtype", seeds[start + offset])
@@ -61,49 +49,50 @@ def draw(
 
 
 @torch.no_grad()
-def draw_latents(pipe: Any, embeddings: Mapping[str, Tensor], seeds: Sequence[int], settings: Settings) -> Tensor:
-    """(N, C, h, w) float32, undecoded, in host memory, by a pipeline without text encoders.
-
-    embeddings: by the pipeline's argument for the positive branch, (N + 1, …), of the prompts and the null prompt.
-    """
+def draw_latents(pipe: Any, told: Told, seeds: Sequence[int], settings: Settings, *, kind: Kind) -> Tensor:
+    """(N, C, h, w) float32, undecoded, in host memory, by a pipeline without text encoders."""
     pipe.set_progress_bar_config(disable=True)
     made = []
     for start in range(0, len(seeds), settings.batch_size):
         part = slice(start, min(start + settings.batch_size, len(seeds)))
-        latents = pipe(
-            **_told(embeddings, part),
-            height=settings.height,
-            width=settings.width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-            output_type="latent",
-        ).images
-        made.append(latents.float().cpu())
+        how = _how((settings.height, settings.width), seeds[part], settings, kind)
+        made.append(kind.call.latents(pipe, {**told(part), **how}).float().cpu())
     return torch.cat(made)
 
 
-def _told(embeddings: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
-    """A pipeline's arguments for both branches of some prompts."""
-    told: dict[str, Tensor] = {}
-    for name, rows in embeddings.items():
-        told |= {name: rows[part], f"negative_{name}": rows[-1:].expand_as(rows[part])}
-    return told
+def _texts(pipe: Any, prompts: Sequence[str], settings: Settings, kind: Kind) -> dict[str, Any]:
+    """A pipeline's arguments for both branches."""
+    null = settings.negative_prompt
+    if null is None and settings.guidance_scale > 1:
+        null = kind.call.null
+    return {"prompt": list(prompts), **({} if null is None else kind.call.negative(pipe, [null] * len(prompts)))}
 
 
-def _sides(pipe: Any, settings: Settings) -> tuple[int | None, int | None]:
+def _how(sides: tuple[int | None, int | None], seeds: Sequence[int], settings: Settings, kind: Kind) -> dict[str, Any]:
+    """A pipeline's other arguments."""
+    height, width = sides
+    return {
+        "height": height,
+        "width": width,
+        "num_inference_steps": settings.steps,
+        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        **kind.call.guidance(settings.guidance_scale),
+    }
+
+
+def _sides(pipe: Any, settings: Settings, kind: Kind) -> tuple[int | None, int | None]:
     """Height and width as they were asked for, the other one too if one was.
 
     The stock pipelines multiply a list, and one of them takes its own size for both where one is given.
     Raises `InputError` where the model has no size of its own.
     """
-    denoiser = "transformer" if hasattr(pipe, "transformer") else "unet"
-    size = getattr(pipe, denoiser).config.sample_size
-    if settings.height is None and settings.width is None and isinstance(size, int):
-        return None, None
-    if size is None:
-        if settings.height is None or settings.width is None:
-            raise sizeless(denoiser, pipe.name_or_path)
+    if settings.height is not None and settings.width is not None:
         return settings.height, settings.width
-    own = [side * pipe.vae_scale_factor for side in ((size, size) if isinstance(size, int) else size)]
-    return settings.height or own[0], settings.width or own[1]
+    config = getattr(pipe, kind.denoiser).config
+    if settings.height is None and settings.width is None and isinstance(config.get("sample_size"), int):
+        return None, None
+    own = kind.own_sides(config, pipe.name_or_path)
+    if own is None:
+        raise sizeless(kind.denoiser, pipe.name_or_path)
+    height, width = (side * kind.pixels(pipe.vae.config) for side in own)
+    return settings.height or height, settings.width or width

@@ -19,25 +19,50 @@ from selfnpo_core.training.recipe import Presets
 from selfnpo_image import recipes
 from selfnpo_image.backbone import ImageBackbone
 from selfnpo_image.base import ImageBase, check_network, of_folder, read_config
+from selfnpo_image.flux2_klein import Flux2Klein
 from selfnpo_image.kinds import Kind, Shapes
 from selfnpo_image.loading import fetched_config, make_scheduler
-from selfnpo_image.models import KNOWN, find_source
+from selfnpo_image.models import KNOWN, ONE_BRANCH, defaults, find_source
+from selfnpo_image.qwen_image import QwenImage
 from selfnpo_image.sd3 import SD3
 from selfnpo_image.sd15 import SD15
 from selfnpo_image.sdxl import SDXL
 from selfnpo_image.single_file import of_file
+from selfnpo_image.z_image import ZImage
 
-FAMILIES: dict[str, type[ImageBackbone]] = {made.kind.name: made for made in (SD15, SDXL, SD3)}
+FAMILIES: dict[str, type[ImageBackbone]] = {
+    made.kind.name: made for made in (SD15, SDXL, SD3, QwenImage, ZImage, Flux2Klein)
+}
 _KINDS = {made.kind.pipeline.__name__: made.kind for made in FAMILIES.values()}
 
+_FROM_PICTURES = "for editing or filling pictures, which the text-to-image model of its family is not"
 _OTHER_PIPELINES = {
     "StableDiffusionXLImg2ImgPipeline": "the SDXL refiner, or made from pictures",
-    "LatentConsistencyModelPipeline": "distilled, without a negative branch",
+    **dict.fromkeys(("LatentConsistencyModelPipeline", "FluxPipeline", "Flux2Pipeline"), ONE_BRANCH),
+    **dict.fromkeys(
+        (
+            "QwenImageEditPipeline",
+            "QwenImageEditPlusPipeline",
+            "QwenImageLayeredPipeline",
+            "QwenImageInpaintPipeline",
+            "QwenImageControlNetPipeline",
+            "ZImageOmniPipeline",
+            "ZImageInpaintPipeline",
+            "ZImageControlNetPipeline",
+            "Flux2KleinKVPipeline",
+            "Flux2KleinInpaintPipeline",
+            "FluxKontextPipeline",
+            "FluxFillPipeline",
+        ),
+        _FROM_PICTURES,
+    ),
     "CogVideoXPipeline": "a video model, which selfnpo-video takes",
     "CogVideoXImageToVideoPipeline": "a video model, which selfnpo-video takes",
     "WanPipeline": "a video model, which selfnpo-video takes",
 }
 """What models are of whose pipeline that is."""
+TURBO_SHIFT = 3.0
+"""Z-Image-Turbo's; the base model's is 6, and nothing else in their configurations differs."""
 
 
 def find_base(name: str, config: str | Path | None = None) -> ImageBase:
@@ -55,10 +80,12 @@ def look(source: Source) -> ImageBase:
         with one_line_errors(source):
             return _look_into_file(source, known) if source.kind == "file" else _look_into_folder(source, known)
     if known is not None:
-        kind = FAMILIES[known.family].kind
-    else:
-        kind = kind_of_index(fetched_config(source, "model_index.json"), source.name)
-    return ImageBase(source=source, family=kind.name, known=known, kind=kind)
+        return ImageBase(source=source, family=known.family, known=known, kind=FAMILIES[known.family].kind)
+    index = fetched_config(source, "model_index.json")
+    kind = kind_of_index(index, source.name)
+    return ImageBase(
+        source=source, family=kind.name, known=known, kind=kind, says_distilled=bool(index.get("is_distilled"))
+    )
 
 
 def presets_for(base: ImageBase, name: str | None = None) -> Presets:
@@ -69,6 +96,8 @@ def presets_for(base: ImageBase, name: str | None = None) -> Presets:
     if name == "paper":
         return recipes.DEMO_PAPER if base.shipped else base.kind.paper
     assert name is None, name
+    if base.distilled:
+        return for_width(recipes.without_guidance(base.kind.presets, defaults(base).steps), base.widths)
     return recipes.DEMO if base.shipped else for_width(base.kind.presets, base.widths)
 
 
@@ -97,8 +126,14 @@ def kind_of_file(shapes: Shapes, name: str) -> Kind:
 def _look_into_folder(source: Source, known: KnownModel | None) -> ImageBase:
     index = read_config(Path(source.location) / "model_index.json", source.name)
     base = of_folder(source, kind_of_index(index, source.name), known)
-    make_scheduler(base, say=True)
-    return base
+    scheduler = make_scheduler(base, say=True)
+    return replace(base, says_distilled=bool(index.get("is_distilled")) or says_distilled(base.kind, scheduler))
+
+
+def says_distilled(kind: Kind, scheduler: Any) -> bool:
+    """Whether a scheduler is one that only models have that run no negative branch."""
+    turbo = kind.name == "z-image" and scheduler.config.get("shift") == TURBO_SHIFT
+    return turbo or type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler")
 
 
 def _look_into_file(source: Source, known: KnownModel | None) -> ImageBase:
@@ -114,7 +149,7 @@ def _with_configs(base: ImageBase, folder: Path) -> ImageBase:
     kind, name = base.kind, str(folder)
     found = kind_of_index(read_config(folder / "model_index.json", name), name)
     if found.name != kind.name:
-        raise kind.wrong(name, f"an {found.title} folder")
+        raise kind.wrong(name, f"{found.one} folder")
     network = read_config(folder / kind.denoiser / "config.json", name)
     check_network(kind, network, name)
     return replace(base, network=network)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
     from selfnpo_image.base import ImageBase
     from selfnpo_image.sampling import Job
 
+log = logging.getLogger(__name__)
+
 
 class ImageFamily(Family["ImageBase", "Job"]):
-    """SD1.5, SDXL, SD3 and their demo."""
+    """SD1.5, SDXL, SD3, Qwen-Image, Z-Image, FLUX.2 [klein], and a demo."""
 
     program = "selfnpo-image"
     about = "Self-NPO for image diffusion models: negative weights, trained from prompts only."
@@ -38,7 +42,10 @@ class ImageFamily(Family["ImageBase", "Job"]):
     models_line = "Known models: hub id, licence, size, prediction type, dtype."
     models_help = "List the models that go by a name. Any other model of these families works too."
     models_also = (
-        "Also: a hub id owner/name or a diffusers folder of these families, or a .safetensors file of SD1.5, SDXL."
+        "Also: a hub id owner/name or a diffusers folder of these families, or a .safetensors file of SD1.5, SDXL.\n"
+        "Distilled models run no negative branch: what `train` makes of those above is for Neon (--npo-rule neon),\n"
+        "and is an adapter that undoes the distillation too.\n"
+        "Not taken, for the same reason: FLUX.1-dev, FLUX.1-schnell, FLUX.2-dev, latent consistency models."
     )
     evaluate_help = (
         "Measure a sample folder: fid, kid, precision, recall, density, coverage, clip_score, pickscore, hpsv2.1, "
@@ -68,6 +75,7 @@ class ImageFamily(Family["ImageBase", "Job"]):
             "hub id": model.hub_id or "(in the package)",
             "parameters": f"{model.parameters / 1e6:,.1f} M",
             "predicts": model.prediction_type,
+            "branches": "one, distilled" if model.distilled else "both",
             "dtype": model.dtype,
             "memory": model.memory or "—",
             "licence": model.licence,
@@ -92,6 +100,8 @@ class ImageFamily(Family["ImageBase", "Job"]):
         from selfnpo_image.families import FAMILIES
 
         _refuse_frames(base, recipe)
+        if base.distilled:
+            _say_distilled(base.name)
         made = FAMILIES[base.family]
         return made(base, **_options(recipe), dtype=dtype, device=device)
 
@@ -99,6 +109,8 @@ class ImageFamily(Family["ImageBase", "Job"]):
         from selfnpo_image.families import FAMILIES
 
         _refuse_frames(base, recipe)
+        if base.distilled:
+            _say_distilled(base.name)
         return FAMILIES[base.family].sketch(base, **_options(recipe), dtype=dtype)
 
     def plan(self, options: Options) -> Job:
@@ -132,15 +144,26 @@ class ImageFamily(Family["ImageBase", "Job"]):
         return pictures.demo()
 
     def kohya(self, lora: Lora, npo: Npo, base: ImageBase, beta: float, scale: float, file: str) -> KohyaFiles:
-        from selfnpo_image import kohya
+        from selfnpo_image import comfyui, kohya
 
-        return kohya.files(lora, npo, base, beta, scale, file)
+        made = kohya.files if base.kind.comfy is None else comfyui.files
+        return made(lora, npo, base, beta, scale, file)
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
     """What a recipe tells a backbone."""
     size = {"height": recipe.height, "width": recipe.width}
     return {**size, "tiling": bool(recipe.sample_tiling), "null_prompt": recipe.null_prompt}
+
+
+@cache
+def _say_distilled(name: str) -> None:
+    """Once: a run is sketched before its base is loaded."""
+    log.warning(
+        "%s is distilled and runs no negative branch: weights that are trained on its own samples serve Neon "
+        "(--npo-rule neon), or, loaded as a LoRA to train on, as an adapter that undoes the distillation",
+        name,
+    )
 
 
 def _refuse_frames(base: ImageBase, recipe: Recipe) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfnpo_core.errors import InputError
 from selfnpo_core.weights.exporting import KohyaFiles
 from selfnpo_core.weights.layer_names import first_release
 from selfnpo_core.weights.lora_layers import Lora
@@ -32,10 +31,7 @@ ZEROES = "force_zeros_for_empty_prompt"
 def files(lora: Lora, npo: Npo, base: ImageBase, beta: float, guidance_scale: float, name: str) -> KohyaFiles:
     """What `export --format kohya` writes. Of the base, only its configuration is read."""
     kind = base.kind
-    if kind.kohya is None:
-        raise InputError(
-            f"model {base.name} is of the {kind.title} family, and kohya's names are for UNets: use diffusers"
-        )
+    assert kind.kohya is not None
     checkpoint = checkpoint_of(base)
     shown = workflow(
         name,
@@ -102,22 +98,22 @@ def workflow(
     lora, checkpoint: names of files as ComfyUI lists them. side: of the picture, in pixels. condition: what the
     negative side is asked, "prompt" being the positive side's text. zeroed: the null condition is zeros.
     """
-    null = {"3": _node("CLIPTextEncode", text="", clip=["1", 1])}
+    null = {"3": node("CLIPTextEncode", text="", clip=["1", 1])}
     asked = "3"
     if condition == "prompt":
         null, asked = {}, "2"
     elif zeroed:
-        null["10"], asked = _node("ConditioningZeroOut", conditioning=["3", 0]), "10"
+        null["10"], asked = node("ConditioningZeroOut", conditioning=["3", 0]), "10"
     return {
         **null,
-        "1": _node("CheckpointLoaderSimple", ckpt_name=checkpoint),
-        "2": _node("CLIPTextEncode", text="a lighthouse on a cliff in a storm", clip=["1", 1]),
-        "4": _node("CreateHookLoraModelOnly", lora_name=lora, strength_model=beta),
-        "5": _node(
+        "1": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "2": node("CLIPTextEncode", text="a lighthouse on a cliff in a storm", clip=["1", 1]),
+        "4": node("CreateHookLoraModelOnly", lora_name=lora, strength_model=beta),
+        "5": node(
             "ConditioningSetProperties", cond_NEW=[asked, 0], strength=1.0, set_cond_area="default", hooks=["4", 0]
         ),
-        "6": _node("EmptyLatentImage", width=side, height=side, batch_size=1),
-        "7": _node(
+        "6": node("EmptyLatentImage", width=side, height=side, batch_size=1),
+        "7": node(
             "KSampler",
             model=["1", 0],
             positive=["2", 0],
@@ -130,10 +126,10 @@ def workflow(
             scheduler="normal",
             denoise=1.0,
         ),
-        "8": _node("VAEDecode", samples=["7", 0], vae=["1", 2]),
-        "9": _node("SaveImage", images=["8", 0], filename_prefix="self-npo"),
+        "8": node("VAEDecode", samples=["7", 0], vae=["1", 2]),
+        "9": node("SaveImage", images=["8", 0], filename_prefix="self-npo"),
     }
 
 
-def _node(kind: str, **inputs: Any) -> dict[str, Any]:
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}

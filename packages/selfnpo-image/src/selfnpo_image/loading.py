@@ -31,7 +31,7 @@ from selfnpo_core.models.vocabularies import check_tokenizer, limit_length
 from selfnpo_core.schedule import NoiseSchedule
 from selfnpo_image import single_file
 from selfnpo_image.base import ImageBase, check_network, of_folder, read_config
-from selfnpo_image.kinds import Configs, Kind
+from selfnpo_image.kinds import CONFIGS, Configs, Kind, configs_in
 from selfnpo_image.models import is_known
 from selfnpo_image.single_file import configs_for, layout_of, prepared, usual_ending
 
@@ -111,19 +111,34 @@ def network_config(base: ImageBase) -> Mapping[str, Any]:
 
 def pipeline_config(base: ImageBase) -> Mapping[str, Any]:
     """The model's model_index.json; no weights are read."""
-    source, kind, place = base.source, base.kind, "model_index.json"
-    if source.kind == "hub" and not is_known(source):
+    source, place = base.source, "model_index.json"
+    if source.kind == "hub" and not (is_known(source) and has_packaged(base)):
         return fetched_config(source, place)
     if source.kind == "folder" or source.config is not None:
         return read_config((source.config or Path(source.location)) / place, base.name)
-    return layout_of(kind).configs[place]
+    return packaged(base)[place]
+
+
+def has_packaged(base: ImageBase) -> bool:
+    return base.kind.layout is not None or _own_configs(base) is not None
+
+
+def packaged(base: ImageBase) -> Configs:
+    """Configurations that came with the package: a known model's own, else those of its family's first release."""
+    own = _own_configs(base)
+    return layout_of(base.kind).configs if own is None else own
+
+
+def _own_configs(base: ImageBase) -> Configs | None:
+    folder = None if base.known is None else CONFIGS / base.known.name
+    return configs_in(folder) if folder is not None and folder.is_dir() else None
 
 
 def known_configs(base: ImageBase) -> Configs | None:
     """Of denoiser, VAE and scheduler; `None` where they would have to be fetched."""
     source, kind = base.source, base.kind
     if source.kind == "hub":
-        return kind.layout.configs if kind.layout is not None and is_known(source) else None
+        return packaged(base) if is_known(source) and has_packaged(base) else None
     if source.kind == "file" and source.config is None:
         return configs_for(layout_of(kind), base.shapes)
     folder, places = source.config or Path(source.location), ("vae/config.json", "scheduler/scheduler_config.json")
@@ -227,7 +242,7 @@ def sketched(base: ImageBase, part: str, dtype: torch.dtype) -> torch.nn.Module 
     """A component on the meta device, by configurations alone; `None` for one that the model comes without."""
     source, kind = base.source, base.kind
     if source.kind == "hub" or (source.kind == "file" and source.config is None):
-        configs: Configs = layout_of(kind).configs
+        configs = packaged(base)
         index, config = configs["model_index.json"], configs[f"{part}/config.json"]
     else:
         folder = source.config or Path(source.location)
@@ -274,8 +289,7 @@ def clip_tokens(base: ImageBase) -> int:
     """How many tokens of a prompt the first text encoder, a CLIP, reads, by configurations alone."""
     part, source, said = base.kind.text_encoders[0], base.source, None
     if source.kind == "hub":
-        assert base.kind.layout is not None
-        encoder: Mapping[str, Any] | None = base.kind.layout.configs[f"{part}/config.json"]
+        encoder: Mapping[str, Any] | None = packaged(base)[f"{part}/config.json"]
     else:
         encoder = _encoder_config(base, part)
     if source.kind == "folder" or source.config is not None:

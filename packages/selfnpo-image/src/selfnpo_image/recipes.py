@@ -1,13 +1,14 @@
 """Training presets: what a recipe holds before a file or `--set` changes it, by default and as `--config paper` has it.
 
 By default: finished samples (`selfnpo_core.training.presets`), as measured on a toy of SD1.5's class, 32 wide: 600
-updates of 32 rows, Adam at 1e-3 for a LoRA and 5e-5 for all weights. On SD1.5, SDXL and SD3 nothing has been measured:
-the toy's values are carried over, rates by width.
+updates of 32 rows, Adam at 1e-3 for a LoRA and 5e-5 for all weights. On all larger models nothing has been measured:
+the toy's values are carried over, rates by width. Those of Qwen-Image, Z-Image and FLUX.2 [klein] are SD3's at their
+widths. None has been tuned.
 
 With full weights the paper's are Self-NPO's published settings (2505.11777): teacher guidance −1, a grid of 25 steps,
 EMA 0.999, pseudo-Huber; for SD1.5 learning rate 1e-6 and 1,000 updates of 20 rows, for SDXL 1e-7, 10 rows, teacher
-guidance −5 and gradient checkpointing. There are none for SD3: its presets carry SDXL's over, with the teacher of
-SD1.5, and have not been tuned.
+guidance −5 and gradient checkpointing. There are none for flow models: their presets carry SDXL's over, with the
+teacher of SD1.5, and have not been tuned.
 
 SDXL's −5 is that of the target alone here. The published code walks under it too, but only five of 25 steps, from a
 picture of a data set that was noised to a random point: what it trains on is still near a picture. The pool walks
@@ -102,6 +103,38 @@ SD3: Presets = {
     "full": {**_SAMPLED_LARGE, "learning_rate": 5e-6},  # 1,536 wide, about as the inner levels of the UNets (1,280)
     "lora": {**_SAMPLED_LARGE, **SAMPLED_LORA, "learning_rate": 1e-4},
 }
+
+
+def _of_width(width: int, **own: Any) -> Presets:
+    """SD3's for a wider network, rates as 1/width (2203.03466)."""
+    factor = 1536 / width
+    return {
+        train: {**preset, **own, "learning_rate": float(f"{preset['learning_rate'] * factor:.2g}")}
+        for train, preset in SD3.items()
+    }
+
+
+def without_guidance(presets: Presets, steps: int) -> Presets:
+    """For a distilled model of the family: it draws as it is meant to, in so many steps, and learns its own samples
+    under their prompts.
+
+    Added to the model, what is learned undoes the distillation, as far as such samples tell; taken off it, w·δ is Neon
+    (2510.03597). w is what Neon's weights are first tried with, and has been tuned no more than the rest.
+    """
+    own: dict[str, Any] = {
+        "sample_guidance": 1.0,
+        "sample_grid_steps": steps,
+        "student_prompt_dropout": 0.0,
+        "sample_every": 0,  # grids show a negative branch
+        "recommended": {"beta": 1.0, "guidance_scale": (1.0, 1.0), "rule": {"name": "neon", "weight": 1.0}},
+        "sample_guidance_scales": (1.0,),
+    }
+    return {train: {**preset, **own} for train, preset in presets.items()}
+
+
+QWEN_IMAGE = _of_width(3072, batch_size=1, grad_accumulation=32)  # 41 GB in bf16, whatever else
+Z_IMAGE = _of_width(3840)
+FLUX2_KLEIN = _of_width(3072)
 
 _SAMPLED_DEMO: dict[str, Any] = {
     **SAMPLED,

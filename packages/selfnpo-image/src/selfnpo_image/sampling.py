@@ -12,7 +12,7 @@ from selfnpo_core.errors import InputError
 from selfnpo_core.models.lengths import say_what_is_cut
 from selfnpo_core.models.sources import Source
 from selfnpo_core.sampling import job, preference
-from selfnpo_core.sampling.options import dtype_of, negative_prompt_of, scale_of
+from selfnpo_core.sampling.options import Negative, dtype_of, negative_prompt_of, scale_of
 from selfnpo_core.sampling.preference import Preference, Prepared, Whole, prediction_of, with_preference
 from selfnpo_core.system.devices import DTYPES
 from selfnpo_image.base import ImageBase
@@ -55,7 +55,19 @@ def plan(options: Mapping[str, Any]) -> Job:
         width=options["width"],
         batch_size=options["batch_size"] or 8,
     )
+    _check_branch(base, shared["negative"], settings.guidance_scale)
     return Job(base=base, settings=settings, dtype=dtype_of(options["dtype"], shared["device"], known.dtype), **shared)
+
+
+def _check_branch(base: ImageBase, negative: Negative | None, scale: float) -> None:
+    """Raise `InputError` for negative weights that would act where a distilled model has nothing."""
+    if negative is None or negative.rule.extrapolates or not base.distilled:
+        return
+    if scale <= 1 or base.kind.call.never_guides_distilled:
+        raise InputError(
+            f"{base.name} is distilled and runs no negative branch, so that these weights would change nothing: give "
+            "--npo-rule neon --npo-weight 1, or draw with the model that it was distilled from"
+        )
 
 
 def sample(asked: Job, output: str | Path) -> int:
@@ -67,12 +79,13 @@ def draw_into(prepared: Prepared, asked: Job, output: str | Path) -> int:
     """As `sample`, on a pipeline that is loaded already."""
     pipe = prepared.pipe
 
-    def drawn(numbers: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
+    def pictures(numbers: Sequence[int]) -> Iterator[tuple[int, job.Write]]:
         prompts, seeds = [asked.prompts[i] for i in numbers], [asked.seeds[i] for i in numbers]
-        return ((index, picture.save) for index, picture in draw(pipe, prompts, seeds, asked.settings))
+        drawn = draw(pipe, prompts, seeds, asked.settings, kind=asked.base.kind)
+        return ((index, picture.save) for index, picture in drawn)
 
     with asked.negative.attach(pipe, prepared.eta) if asked.negative else nullcontext():
-        return job.fill(output, records(asked, pipe), drawn, "picture")
+        return job.fill(output, records(asked, pipe), pictures, "picture")
 
 
 def find_preference(name: str, base: ImageBase) -> Preference:

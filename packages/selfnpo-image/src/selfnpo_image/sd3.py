@@ -7,18 +7,14 @@ and 256 of T5's, the stock pipeline's default.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from selfnpo_core.errors import InputError
 from selfnpo_image import recipes
-from selfnpo_image.backbone import ImageBackbone
-from selfnpo_image.kinds import Kind
+from selfnpo_image.flow import JOINT_ATTENTION, FlowBackbone, heads_width, shift_by_size
+from selfnpo_image.kinds import ComfyForm, Kind, thirds
 
 T5_TOKENS = 256
-_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-_TEXT = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 _FEED_FORWARD = [f"{name}.net.{part}" for name in ("ff", "ff_context") for part in ("0.proj", "2")]
 
 
@@ -27,12 +23,28 @@ def _check(kind: Kind, config: Mapping[str, Any], name: str) -> None:
         raise kind.wrong(name, f"an editing model ({config['in_channels']} input channels)")
 
 
-def _width(config: Mapping[str, Any]) -> int | None:
-    heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
-    return heads * size if isinstance(heads, int) and isinstance(size, int) else None
+COMFY = ComfyForm(
+    blocks={"transformer_blocks": "joint_blocks"},
+    layers={
+        **thirds(("attn.to_q", "attn.to_k", "attn.to_v"), "x_block.attn.qkv"),
+        **thirds(("attn2.to_q", "attn2.to_k", "attn2.to_v"), "x_block.attn2.qkv"),
+        **thirds(("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "context_block.attn.qkv"),
+        "attn.to_out.0": ("x_block.attn.proj", None),
+        "attn2.to_out.0": ("x_block.attn2.proj", None),
+        "attn.to_add_out": ("context_block.attn.proj", None),
+        "ff.net.0.proj": ("x_block.mlp.fc1", None),
+        "ff.net.2": ("x_block.mlp.fc2", None),
+        "ff_context.net.0.proj": ("context_block.mlp.fc1", None),
+        "ff_context.net.2": ("context_block.mlp.fc2", None),
+    },
+    encoders={1: "clip_l.safetensors", 2: "clip_g.safetensors", 3: "t5xxl_fp16.safetensors"},
+    clip="",
+    vae="sd3_vae.safetensors",
+    latents="EmptySD3LatentImage",
+)
 
 
-class SD3(ImageBackbone):
+class SD3(FlowBackbone):
     """A model of the SD3 family as the training engine sees it."""
 
     kind = Kind(
@@ -43,7 +55,7 @@ class SD3(ImageBackbone):
         presets=recipes.SD3,
         paper=recipes.SD3_PAPER,
         width=1536,
-        width_of=_width,
+        width_of=heads_width,
         network="SD3Transformer2DModel",
         denoiser="transformer",
         text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
@@ -53,10 +65,11 @@ class SD3(ImageBackbone):
         predicts=("flow",),
         check=_check,
         granularity=lambda config: int(config.patch_size),
+        comfy=COMFY,
     )
     lora_targets: Mapping[str, Sequence[str]] = {
-        "attention": [*_ATTENTION, *_TEXT],
-        "all": [*_ATTENTION, *_TEXT, *_FEED_FORWARD],
+        "attention": JOINT_ATTENTION,
+        "all": [*JOINT_ATTENTION, *_FEED_FORWARD],
     }
 
     def _encode(self, pipe: Any, texts: Sequence[str]) -> tuple[Tensor, ...]:
@@ -79,14 +92,8 @@ class SD3(ImageBackbone):
         return (tokens, config.joint_attention_dim), (config.pooled_projection_dim,)
 
     def _shift(self, pipe: Any) -> float | None:
-        """As the stock pipeline: linear in the number of patches."""
-        config = pipe.scheduler.config
-        if not config.get("use_dynamic_shifting"):
-            return None
-        least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
         rows, columns = (side // pipe.transformer.config.patch_size for side in self.latent_shape[1:])
-        return float(low + (rows * columns - least) * (high - low) / (most - least))
+        return shift_by_size(pipe.scheduler.config, rows * columns, most=1.16)
 
     def _told(self, rows: tuple[Tensor, ...]) -> dict[str, Any]:
         return {"encoder_hidden_states": rows[0], "pooled_projections": rows[1]}
@@ -95,8 +102,3 @@ class SD3(ImageBackbone):
         """The transformer has no place for t but by name."""
         output: Tensor = self.denoiser(hidden_states=x_t, timestep=t, return_dict=False, **told)[0]
         return output
-
-    def use_attention(self, name: str, amp: torch.dtype | None = None) -> None:
-        """Joint attention has torch's SDPA only."""
-        if name not in ("auto", "sdpa"):
-            raise InputError(f"attention '{name}' is unknown for {self.family}: use auto or sdpa")

@@ -3,7 +3,7 @@
 diffusers has no common word for it, so each pipeline class stands in a table: most stack [negative, positive] into one
 batch, some [positive, negative], some call the denoiser once a branch under `cache_context`. What is not in the table
 is refused, never guessed. How many rows a branch has, and whether guidance is on, is learned from the pipeline's own
-call of `encode_prompt`; every forward is checked against it.
+call of `encode_prompt`, or of `prepare_latents` where the first is not told; every forward is checked against it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,16 @@ class BranchLayout:
     denoisers: the pipeline's components that are called; one that a pipeline does not have is passed over.
     embeds: place in `encode_prompt`'s result of each negative tensor → place of its positive counterpart; empty where
         the negative prompt is encoded in a call of its own.
+    counted_by: the method whose call tells how many rows a branch has.
+    uneven: layers, by the beginning of their names, that see all rows as one sequence in which rows are not equally
+        long; they cannot be split by branch.
     """
 
     order: Order = "negative first"
     denoisers: tuple[str, ...] = ("transformer",)
     embeds: Mapping[int, int] = field(default_factory=dict)
+    counted_by: Literal["encode_prompt", "prepare_latents"] = "encode_prompt"
+    uneven: tuple[str, ...] = ()
 
 
 _SD = BranchLayout(denoisers=("unet",), embeds={1: 0})
@@ -52,6 +57,9 @@ _LTX = BranchLayout(embeds={2: 0, 3: 1})
 _LUMINA = BranchLayout(order="positive first", embeds={2: 0, 3: 1})
 _WAN = BranchLayout(order="separate", denoisers=("transformer", "transformer_2"), embeds={1: 0})
 _TWO_CALLS = BranchLayout(order="separate")
+_Z_IMAGE = BranchLayout(
+    order="positive first", embeds={1: 0}, counted_by="prepare_latents", uneven=("cap_embedder.", "siglip_embedder.")
+)
 
 LAYOUTS: Mapping[str, BranchLayout] = {
     "StableDiffusionPipeline": _SD,
@@ -85,7 +93,13 @@ LAYOUTS: Mapping[str, BranchLayout] = {
     "WanPipeline": _WAN,
     "WanImageToVideoPipeline": _WAN,
     "FluxPipeline": _TWO_CALLS,
+    "Flux2KleinPipeline": _TWO_CALLS,
     "QwenImagePipeline": _TWO_CALLS,
+    "QwenImageImg2ImgPipeline": _TWO_CALLS,
+    "QwenImageInpaintPipeline": _TWO_CALLS,
+    "QwenImageEditPipeline": _TWO_CALLS,
+    "QwenImageEditPlusPipeline": _TWO_CALLS,
+    "ZImagePipeline": _Z_IMAGE,
     "HunyuanVideoPipeline": _TWO_CALLS,
 }
 
@@ -121,7 +135,7 @@ class Branches:
         self._one, self._both = {True: (negative,), False: (positive,)}, _merged(in_order)
         self._asked: tuple[float, ...] | None = None
         self._prompts: int | None = None  # rows of one branch; None outside of a pipeline call
-        self._guided = False
+        self._guided = self._encoded = False
         self._context: str | None = None
         self.where: Mapping[str, Any] = {}  # what the pipeline said of the step when it named the branch
         self._only_negative, self._met = positive == 0, False  # whether a negative branch ran in this call
@@ -133,6 +147,9 @@ class Branches:
         self._free = self.pipe.maybe_free_model_hooks
         watched = functools.partial(self._watched_encode_prompt)  # a rule around this one reads the signature too
         replace(undo, self.pipe, "encode_prompt", functools.update_wrapper(watched, self._encode_prompt))
+        if self.layout.counted_by == "prepare_latents":
+            prepare: Any = self.pipe.prepare_latents
+            replace(undo, self.pipe, "prepare_latents", functools.partial(self._watched_prepare_latents, prepare))
         replace(undo, self.pipe, "maybe_free_model_hooks", self._end_of_call)
         for denoiser in self.denoisers.values():
             replace(undo, denoiser, self._mark, self)
@@ -200,17 +217,40 @@ class Branches:
         """Whether the running pipeline call has guidance on, where its `encode_prompt` is told so."""
         return self._guided
 
-    def _watched_encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+    def check_even(self, layer: str) -> None:
+        """Raise `InputError` for a layer, by its name, that cannot be split by branch."""
+        if layer.startswith(self.layout.uneven):
+            raise InputError(
+                f"'{layer}' sees all prompts as one sequence and cannot be split by branch: leave it out of a LoRA, or "
+                "attach whole weights with NegativeDelta (mode 'swap')"
+            )
+
+    def _begin(self) -> None:
         for name, denoiser in self.denoisers.items():
             if bare(getattr(self.pipe, name)) is not denoiser:
                 raise InputError(f"the pipeline's {name} was replaced: detach() the negative weights, attach them anew")
         self._check()
+
+    def _watched_prepare_latents(self, prepare: Callable[..., Any], batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        """Of a pipeline that does not ask `encode_prompt` for embeddings that it was given, nor tells it of pictures
+        a prompt."""
+        self._begin()
+        self._prompts, self._guided = batch_size, bool(self.pipe.do_classifier_free_guidance)
+        if not self._guided:
+            self._say_unused()
+        elif self._condition == "prompt" and not self._encoded:
+            raise InputError("condition 'prompt' wants the prompts as texts here, not as embeddings")
+        return prepare(batch_size, *args, **kwargs)
+
+    def _watched_encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin()
+        self._encoded = True
         given = self._signature.bind(*args, **kwargs)
         given.apply_defaults()
         result = self._encode_prompt(*args, **kwargs)
         self._guided = bool(given.arguments.get("do_classifier_free_guidance", False))
         self._prompts = len(result[0]) if isinstance(result[0], Tensor) else None
-        if self.layout.order != "separate" and not self._guided:
+        if self.layout.order != "separate" and self.layout.counted_by == "encode_prompt" and not self._guided:
             self._say_unused()
         if self._condition == "prompt" and self._guided:
             if _has_text(given.arguments.get("negative_prompt")):
@@ -222,7 +262,7 @@ class Branches:
         """Every stock pipeline's last act. Forwards after it are of another pipeline with the same denoiser."""
         if self.layout.order == "separate" and not self._met:
             self._say_unused()
-        self._prompts, self._guided, self._met = None, False, False
+        self._prompts, self._guided, self._met, self._encoded = None, False, False, False
         self._free()
 
     def _say_unused(self) -> None:

@@ -16,14 +16,21 @@ from selfnpo_core.system.private import HOOKED_FORWARD, compiler_is_loaded, unco
 
 
 def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Rows of a denoiser's forward, from its arguments."""
-    return sample_of(args, kwargs).shape[0]
+    """Rows of a denoiser's forward, from its arguments: of its sample, a tensor or a list of a tensor a row."""
+    return len(_sample(args, kwargs))
 
 
 def sample_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The noisy sample among the arguments of a denoiser's forward: it comes first, or by one of two names."""
-    sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-    assert isinstance(sample, Tensor), "every denoiser in the table takes its sample as a tensor"
+    """The noisy sample among the arguments of a denoiser's forward that takes it as one tensor."""
+    sample = _sample(args, kwargs)
+    assert isinstance(sample, Tensor), "a denoiser that takes a list is asked for no sample"
+    return sample
+
+
+def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | list[Tensor]:
+    """It comes first, or by one of two names."""
+    sample: Tensor | list[Tensor] = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+    assert isinstance(sample, Tensor | list), "every denoiser in the table takes its sample as a tensor or a list"
     return sample
 
 

@@ -177,6 +177,7 @@ class NegativeAdapters:
     def _check_plain(self) -> None:
         """A plain LoRA's effect is a sum, so that it can be added to some rows."""
         for _, path, layer in self._layers:
+            self._branches.check_even(path)
             for name in self._weights:
                 if name in layer.lora_variant:
                     raise InputError(

@@ -228,7 +228,7 @@ class NegativeDelta:
         outputs = []
         for rows, share in self._branches.blocks(batch):
             whole = rows == slice(0, batch)
-            own = (args, kwargs) if whole else (take(args, batch, rows), take(kwargs, batch, rows))
+            own = (args, kwargs) if whole else _rows_of(args, kwargs, batch, rows)
             with self._weights(share):
                 outputs.append(self._run(*own[0], **own[1]))
         return reduce(_join, outputs)
@@ -256,6 +256,22 @@ def is_compiled_in_place(denoiser: nn.Module) -> bool:
     return bare(denoiser) is denoiser and compiled_call(denoiser) is not None
 
 
+def _rows_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int, rows: slice) -> tuple[Any, Any]:
+    """Of a denoiser's arguments; one that takes its sample as a list of a tensor a row has all its lists by row."""
+    if args and isinstance(args[0], list):
+        return _take_lists(args, rows), _take_lists(kwargs, rows)
+    return take(args, batch, rows), take(kwargs, batch, rows)
+
+
+def _take_lists(value: Any, rows: slice) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _take_lists(item, rows) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_take_lists(item, rows) for item in value)
+    by_row = isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
+    return value[rows] if by_row else value
+
+
 def take(value: Any, batch: int, rows: slice | Tensor) -> Any:
     """The rows of every tensor, in whatever it is nested, whose first dimension is the batch."""
     if isinstance(value, Tensor):
@@ -275,4 +291,6 @@ def _join(upper: Any, lower: Any) -> Any:
 
 
 def _cat(upper: Any, lower: Any) -> Any:
+    if isinstance(upper, list):
+        return [*upper, *lower]
     return torch.cat([upper, lower]) if isinstance(upper, Tensor) else upper

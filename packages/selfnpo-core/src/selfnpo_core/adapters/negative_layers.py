@@ -161,6 +161,8 @@ class NegativeLayers:
         if is_compiled(self._called):
             raise InputError("a compiled denoiser cannot be changed layer by layer: use NegativeDelta (mode 'swap')")
         self._layers, self.error = _layers(self._denoiser, delta, store)
+        for name in delta:
+            self._branches.check_even(name)
         self._in_place: list[Callable[[], bool]] = []
         self._check()
         with ExitStack() as undo:

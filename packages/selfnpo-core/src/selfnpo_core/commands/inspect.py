@@ -71,6 +71,8 @@ def _acts_on(npo: Npo, base: Base) -> str:
     rule = npo.config.recommended.rule if npo.config else NpoRule()
     if rule.extrapolates:
         return "both branches, with guidance and without"
+    if base.distilled:
+        return f"nothing: {base.name} is distilled and runs no negative branch, so they act by rule neon only"
     usual = base.known.guidance_scale if base.known else None
     words = "the negative branch, which runs at guidance scales above 1 only"
     return words if usual is None or usual > 1 else f"{words}: this model is drawn at {usual:g}, where they do nothing"

@@ -35,6 +35,11 @@ class Base:
         return self.known is not None and self.known.hub_id is None
 
     @property
+    def distilled(self) -> bool:
+        """Whether it is known to be made to run without guidance, so that no negative branch runs."""
+        return self.known is not None and self.known.distilled
+
+    @property
     def widths(self) -> Widths | None:
         """`None` where no configuration is known, and of the shipped model, which has presets of its own."""
         return None

@@ -261,6 +261,8 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, str]:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     fixed = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
     settings = [fixed, tokenizer.special_tokens_map, tokenizer.model_max_length, tokenizer.padding_side]
+    if template := getattr(tokenizer, "chat_template", None):
+        settings.append(template)
     return {"class": type(tokenizer).__name__, "sha256": digest_of(settings)}
 
 

@@ -34,6 +34,8 @@ class KnownModel:
     steps: int = 25
     memory: str | None = None
     """As measured; `None` where it has not been."""
+    distilled: bool = False
+    """Made to run without guidance, so that no negative branch runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
