@@ -34,13 +34,19 @@ OWN = {
     "sd15": {**PICTURES, "batch_size": 16, "mixed_precision": "no"},
     "sdxl": LARGE,
     "sd3": LARGE,
+    "qwen-image": {**LARGE, "batch_size": 1},
+    "z-image": LARGE,
+    "flux2-klein": LARGE,
     "cogvideox": {**CLIPS, "gradient_checkpointing": True},
     "wan": {**CLIPS, "gradient_checkpointing": True},
     "demo": {**PICTURES, "batch_size": 32, "samples": 2000, "uses": 10},
 }
 SCALES = {"demo": (2.0, 3.0), "cogvideox": (2.0, 6.0), "wan": (2.0, 5.0)}
+WIDER = {"qwen-image": 3072, "z-image": 3840, "flux2-klein": 3072}
 WIDTHS = {"wan2.1-1.3b": 1536, "wan2.1-14b": 5120}
-MODELS = [(IMAGE, name) for name in IMAGE.known()] + [(VIDEO, name) for name in VIDEO.known() if name != "demo"]
+SINGLE = ["sdxl-turbo", "sd3.5-large-turbo", "z-image-turbo", "flux2-klein-4b", "flux2-klein-9b"]
+"""Distilled models, which run one branch."""
+MODELS = [(IMAGE, name) for name in IMAGE.known() if name not in SINGLE] + [(VIDEO, name) for name in VIDEO.known() if name != "demo"]
 
 
 def default(family: AnyFamily, model: str, *overrides: str) -> Recipe:
@@ -61,8 +67,20 @@ def test_every_model_trains_on_finished_samples(family, model, train):
     assert recipe.recommended.guidance_scale == SCALES.get(kind, (2.0, 4.0))
     width = WIDTHS.get(model, 3072 if "5b" in model else 1920)
     rates = {"demo": (1e-3, 5e-5)}
+    rates |= {own: (1e-4 * 1536 / of, 5e-6 * 1536 / of) for own, of in WIDER.items()}
     rates |= {own: (1e-4 * of / width, 5e-6 * of / width) for own, of in (("cogvideox", 1920), ("wan", 1536))}
-    assert recipe.learning_rate == pytest.approx(rates.get(kind, (1e-4, 5e-6))[train == "full"], rel=3e-3)
+    assert recipe.learning_rate == pytest.approx(rates.get(kind, (1e-4, 5e-6))[train == "full"], rel=0.03)
+
+
+@pytest.mark.parametrize("model", SINGLE)
+def test_a_distilled_model_learns_its_own_samples_under_their_prompts(model):
+    recipe = default(IMAGE, model)
+    assert (recipe.rollout, recipe.sample_guidance, recipe.student_prompt_dropout) == ("samples", 1.0, 0.0)
+    assert recipe.recommended.rule.name == "neon"
+
+
+def test_those_that_are_distilled_are_known():
+    assert [name for name, known in IMAGE.known().items() if known.distilled] == SINGLE
 
 
 def test_all_that_it_is_known_by_is_said_in_one_place():
