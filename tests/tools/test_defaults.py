@@ -46,7 +46,9 @@ WIDER = {"qwen-image": 3072, "z-image": 3840, "flux2-klein": 3072}
 WIDTHS = {"wan2.1-1.3b": 1536, "wan2.1-14b": 5120}
 SINGLE = ["sdxl-turbo", "sd3.5-large-turbo", "z-image-turbo", "flux2-klein-4b", "flux2-klein-9b"]
 """Distilled models, which run one branch."""
-MODELS = [(IMAGE, name) for name in IMAGE.known() if name not in SINGLE] + [(VIDEO, name) for name in VIDEO.known() if name != "demo"]
+MODELS = [(IMAGE, name) for name in IMAGE.known() if name not in SINGLE] + [
+    (VIDEO, name) for name in VIDEO.known() if name != "demo"
+]
 
 
 def default(family: AnyFamily, model: str, *overrides: str) -> Recipe:
