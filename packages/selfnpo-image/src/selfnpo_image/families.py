@@ -118,8 +118,8 @@ def kind_of_file(shapes: Shapes, name: str) -> Kind:
     for kind in _KINDS.values():
         if kind.layout is not None and kind.layout.owns(shapes):
             return kind
-    *titles, last = (kind.title for kind in _KINDS.values())
-    ours = f"give a whole checkpoint of {', '.join(titles)} or {last}"
+    files = " or ".join(kind.title for kind in _KINDS.values() if kind.layout is not None)
+    ours = f"give a whole checkpoint of {files}, or a diffusers folder"
     raise InputError(f"model {name} is {file_kind(shapes) or 'a file of unknown contents'}: {ours}")
 
 
