@@ -69,6 +69,8 @@ TRAINED = {
     "image demo": {"full": {"learning_rate": 5e-5}, "lora": {"learning_rate": 1e-3, "targets": "all"}},
     "video demo": {"full": {"learning_rate": 5e-5}, "lora": {"learning_rate": 1e-3}},
 }
+for name in ("qwen-image", "z-image", "flux2-klein"):  # all of rectified flow have the same
+    OWN[name], TRAINED[name] = OWN["sd3"], TRAINED["sd3"]
 MODELS = [(family, name) for family in (IMAGE, VIDEO) for name in family.known()]
 
 
