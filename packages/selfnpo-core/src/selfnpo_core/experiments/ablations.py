@@ -116,21 +116,22 @@ def write_ablations_page(demo: Demo, cells: Sequence[Mapping[str, Any]], folder:
     """folder/README.md: the table, each change beside what it brought."""
     world, scale, name = demo.world, cells[0]["scale"], demo.world.distance.upper()
     real = floor(world, cells[0]["samples"])
+    places = 1 if real >= 10 else 2
     text = f"""# One setting at a time: {demo.title}
 
 A toy: {demo.about}. What each setting of its recipe is worth: {cells[0]["samples"]} {world.unit}s a row in
 {cells[0]["steps"]} steps at scale {scale:g}, on the prompts that settings are chosen on, with weights of one training
-seed. As many real {world.unit}s have an {name} of {real:.1f}. Changes are against the recipe, pair by pair, with
+seed. As many real {world.unit}s have an {name} of {real:.{places}f}. Changes are against the recipe, pair by pair, with
 95 % intervals. Made by
 
     {command}
 
-{_rows(cells, world)}
+{_rows(cells, world, places)}
 """
     write_text(folder / "README.md", text)
 
 
-def _rows(cells: Sequence[Mapping[str, Any]], world: World) -> str:
+def _rows(cells: Sequence[Mapping[str, Any]], world: World, places: int) -> str:
     key = world.distance
     lines = [
         f"| | {key.upper()} ↓ | change | prompt accuracy ↑ | win rate against plain guidance |",
@@ -144,10 +145,10 @@ def _rows(cells: Sequence[Mapping[str, Any]], world: World) -> str:
 
     for cell in sorted(cells, key=place):
         versus, own = cell.get("against_cfg"), cell.get(f"against_{RECIPE}")
-        change = "—" if own is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*own[f"{key}_change"])
+        change = "—" if own is None else "{:+.{p}f} [{:+.{p}f}, {:+.{p}f}]".format(*own[f"{key}_change"], p=places)
         wins = "—" if versus is None else percent(versus["win_rate"])
         name = (
             "plain guidance" if cell["arm"] == "cfg" else cell["arm"].replace("-", " ").replace("beta0.5", "at β = ½")
         )
-        lines.append(f"| {name} | {bounds(cell[key], 1)} | {change} | {percent(cell['accuracy'])} | {wins} |")
+        lines.append(f"| {name} | {bounds(cell[key], places)} | {change} | {percent(cell['accuracy'])} | {wins} |")
     return "\n".join(lines)
