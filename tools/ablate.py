@@ -53,7 +53,7 @@ def main(
     draw_ablations(demo, table, demo.pipeline(), names, seed=seed, scale=scale, work=work)
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(table.folder.glob("*.json"))]
     told = {"samples": samples, "changes": changes}
-    command = f"python tools/ablate.py --world {world} --scale {scale:g} --seed {seed}"
+    command = f"python tools/ablate.py --world {world} --work build/ablations-{world} --scale {scale:g} --seed {seed}"
     command += "".join(f" --{key} {value}" for key, value in told.items() if value)
     write_ablations_page(demo, cells, output, command)
     click.echo(f"the page is {output / 'README.md'}")
