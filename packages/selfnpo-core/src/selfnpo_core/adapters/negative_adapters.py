@@ -8,7 +8,7 @@ weight·s·B·A·x to the rows that belong to the negative branch, with the scal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -124,13 +124,20 @@ class NegativeAdapters:
     ) -> None:
         self.detach()
 
-    def parts(self, layer: LoraLayer, x: Tensor, share: float) -> Iterator[tuple[float, Tensor]]:
-        """(share·weight·s, B·A·x) of each adapter of one layer, for rows x; none where the first is 0."""
+    def delta(self, layer: LoraLayer, x: Tensor, share: float) -> tuple[float, Tensor] | None:
+        """(factor, change) of one layer, whose product is share·Σ weight·s·B·A·x for rows x; None where it is 0.
+
+        Several adapters are summed before they are added to anything, as what is taken away may be what is added.
+        """
+        parts = []
         for name, weight in self._weights.items():
             if weight and share and name in layer.lora_A:
                 down, up = layer.lora_A[name], layer.lora_B[name]
                 scale = layer.scaling[name] if name in self._shared else trained_scale(layer, name)
-                yield share * weight * scale, up(down(x.to(down.weight.dtype)))
+                parts.append((share * weight * scale, up(down(x.to(down.weight.dtype)))))
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        return 1.0, torch.stack([factor * part for factor, part in parts]).sum(0)
 
     def check_layer(self, layer: LoraLayer) -> None:
         """Every adapter is still active for all rows, or for none, as it was at `attach`."""
@@ -240,11 +247,14 @@ def _add_to_rows(layer: LoraLayer, args: tuple[Tensor, ...], output: Tensor) -> 
     own.check_layer(layer)
     x, changed = args[0], False
     for rows, share in own._branches.blocks(x.shape[0]):
-        for factor, part in own.parts(layer, x[rows], share):
-            if not changed and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-                output = output.clone()
-            output[rows].add_(part.to(output.dtype), alpha=factor)
-            changed = True
+        found = own.delta(layer, x[rows], share)
+        if found is None:
+            continue
+        if not changed and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            output = output.clone()
+        factor, delta = found
+        output[rows].add_(delta.to(output.dtype), alpha=factor)
+        changed = True
     return output if changed else None
 
 
