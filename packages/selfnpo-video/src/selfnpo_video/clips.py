@@ -21,7 +21,7 @@ from selfnpo_video.video_files import to_frames
 
 log = logging.getLogger(__name__)
 KIND = "_selfnpo_kind"
-"""Attribute of a pipeline that `loading.load_pipeline` made: of which family it is."""
+"""Attribute of a pipeline that clips are drawn with: of which family it is (`set_kind`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,11 @@ class Settings(job.Settings):
     """Latent frame of a clip at which the model takes windows but the first to begin."""
     fit: str = "crop"
     """How a first frame is brought to the clip's size: of `first_frame.FITS`."""
+
+
+def set_kind(pipe: Any, kind: VideoKind) -> None:
+    """Have the pipeline say of which family it is."""
+    setattr(pipe, KIND, kind)
 
 
 def draw(

@@ -25,7 +25,7 @@ from selfnpo_core.models.sources import Source
 from selfnpo_core.models.stated import settled
 from selfnpo_core.models.vocabularies import check_tokenizer, limit_length
 from selfnpo_core.system.files import read_json
-from selfnpo_video.clips import KIND
+from selfnpo_video.clips import set_kind
 from selfnpo_video.kinds import PARTS, VideoBase, VideoKind, look, read_config
 
 CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
@@ -73,7 +73,7 @@ def load_pipeline(base: VideoBase, *, dtype: torch.dtype = torch.float32, **comp
     if isinstance(pipe.scheduler, tuple(base.kind.schedulers.values())):
         base.kind.predicts(pipe.scheduler, base.name)
         pipe.register_to_config(_name_or_path=base.name)
-        setattr(pipe, KIND, base.kind)
+        set_kind(pipe, base.kind)
         return pipe
     found = type(pipe.scheduler).__name__
     raise InputError(f"model {base.name} has a {found}: {base.kind.title} wants {base.kind.wants}")

@@ -21,6 +21,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from selfnpo_core.system.files import write_tensors
 from selfnpo_core.worlds.building import fingerprint, load, progress, train_averaged
 from selfnpo_core.worlds.things import to_uint8
+from selfnpo_video.clips import set_kind
+from selfnpo_video.cogvideox import COGVIDEOX
 from selfnpo_video.demo import world
 from selfnpo_video.positions import window_at
 
@@ -186,10 +188,12 @@ def _loss(
 
 
 def assemble(net: nn.ModuleDict, vae: AutoencoderKLCogVideoX, tokenizer: T5Tokenizer) -> CogVideoXPipeline:
-    return CogVideoXPipeline(
+    pipe = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=net["text_encoder"].eval(),
         vae=vae.eval(),
         transformer=net["transformer"].eval(),
         scheduler=build_scheduler(),
     )
+    set_kind(pipe, COGVIDEOX)
+    return pipe
