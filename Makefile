@@ -34,9 +34,11 @@ test: setup  ## every test
 test-fast: setup  ## what takes under five minutes
 	$(PYTEST) -q -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
 
-test-faults: setup  ## engines and kills, all of them: many minutes
+test-faults: setup  ## engines, kills, and all else that takes minutes
 	$(PYTEST) -v --no-header --durations=0 tests/tools/test_engines.py tests/tools/test_faults.py \
 		tests/tools/test_recipes.py tests/tools/test_recipe_runs.py
+	$(PYTEST) -q -n $(JOBS) --dist loadfile -m exhaustive tests/core tests/image tests/video \
+		tests/tools/test_compare_methods.py tests/tools/test_poor_places.py tests/tools/test_random_model.py
 
 test-core: setup  ## the wheels, and what is fast in core
 	$(PYTEST) -q -n $(JOBS) --dist loadfile tests/tools/test_wheels.py

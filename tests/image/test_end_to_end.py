@@ -252,7 +252,9 @@ def test_the_estimate_for_the_demo_model_is_what_is_seen(changes: dict[str, Any]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.exhaustive)]
+)
 def test_a_signal_saves_and_says_how_to_go_on(
     folder: Path, prompts_file: Path, tmp_path: Path, command: Command, number: int, code: int
 ) -> None:

@@ -395,7 +395,12 @@ def test_a_sketch_costs_what_the_model_costs(family, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "parameters"), [("sd15", "859,520,964"), ("sdxl", "2,567,463,684"), ("z-image", "6,154,908,736")]
+    ("model", "parameters"),
+    [
+        ("sd15", "859,520,964"),
+        pytest.param("sdxl", "2,567,463,684", marks=pytest.mark.exhaustive),
+        ("z-image", "6,154,908,736"),
+    ],
 )
 def test_dry_run_of_a_known_model_without_its_weights(model, parameters, capsys):
     assert run(selfnpo_image, ["train", "--model", model, "--dry-run"], name="selfnpo-image") == 0

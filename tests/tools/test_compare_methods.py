@@ -17,6 +17,7 @@ def compare(*words):
     return run(module.main, list(words), name="compare_methods.py")
 
 
+@pytest.mark.exhaustive
 def test_shards_of_one_set_then_of_the_other_then_the_pages(tmp_path, capsys):
     asked = ["--world", "image", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--samples", "4"]
     asked += ["--budget", "4,6", "--scales", "3", "--arms", "rescale,cfg"]

@@ -171,7 +171,7 @@ def apart(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+@pytest.mark.parametrize("engine", ["zero3", pytest.param("fsdp2", marks=pytest.mark.exhaustive)])
 def test_weights_in_pieces_are_trained_and_saved_as_whole_ones_are(averaged, engine):
     """As their average, which is apart by rounding (ZeRO-3 sends gradients in 16 bits), and far from the last ones."""
     one, two = averaged("single"), averaged(engine)

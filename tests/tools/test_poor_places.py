@@ -70,7 +70,7 @@ def wrong(done: subprocess.CompletedProcess[bytes]) -> str | None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", ["image", pytest.param("video", marks=pytest.mark.exhaustive)])
 def test_the_main_commands(name: str, tmp_path: Path) -> None:
     """With all of it at once: what is written is UTF-8, whatever the place is."""
     write_prompts(tmp_path)

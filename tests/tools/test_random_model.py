@@ -71,7 +71,7 @@ def test_what_cannot_be_made_is_refused(words, said, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_folder_is_a_model(tmp_path: Path):
     folder = tmp_path / "model"
     subprocess.run([sys.executable, TOOL, "cogvideox-2b", folder, "--blocks", "1"], check=True)

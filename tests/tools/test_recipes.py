@@ -17,7 +17,7 @@ from selfnpo_video.family import VIDEO
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 PLACES = ("one GPU", "one node", "several nodes")
-SIMULATED = ("sd15-full", "sdxl-nodes", "cogvideox-2b-zero3")  # in every run; the rest takes minutes
+SIMULATED = ("sd15-full", "cogvideox-2b-zero3")  # in every run; the rest takes minutes
 
 
 def family_of(model: str) -> AnyFamily:

@@ -176,7 +176,7 @@ def test_the_estimate_for_the_demo_model_is_what_is_seen(changes, checkpointing)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cogvideox-2b", "zai-org/CogVideoX-2b"])
+@pytest.mark.parametrize("name", ["cogvideox-2b", pytest.param("zai-org/CogVideoX-2b", marks=pytest.mark.exhaustive)])
 def test_dry_run_of_a_known_model_without_its_weights(capsys, name):
     assert command("train", "--model", name, "--dry-run") == 0
     said = capsys.readouterr().out

@@ -133,7 +133,9 @@ def test_presets(small_wan: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wan2.1-1.3b", "Wan-AI/Wan2.2-TI2V-5B-Diffusers"])
+@pytest.mark.parametrize(
+    "name", ["wan2.1-1.3b", pytest.param("Wan-AI/Wan2.2-TI2V-5B-Diffusers", marks=pytest.mark.exhaustive)]
+)
 def test_dry_run_of_a_known_model_without_its_weights(capsys: pytest.CaptureFixture[str], name: str) -> None:
     """At a small size, so that simulating it takes seconds."""
     small = [f"--set={key}={value}" for key, value in {"frames": 5, "height": 64, "width": 64}.items()]

@@ -33,7 +33,10 @@ def expected() -> dict[float, torch.Tensor]:
     return {beta: two_model_loop(sd15(), models[0.0], model) for beta, model in models.items()}
 
 
-@pytest.mark.parametrize(("form", "called_before"), [("wrapped", True), ("in place", True), ("in place", False)])
+@pytest.mark.parametrize(
+    ("form", "called_before"),
+    [pytest.param("wrapped", True, marks=pytest.mark.exhaustive), ("in place", True), ("in place", False)],
+)
 def test_adapters(form: str, called_before: bool, expected: dict[float, torch.Tensor]) -> None:
     pipe = compiled(form)
     if called_before:

@@ -114,8 +114,9 @@ def test_two_processes_write_shares_of_what_lies_in_pieces(both):
 
 
 def test_neither_holds_more_than_a_few_tensors(both):
-    """One that is gathered, in two forms of its own, one that waits and one that is written; all are 16."""
-    assert max(answers["peak"] for answers in both[1]) <= 5 * MIB + (16 << 10)
+    """One that is gathered, in two forms of its own, one that waits and one that is written, and at times one that
+    another thread has not let go of yet; all are 16."""
+    assert max(answers["peak"] for answers in both[1]) <= 6 * MIB + (16 << 10)
 
 
 def test_both_raise_when_one_cannot_write(both):

@@ -52,7 +52,7 @@ class Meetings:
         """Let the others know that this process does not come to another meeting."""
         self._over.set()
         self._wake.set()
-        self._thread.join(timeout=2)
+        self._thread.join(timeout=30)  # which aborts the interpreter if it outlives it
 
     def _lost(self) -> str | None:
         oldest = time.monotonic() - self._patience
