@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from selfnpo_core.errors import InputError
-from selfnpo_core.models.components import choose, find_weights, wanted_files
+from selfnpo_core.models.components import choose, component_class, find_weights, wanted_files
 from selfnpo_core.models.headers import Header, read_header, widest_dtype
 from selfnpo_core.models.quantised import check_config, check_header
 
@@ -126,3 +127,23 @@ def test_what_is_not_quantised_passes():
 )
 def test_the_widest_dtype_holds_all(dtypes, widest):
     assert widest_dtype({str(i): dtype for i, dtype in enumerate(dtypes)}) == widest
+
+
+def test_the_class_of_a_component(tmp_path):
+    found = component_class(tmp_path, {"text_encoder": ["transformers", "CLIPTextModel"]}, "text_encoder")
+    assert found == (transformers.CLIPTextModel, True)
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ([], "names no library and class for its vae: get it again"),
+        (None, "names no library and class for its vae"),
+        ([None, None], "names no library and class for its vae"),
+        (["own", "AutoencoderKL"], "has a vae of own, AutoencoderKL: give one of diffusers' own"),
+        (["diffusers", "Own"], "has a vae of diffusers, Own: give one of diffusers' own"),
+    ],
+)
+def test_a_component_of_no_known_class(tmp_path, named, words):
+    with pytest.raises(InputError, match=words):
+        component_class(tmp_path, {"vae": named}, "vae")

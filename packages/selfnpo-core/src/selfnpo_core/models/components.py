@@ -157,11 +157,17 @@ def size_of(module: torch.nn.Module) -> int:
 
 
 def component_class(folder: Path, index: Mapping[str, Any], part: str) -> tuple[Any, bool]:
-    """And whether it is transformers'. Raises `InputError` for another library's."""
-    library, name = index[part]
-    if library not in ("diffusers", "transformers"):
-        raise InputError(f"{folder}/model_index.json has a {part} of {library}: give one of diffusers' own classes")
-    return getattr(diffusers if library == "diffusers" else transformers, name), library == "transformers"
+    """And whether it is transformers'. Raises `InputError` for another library's, and for none."""
+    named = index[part]
+    library, name = named if isinstance(named, list) and len(named) == 2 else (None, None)
+    if not isinstance(name, str):
+        raise InputError(f"{folder}/model_index.json names no library and class for its {part}: get it again")
+    found = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), name, None)
+    if found is None:
+        raise InputError(
+            f"{folder}/model_index.json has a {part} of {library}, {name}: give one of diffusers' own classes"
+        )
+    return found, library == "transformers"
 
 
 def _header(file: Path, name: str) -> Header:
