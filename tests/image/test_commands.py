@@ -91,7 +91,7 @@ def test_models_of_other_families_and_pickles(
     (tmp_path / "model.ckpt").write_bytes(b"x")
     refused(capsys, command("train", "--model", tmp_path / "model.ckpt"), ["pickle", ".safetensors"])
     save_file({"double_blocks.0.w": torch.zeros(1)}, tmp_path / "flux.safetensors")
-    refused(capsys, command("train", "--model", tmp_path / "flux.safetensors"), ["a FLUX checkpoint", "SD1.5, SDXL"])
+    refused(capsys, command("train", "--model", tmp_path / "flux.safetensors"), ["a FLUX checkpoint", "SD1.5 or SDXL"])
 
 
 def test_negative_weights_of_another_base_or_without_effect(
